@@ -1,0 +1,1 @@
+"""prunekit makes trained PyTorch networks smaller and really faster, with proof."""

@@ -1,0 +1,154 @@
+"""The Python face of prunekit; the command line is a thin layer on it. Exported by `prunekit/__init__.py`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from prunekit import surgery
+from prunekit.errors import InputError
+from prunekit.methods import registry
+from prunekit.methods.base import Config
+from prunekit.plan import Plan
+from prunekit.spec import origin_of, remember
+from prunekit.surgery import Cost, Graph
+from prunekit.surgery.trace import example_of
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found: the channel groups and the cost of every layer."""
+
+    graph: Graph
+    cost: Cost
+
+    @property
+    def groups(self) -> tuple[surgery.ChannelGroup, ...]:
+        """The channel groups, in execution order."""
+        return self.graph.groups
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A finished surgery: the new model, the plan, what it cost before and after, and the proof.
+
+    `difference` is the largest relative difference between the masked original and the sliced network; `seconds` the
+    time for tracing, planning and editing, `verify_seconds` that of the proof.
+    """
+
+    model: nn.Module
+    plan: Plan
+    graph: Graph
+    before: Cost
+    after: Cost
+    difference: float
+    seconds: float
+    verify_seconds: float
+
+
+def inspect(model: nn.Module, x: Any = None) -> Inspection:
+    """Trace `model` on the example input `x` (default: the input that the model remembers)."""
+    graph = surgery.trace(model, _example(model, x))
+    return Inspection(graph, surgery.cost_of(model, graph))
+
+
+def prune(name: str, model: nn.Module, x: Any = None, config: Config | None = None, **settings: Any) -> Pruned:
+    """Run an installed method: trace, plan, edit, verify. `settings` are the fields of the method's config.
+
+    Raises:
+        InputError: settings that do not fit, or nothing to prune.
+        SurgeryError: the result could not be proven to compute what was meant.
+    """
+    method = registry.get(name)
+    config = config or make_config(name, **settings)
+    started = time.perf_counter()
+    graph = surgery.trace(model, _example(model, x))
+    plan = method.plan(model, graph, config).made_on(graph.example_shapes)
+    small = surgery.edit(model, plan, graph)
+    edited = time.perf_counter()
+    difference = surgery.verify(model, small, plan, graph)
+    verified = time.perf_counter()
+    before, after = (
+        surgery.predict(graph, graph.kept_classes({})),
+        surgery.predict(graph, graph.kept_classes(surgery.resolve(graph, plan))),
+    )
+    _record_step(small, name, config, plan, before, after)
+    return Pruned(small, plan, graph, before, after, difference, edited - started, verified - edited)
+
+
+def make_config(name: str, **settings: Any) -> Config:
+    """The config of method `name` with these settings.
+
+    Raises:
+        InputError: a setting that the method does not have.
+    """
+    kind = registry.get(name).Config
+    known = kind.__dataclass_fields__
+    for setting in settings:
+        if setting not in known:
+            raise InputError(f"'{name}' has no setting '{setting}'", hint="it has " + ", ".join(known))
+    return kind(**settings)
+
+
+def _record_step(small: nn.Module, name: str, config: Config, plan: Plan, before: Cost, after: Cost) -> None:
+    origin = origin_of(small)
+    if origin is not None:
+        step = {
+            "method": name,
+            "settings": config.to_json(),
+            "before": before.to_json(),
+            "after": after.to_json(),
+            "plan": plan.to_json(),
+        }
+        remember(small, origin.after(step))
+
+
+def slim(model: nn.Module, x: Any = None, **settings: Any) -> tuple[nn.Module, Plan]:
+    """Network Slimming: a new, smaller model and the plan; see `prunekit.methods.slim.SlimConfig` for the settings."""
+    result = prune("slim", model, x, **settings)
+    return result.model, result.plan
+
+
+def merge(model: nn.Module, x: Any = None, **settings: Any) -> tuple[nn.Module, Plan]:
+    """Neuron Merging: a new, smaller model and the plan; see `prunekit.methods.merge.MergeConfig` for the settings."""
+    result = prune("merge", model, x, **settings)
+    return result.model, result.plan
+
+
+def apply(model: nn.Module, plan: Plan, x: Any = None) -> nn.Module:
+    """Apply a plan, one that a method returned or one written by hand: a new model, verified.
+
+    The same plan on the same model gives the same weights, bit for bit. `x` is an example input; by default the one
+    that the model remembers, or the one that the plan was made with.
+
+    Raises:
+        SurgeryError: the plan does not fit, or the result does not compute what was meant.
+    """
+    graph = surgery.trace(model, _example(model, x, plan))
+    small = surgery.edit(model, plan, graph)
+    surgery.verify(model, small, plan, graph)
+    return small
+
+
+def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None) -> float:
+    """Prove that `small` is `model` with `plan` applied; the largest relative difference of the outputs.
+
+    Raises:
+        SurgeryError: masked and sliced outputs disagree.
+    """
+    return surgery.verify(model, small, plan, surgery.trace(model, _example(model, x, plan)))
+
+
+def _example(model: nn.Module, x: Any, plan: Plan | None = None) -> Any:
+    """The example input: as given, or as the plan or the model remembers it."""
+    if x is not None:
+        return x
+    if plan is not None and plan.example:
+        return tuple(example_of(model, shape) for shape in plan.example)
+    origin = origin_of(model)
+    if origin is None or origin.input is None:
+        raise InputError("an example input is needed: this model does not say what it reads", hint="pass x=...")
+    return example_of(model, (1, *origin.input.shape))

@@ -1,0 +1,8 @@
+"""The safe, self-describing artefact, and the reading of other people's files."""
+
+from __future__ import annotations
+
+from prunekit.checkpoint.read import load
+from prunekit.checkpoint.write import atomic_write, save
+
+__all__ = ["atomic_write", "load", "save"]

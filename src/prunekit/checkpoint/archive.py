@@ -1,0 +1,48 @@
+"""Zip archives, looked at before anything in them is unpacked."""
+
+from __future__ import annotations
+
+import zipfile
+from typing import BinaryIO
+
+from prunekit.errors import InputError
+
+# Weights hardly compress: what unpacks to more than this many times its size is no network.
+_MOST_EXPANSION = 10
+
+
+class Archive:
+    """The members of a zip archive under its single top folder, as torch writes them."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        """Raises `InputError` for a damaged archive and for one made to unpack to far more than its size."""
+        self.name = name
+        stream.seek(0)
+        try:
+            self._zip = zipfile.ZipFile(stream)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise InputError(f"{name} is a damaged or truncated zip archive: {error}") from error
+        size = stream.seek(0, 2)
+        unpacked = sum(member.file_size for member in self._zip.infolist())
+        if unpacked > _MOST_EXPANSION * size:
+            raise InputError(f"{name} is refused: its {size} bytes would unpack to {unpacked}")
+        self.members = {_below_top(full): full for full in self._zip.namelist()}
+
+    def read(self, member: str) -> bytes:
+        """The content of a member, checked against its checksum."""
+        if member not in self.members:
+            raise InputError(f"{self.name} is incomplete: it has no {member}")
+        return self._zip.read(self.members[member])
+
+    def check(self) -> None:
+        """Raise `InputError` unless every member's content has its checksum."""
+        try:
+            broken = self._zip.testzip()
+        except Exception as error:  # the parsers raise anything on damaged bytes
+            raise InputError(f"{self.name} is damaged: {error}") from error
+        if broken is not None:
+            raise InputError(f"{self.name} is damaged: {broken} does not have its checksum")
+
+
+def _below_top(full: str) -> str:
+    return full.partition("/")[2] or full

@@ -1,0 +1,163 @@
+"""What an exported program may call and pass: tables, closed to everything they do not name.
+
+`torch.export.load` unpickles, evaluates expressions and compiles names and guards from the file, so that a
+hostile file runs code. Here only dispatcher operators are called, found by name, on values decoded by these
+tables.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+_Entry = TypeVar("_Entry")
+
+
+class UnsupportedError(Exception):
+    """The program uses something that these tables do not name."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value computed earlier in the program, by its name there."""
+
+    name: str
+
+
+class InputDevice:
+    """Stands for a device in a program: the one its input is on."""
+
+
+_OPERATOR = re.compile(r"torch\.ops\.(aten|prims|torchvision)\.([a-zA-Z_]\w*)\.([a-zA-Z]\w*)")
+# Operators that touch files, which no network does.
+_FILE_ARGUMENTS = frozenset({"filename", "file", "path"})
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{
+        f"_operator.{name}": getattr(operator, name)
+        for name in (
+            *("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem"),
+            *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_"),
+        )
+    },
+    **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc", "sqrt")},
+    **{f"torch.sym_{name}": getattr(torch, f"sym_{name}") for name in ("int", "float", "max", "min", "not", "ite")},
+}
+
+# The numbers of torch.export's schema.
+_DTYPES = {
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    9: torch.complex32,
+    10: torch.complex64,
+    11: torch.complex128,
+    12: torch.bool,
+    13: torch.bfloat16,
+}
+_LAYOUTS = {7: torch.strided}
+_MEMORY_FORMATS = {
+    1: torch.contiguous_format,
+    2: torch.channels_last,
+    3: torch.channels_last_3d,
+    4: torch.preserve_format,
+}
+
+
+def function(target: str) -> Callable[..., Any]:
+    """The operator or arithmetic function that a node calls; raises `UnsupportedError` for any other name."""
+    if target in _FUNCTIONS:
+        return _FUNCTIONS[target]
+    match = _OPERATOR.fullmatch(target)
+    if match is None:
+        raise UnsupportedError(target)
+    namespace, name, overload = match.groups()
+    if namespace == "torchvision":
+        import torchvision  # noqa: F401  registers its operators
+    found = getattr(getattr(getattr(torch.ops, namespace), name, None), overload, None)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise UnsupportedError(target)
+    if any(argument.name in _FILE_ARGUMENTS for argument in found._schema.arguments):
+        raise UnsupportedError(target)
+    return found
+
+
+def dtype(number: int) -> torch.dtype:
+    """A scalar type of the schema."""
+    return _look_up(_DTYPES, number, "dtype")
+
+
+def value(argument: dict[str, Any]) -> Any:
+    """Decode an argument: constants as they are, computed values as `Ref`."""
+    ((kind, content),) = argument.items()
+    if kind not in _DECODERS:
+        raise UnsupportedError(kind)
+    return _DECODERS[kind](content)
+
+
+def _look_up(table: dict[int, _Entry], number: int, kind: str) -> _Entry:
+    if number not in table:
+        raise UnsupportedError(f"{kind} {number}")
+    return table[number]
+
+
+def _name(content: dict[str, Any]) -> Ref:
+    return Ref(content["name"])
+
+
+def _names(content: list[dict[str, Any]]) -> list[Ref]:
+    return [_name(item) for item in content]
+
+
+def _values(content: list[dict[str, Any]]) -> list[Any]:
+    return [value(item) for item in content]
+
+
+def _symbol(content: dict[str, Any]) -> Any:
+    return Ref(content["as_name"]) if "as_name" in content else next(iter(content.values()))
+
+
+def _symbols(content: list[dict[str, Any]]) -> list[Any]:
+    return [_symbol(item) for item in content]
+
+
+def _as_is(content: Any) -> Any:
+    return content
+
+
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "as_none": lambda _: None,
+    "as_tensor": _name,
+    "as_tensors": _names,
+    "as_nested_tensors": lambda content: [_names(item) for item in content],
+    "as_optional_tensor": value,
+    "as_optional_tensors": _values,
+    "as_sym_int": _symbol,
+    "as_sym_ints": _symbols,
+    "as_sym_float": _symbol,
+    "as_sym_floats": _symbols,
+    "as_sym_bool": _symbol,
+    "as_sym_bools": _symbols,
+    "as_float": float,
+    "as_floats": lambda content: [float(item) for item in content],
+    "as_complex": lambda content: complex(content["real"], content["imag"]),
+    "as_scalar_type": dtype,
+    "as_layout": lambda content: _look_up(_LAYOUTS, content, "layout"),
+    "as_memory_format": lambda content: _look_up(_MEMORY_FORMATS, content, "memory format"),
+    "as_device": lambda _: InputDevice,
+    **dict.fromkeys(
+        ("as_int", "as_ints", "as_bool", "as_bools", "as_string", "as_strings", "as_int_lists", "as_float_lists"),
+        _as_is,
+    ),
+}

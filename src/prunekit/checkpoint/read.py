@@ -1,0 +1,233 @@
+"""Reading: what was given is recognised by its content, and becomes a network or one clear error."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from prunekit import models
+from prunekit.checkpoint import exported_archive, pickles, sniff, weights
+from prunekit.checkpoint.artefact import Header, code_of
+from prunekit.errors import InputError
+from prunekit.spec import InputSpec, Origin, origin_of, remember
+
+# Where training scripts put the state dict among other things.
+_NESTED = ("state_dict", "model_state_dict", "model")
+
+# Characters of an error message.
+_LONGEST = 600
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller says about a file."""
+
+    name: str
+    arch: str | None
+    arch_args: Mapping[str, Any] | None
+    trust_pickle: bool
+
+
+def load(
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    trust_pickle: bool = False,
+    input_spec: InputSpec | None = None,
+    map_location: str | torch.device = "cpu",
+) -> nn.Module:
+    """A network in eval mode that remembers its origin.
+
+    `source` is a path, a binary stream, or the name of a network without a file (`torchvision:…`,
+    `prunekit:…`). prunekit's own files need nothing else; state dicts need `arch` and perhaps `arch_args`; an
+    exported program comes as it is. Nothing in a file is executed, except with `trust_pickle`, or where a
+    prunekit file's architecture is code and `arch` names that code. Raises `InputError` for everything that
+    is no such file.
+    """
+    if isinstance(source, str) and _is_name(source):
+        model = models.build(source, arch_args)
+    else:
+        model = _read(source, arch, arch_args, trust_pickle)
+    if input_spec is not None:
+        remember(model, replace(origin_of(model) or Origin(""), input=input_spec))
+    return model.eval().to(map_location)
+
+
+def _read(
+    source: str | os.PathLike[str] | BinaryIO,
+    arch: str | None,
+    arch_args: Mapping[str, Any] | None,
+    trust_pickle: bool,
+) -> nn.Module:
+    stream, name = sniff.open_source(source)
+    with stream:
+        try:
+            kind = sniff.kind_of(stream, name)
+            return _READERS[kind](stream, Request(name, arch, arch_args, trust_pickle))
+        except InputError as error:
+            hint = None if error.hint is None else _presentable(error.hint)
+            raise InputError(_presentable(error.message), hint=hint) from error
+
+
+def _presentable(message: str) -> str:
+    """One line for a terminal: a file's names may hold anything, escape sequences and pages of text among it."""
+    printable = "".join(character if character.isprintable() else "?" for character in message)
+    return printable if len(printable) <= _LONGEST else printable[:_LONGEST] + "…"
+
+
+def _is_name(source: str) -> bool:
+    return source.startswith(("prunekit:", "torchvision:")) and not Path(source).exists()
+
+
+def _read_pickle(stream: BinaryIO, request: Request) -> nn.Module:
+    if request.trust_pickle:
+        content = pickles.load_trusted(stream, request.name)
+    else:
+        content = pickles.load_tensors(stream, request.name)
+    if isinstance(content, Mapping) and "prunekit" in content:
+        return _read_own(content, request)
+    found = _find_weights(content, request.name)
+    return _adopt(found, request) if isinstance(found, nn.Module) else _read_state_dict(found, request)
+
+
+def _read_own(content: Mapping[str, Any], request: Request) -> nn.Module:
+    """prunekit's own file: the architecture, then its present shape, then the weights as they were saved."""
+    try:
+        header = Header.from_text(content["prunekit"])
+        arch, args = _own_architecture(header, request)
+        state = content.get("state_dict")
+        if not _is_state_dict(state) or _shapes(state) != header.structure["parameters"]:
+            raise InputError("its weights are not those that its header describes")
+        weights.check_backed(state, "its state dict")
+        model = _rebuilt(header, arch, args, state)
+    except InputError as error:
+        raise InputError(f"{request.name}: {error.message}", hint=error.hint) from error
+    return remember(model, replace(header.origin, arch=arch, arch_args=args))
+
+
+def _rebuilt(header: Header, arch: str, args: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    changed = _has_changed(header, arch)
+    try:
+        model = _shaped(weights.empty(arch, args), header, arch)
+        weights.check_fit(model, state, f"its weights do not fit {arch}")
+    except InputError as error:
+        since = f"; the code of {arch} has changed since" if changed else ""
+        raise InputError(error.message + since, hint=error.hint) from error
+    if changed:
+        warnings.warn(f"the code of {arch} is not the code that its weights were saved with", stacklevel=2)
+    real = weights.on_cpu(model, arch, args)
+    model = real if real is model else _shaped(real, header, arch)
+    weights.fill(model, state)
+    return model
+
+
+def _has_changed(header: Header, arch: str) -> bool:
+    """Whether the code of `arch` is other code than the network was saved with."""
+    now = code_of(arch)
+    return now is not None and header.code is not None and now["sha256"] != header.code.get("sha256")
+
+
+def _shaped(model: nn.Module, header: Header, arch: str) -> nn.Module:
+    """The fresh network in the shape that surgery had left."""
+    from prunekit.surgery import structure
+
+    if structure.describe(model) == header.structure:
+        return model
+    try:
+        model = structure.conform(model, header.structure)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"its structure does not suit {arch}: {pickles.first_line(error)}") from error
+    # a file may ask for attributes that are no shapes, such as methods
+    if structure.describe(model) != header.structure:
+        raise InputError(f"its structure does not suit {arch}")
+    return model
+
+
+def _own_architecture(header: Header, request: Request) -> tuple[str, Mapping[str, Any]]:
+    """What to build: as stored, unless the caller says otherwise. Code that a file names is never run unasked."""
+    stored = header.origin.arch
+    if request.arch is None and models.is_code(stored) and not request.trust_pickle:
+        raise InputError(
+            f"its architecture is code, which is not run unasked: {stored}",
+            hint=f"if you trust that code, name it: arch (--arch) {stored}",
+        )
+    args = header.origin.arch_args if request.arch_args is None else request.arch_args
+    return models.canonical(request.arch or stored), args
+
+
+def _read_state_dict(state: Mapping[str, Tensor], request: Request) -> nn.Module:
+    if request.arch is None:
+        raise InputError(
+            f"{request.name} is a state dict, which does not say its architecture",
+            hint="arch (--arch) names it: a bundled one, torchvision's, or path/to/file.py:callable",
+        )
+    arch = models.canonical(request.arch)
+    return weights.from_state_dict(state, arch, request.arch_args, request.name)
+
+
+def _read_safetensors(stream: BinaryIO, request: Request) -> nn.Module:
+    try:
+        state = safetensors.torch.load(stream.read())
+    except Exception as error:  # its parser raises several unrelated types
+        raise InputError(f"{request.name} is a damaged .safetensors: {pickles.first_line(error)}") from error
+    return _read_state_dict(state, request)
+
+
+def _read_exported(stream: BinaryIO, request: Request) -> nn.Module:
+    program = exported_archive.read(stream, request.name)
+    shape = [size for size in program.sizes[1:] if size is not None]
+    known = len(shape) == len(program.sizes) - 1
+    return remember(program, Origin("", input=InputSpec(tuple(shape)) if known else None))
+
+
+def _adopt(model: nn.Module, request: Request) -> nn.Module:
+    """A module that came out of a trusted pickle."""
+    while isinstance(model, nn.DataParallel):
+        model = model.module
+    if request.arch is not None:
+        arch, args = models.canonical(request.arch), dict(request.arch_args or {})
+        remember(model, Origin(arch, args, models.default_input(arch, args)))
+    return model
+
+
+def _find_weights(content: Any, name: str) -> Mapping[str, Tensor] | nn.Module:
+    """The state dict or module itself, or the one among what a training script saved beside it."""
+    candidates = [content]
+    if isinstance(content, Mapping):
+        candidates += [content[key] for key in _NESTED if key in content]
+    for candidate in candidates:
+        if isinstance(candidate, nn.Module) or _is_state_dict(candidate):
+            return candidate
+    if isinstance(content, Mapping):
+        keys = ", ".join(key if isinstance(key, str) else type(key).__name__ for key in list(content)[:5])
+        raise InputError(f"{name} holds no state dict, but " + (f"the keys {keys}" if keys else "an empty dict"))
+    raise InputError(f"{name} holds {type(content).__name__}, expected a state dict")
+
+
+def _is_state_dict(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
+    )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {key: list(tensor.shape) for key, tensor in state.items()}
+
+
+_READERS: dict[str, Callable[[BinaryIO, Request], nn.Module]] = {
+    "zip": _read_pickle,
+    "pickle": _read_pickle,
+    "safetensors": _read_safetensors,
+    "pt2": _read_exported,
+}

@@ -1,0 +1,103 @@
+"""What a file is, told from its content; and what it is when it is no network."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from prunekit.checkpoint.archive import Archive
+from prunekit.errors import InputError
+
+EXPECTED = "expected a prunekit file, a state dict, .safetensors or .pt2"
+
+# The beginnings of things that people pass by mistake.
+_STRANGERS: tuple[tuple[bytes, str], ...] = (
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ", "an xz archive"),
+    (b"7z\xbc\xaf", "a 7-zip archive"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"%PDF", "a PDF"),
+    (b"\x7fELF", "a compiled program"),
+    (b"<", "a web page or XML; a download may have failed"),
+    (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file"),
+)
+_TAR_MAGIC = slice(257, 262)
+
+
+def open_source(source: str | os.PathLike[str] | BinaryIO) -> tuple[BinaryIO, str]:
+    """A seekable stream of the source, which the caller closes, and a name for messages.
+
+    Raises `InputError` for a path that is missing, a folder, a device, or not readable.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return io.BytesIO(source.read()), str(getattr(source, "name", "the input"))
+    name = os.fspath(source)
+    try:
+        mode = Path(name).stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{name} is a folder, {EXPECTED}")
+        if stat.S_ISREG(mode):
+            return Path(name).open("rb"), name
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            return io.BytesIO(Path(name).read_bytes()), name
+    except FileNotFoundError:
+        raise InputError(f"there is no file {name}", hint=_HINT_NAMES) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {name!r}: {error}") from error
+    raise InputError(f"{name} is a device, {EXPECTED}")
+
+
+_HINT_NAMES = "a network without a file is prunekit:NAME or torchvision:NAME"
+
+
+def kind_of(stream: BinaryIO, name: str) -> str:
+    """`zip`, `pt2`, `pickle` or `safetensors`, from the content alone.
+
+    Raises `InputError` saying what was found for anything else. The stream is left at its beginning.
+    """
+    stream.seek(0)
+    head = stream.read(512)
+    stream.seek(0)
+    if not head:
+        raise InputError(f"{name} is empty, {EXPECTED}")
+    if head.startswith(b"PK"):
+        return _zip_kind(stream, name)
+    if head[8:9] == b"{":
+        return "safetensors"
+    if head[_TAR_MAGIC] == b"ustar":
+        raise InputError(f"{name} is a tar archive, {EXPECTED}")
+    for magic, what in _STRANGERS:
+        if head.startswith(magic):
+            raise InputError(f"{name} is {what}; {EXPECTED}")
+    # every pickle since protocol 2 begins so
+    if head.startswith(b"\x80") and head[1] <= 5:
+        return "pickle"
+    raise InputError(f"{name} is not a model: it begins with {head[:8]!r}; {EXPECTED}")
+
+
+def _zip_kind(stream: BinaryIO, name: str) -> str:
+    archive = Archive(stream, name)
+    members = archive.members
+    stream.seek(0)
+    if "archive_format" in members and any(member.startswith("models/") for member in members):
+        return "pt2"
+    if "serialized_exported_program.json" in members or "serialized_exported_program.json" in members.values():
+        raise InputError(
+            f"{name} is an exported program of an old torch", hint="export it again with torch 2.8 or later"
+        )
+    if "constants.pkl" in members:
+        raise InputError(f"{name} is a TorchScript program, {EXPECTED}", hint="save the state dict of its model")
+    if "data.pkl" not in members:
+        shown = ", ".join(list(members)[:3]) or "nothing"
+        raise InputError(f"{name} is a zip archive with {shown}; {EXPECTED}")
+    archive.check()
+    stream.seek(0)
+    return "zip"

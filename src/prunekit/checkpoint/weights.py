@@ -1,0 +1,120 @@
+"""Weights into a network: built empty, compared key by key, and filled only when everything fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from prunekit import models
+from prunekit.errors import InputError
+
+_SHOWN = 3
+
+
+def from_state_dict(state: Mapping[str, Tensor], arch: str, args: Mapping[str, Any] | None, name: str) -> nn.Module:
+    """The architecture `arch` with the weights of a foreign state dict, in the architecture's own dtype.
+
+    Keys are translated as `models.match_keys` says. Without `num_classes` among `args`, the number of classes
+    is that of the weights. Raises `InputError` with the keys that do not fit.
+    """
+    check_backed(state, name)
+    args = dict(args or {})
+    model = empty(arch, args)
+    matched = models.match_keys(model, state)
+    classes = _classes(model, matched)
+    if classes is not None and "num_classes" not in args:
+        args["num_classes"] = classes
+        model = empty(arch, args)
+    check_fit(model, matched, f"{name} does not fit {arch}")
+    model = on_cpu(model, arch, args)
+    model.load_state_dict(matched)
+    return model
+
+
+def empty(arch: str, args: Mapping[str, Any]) -> nn.Module:
+    """The network without memory for its weights where it can be built so: a file may ask for any size.
+
+    Code of the user's own, and networks that compute with tensors while they are built, are built as usual.
+    """
+    if models.is_code(arch):
+        return models.build(arch, args)
+    try:
+        with torch.device("meta"), _NoNormalDraws():
+            return models.build(arch, args)
+    except InputError:
+        if not arch.startswith("torchvision:"):
+            raise
+    return models.build(arch, args)
+
+
+class _NoNormalDraws(TorchFunctionMode):
+    """Leaves out normal draws, which on meta tensors import a second's worth of symbolic mathematics for nothing."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None) -> Any:
+        """Every other function as it is."""
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
+def on_cpu(model: nn.Module, arch: str, args: Mapping[str, Any]) -> nn.Module:
+    """A model of `empty` with memory for its weights; what a state dict does not hold has its values."""
+    if not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        return model
+    if any(module._non_persistent_buffers_set for module in model.modules()):
+        return models.build(arch, args)
+    return model.to_empty(device="cpu")
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put the tensors of `state` into the model as they are, dtype included; tied parameters stay tied."""
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        tensor.data = state[key]
+
+
+def check_backed(state: Mapping[str, Tensor], name: str) -> None:
+    """Raise `InputError` for a tensor that claims more elements than the file holds for it."""
+    for key, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise InputError(f"{name}: '{key}' is sparse or quantised, expected a plain tensor")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise InputError(f"{name} is damaged: '{key}' claims the shape {tuple(tensor.shape)} with less data")
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], headline: str) -> None:
+    """Raise `InputError` listing the keys that are missing, unexpected, or of another shape."""
+    expected = model.state_dict()
+    other_shape = [
+        f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    differences = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": other_shape,
+    }
+    found = [f"{len(keys)} {what} ({_listed(keys)})" for what, keys in differences.items() if keys]
+    if found:
+        raise InputError(
+            f"{headline}: {'; '.join(found)}",
+            hint="arch (--arch) and arch_args (--arch-args) must say exactly what network the weights are of",
+        )
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
+
+
+def _classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of the weights, when it is all that differs in the classifier."""
+    name = models.classifier(model)
+    weight = state.get(f"{name}.weight")
+    if name is None or weight is None or weight.dim() == 0:
+        return None
+    own = model.get_submodule(name).weight
+    if not isinstance(own, Tensor) or weight.shape[1:] != own.shape[1:] or weight.shape[0] == own.shape[0]:
+        return None
+    return weight.shape[0]

@@ -1,0 +1,115 @@
+"""Writing: the artefact's bytes, and files that are either whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from prunekit import models
+from prunekit.checkpoint.artefact import Header, code_of
+from prunekit.errors import InputError
+from prunekit.spec import Origin, origin_of
+
+
+def save(
+    model: nn.Module, target: str | os.PathLike[str] | BinaryIO, *, force: bool = False, arch: str | None = None
+) -> None:
+    """Write the whole network: architecture, shape, history and weights, so that `load` needs nothing else.
+
+    Two saves of one network give identical bytes, wherever they go. `arch` is for networks that do not
+    remember their origin. Raises `InputError` for these, for an existing file without `force`, and where
+    nothing can be written.
+    """
+    if isinstance(target, str | os.PathLike):
+        path = Path(target)
+        _check_target(path, force)
+        content = to_bytes(model, arch)
+        atomic_write(path, lambda stream: stream.write(content), force=force)
+    else:
+        target.write(to_bytes(model, arch))
+
+
+def to_bytes(model: nn.Module, arch: str | None = None) -> bytes:
+    """The artefact that `save` writes."""
+    from prunekit.surgery import structure
+
+    origin = origin_of(model) or Origin("")
+    if arch is not None:
+        origin = replace(origin, arch=models.canonical(arch))
+    if not origin.arch:
+        raise InputError(
+            "the network does not say which architecture it is",
+            hint="arch= names it: a bundled one, torchvision's, or path/to/file.py:callable",
+        )
+    header = Header(origin, structure.describe(model), code_of(origin.arch))
+    content = {"prunekit": header.to_text(), "state_dict": _own_tensors(model)}
+    # through memory, because torch names the archive inside after the file it writes to
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object], *, force: bool = False) -> None:
+    """Call `write` with a temporary file beside `path`, flush it to the disk, and rename it to `path`.
+
+    When anything fails the old file is untouched and the temporary one is gone. What is no file (a pipe, a
+    terminal) is written directly. Raises `InputError` for an existing file without `force` and where nothing
+    can be written.
+    """
+    path = Path(path)
+    _check_target(path, force)
+    try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                write(stream)
+        else:
+            _replace(path.resolve(), write)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _check_target(path: Path, force: bool) -> None:
+    try:
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder", hint="name a file in it")
+        if path.is_file() and not force:
+            raise InputError(f"{path} exists already", hint="force (--force) overwrites it")
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {str(path)!r}: {error}") from error
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o7777)
+        temporary.replace(path)
+    finally:
+        # gone already after the rename; otherwise something failed, and that error is the one to report
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU, each tensor with a storage of its own and no larger than itself."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"'{name}' of the network is {type(value).__name__}; only tensors can be saved")
+        tensors[name] = value.detach().cpu().contiguous().clone()
+    return tensors

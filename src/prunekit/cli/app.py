@@ -1,0 +1,203 @@
+"""The root command and how a run of it ends: arguments in, exit status out."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import traceback
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from prunekit.cli.build import Command, build
+from prunekit.errors import PrunekitError, unknown_name
+from prunekit.report.output import ClosedPipeError, Output, discard_stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BUG = 70
+INTERRUPTED = 130
+
+# name -> one line of help; each is a module of prunekit.cli.commands with a `COMMAND`. Methods come between.
+_BEFORE_METHODS = {"inspect": "What a network is made of: layers, channel groups, cost, and what is frozen and why."}
+_AFTER_METHODS = {
+    "train": "Train or fine-tune any model; with --sparsity, as Network Slimming asks.",
+    "eval": "Accuracy, loss, parameters, MACs, size and measured latency; several models side by side.",
+    "demo": "The whole story on the bundled digits: train, slim, merge, evaluate.",
+}
+_BUILT_IN = {**_BEFORE_METHODS, **_AFTER_METHODS}
+_HELP = """Make trained PyTorch networks smaller and really faster, with proof.
+
+\b
+Examples:
+  prunekit demo
+  prunekit inspect model.pt
+  prunekit slim model.pt --ratio 0.5
+  prunekit merge model.pt --ratio 0.5 -o small.pt
+  prunekit eval model.pt small.pt --data digits
+  prunekit slim model.pt --ratio 0.5 -o - | prunekit eval - --data digits --json
+"""
+_EPILOG = "A model is a file, - for standard input, torchvision:NAME or prunekit:NAME."
+
+
+class RootGroup(TyperGroup):
+    """Builds a command when it is asked for; the list of them needs names and summaries alone."""
+
+    listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All commands: the built-in ones, and one for each installed method."""
+        del ctx
+        return [*_BEFORE_METHODS, *_methods(), *_AFTER_METHODS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name; while help lists them, only its name and summary."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = Command(_nothing) if self.listing else _load(cmd_name)
+        return build(cmd_name, _summary(cmd_name), command)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is to run, suggesting the nearest where there is none."""
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            raise unknown_name("command", args[0], known)
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help without importing any command."""
+        self.listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.listing = False
+
+
+def _methods() -> list[str]:
+    from prunekit.methods import registry
+
+    return [name for name in registry.names() if name not in _BUILT_IN]
+
+
+def _summary(name: str) -> str:
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    from prunekit.methods import registry
+
+    try:
+        return registry.get(name).summary
+    except Exception as error:  # whatever a plug-in raises: it must not take the help of all others with it
+        return f"(cannot be loaded: {type(error).__name__}: {error})"
+
+
+def _nothing() -> None:
+    """Stands for a command whose code is not needed."""
+
+
+def _load(name: str) -> Command:
+    if name in _BUILT_IN:
+        module = importlib.import_module(f"prunekit.cli.commands.{name}")
+        command: Command = module.COMMAND
+        return command
+    from prunekit.cli.commands.method import command_for
+
+    return command_for(name)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        Output().data(f"prunekit {version('prunekit')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave."),
+    ] = False,
+) -> None:
+    """Options of the program itself; the work is in the commands."""
+    del version
+
+
+def root_command() -> Any:
+    """The whole command line as one object that parses arguments."""
+    app = typer.Typer(cls=RootGroup, rich_markup_mode=None, add_completion=True)
+    app.callback(help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})(_root)
+    return typer.main.get_command(app)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line and return its exit status (see `prunekit.errors`); every error is shown here."""
+    output = Output()
+    try:
+        with _plain_warnings(output):
+            return _finished(_parsed_and_run(args))
+    except (ClosedPipeError, BrokenPipeError):
+        discard_stdout()
+        return 0
+    except KeyboardInterrupt:
+        output.error("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if "--debug" in args:
+            traceback.print_exception(error)
+        return _report(error, output)
+
+
+def _parsed_and_run(args: Sequence[str]) -> object:
+    """What the parser returns: its own exit status, or what the command returned, which means nothing."""
+    arguments = list(args) or ["--help"]
+    try:
+        return root_command().main(args=arguments, prog_name="prunekit", standalone_mode=False)
+    except SystemExit as stop:  # completion scripts, and a closed pipe that the parser saw first
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise ClosedPipeError from None
+        return stop.code
+
+
+def _finished(result: object) -> int:
+    if result == INTERRUPTED:  # the parser turns Ctrl-C into this status
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: Exception, output: Output) -> int:
+    """Say what went wrong in one or two lines; the exit status that belongs to it."""
+    if isinstance(error, PrunekitError):
+        output.error(error.message, error.hint)
+        return error.exit_code
+    if hasattr(error, "format_message"):  # the argument parser's own: bad usage
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "prunekit"
+        output.error(error.format_message(), f"see {path} --help")
+        return 2
+    if isinstance(error, OSError) and error.strerror:  # the machine's fault: a full disk, no permission
+        where = f"{error.filename}: " if error.filename else ""
+        output.error(f"{where}{error.strerror}")
+        return 2
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    output.error(f"a bug in prunekit: {what}", "run it again with --debug to see where, and please report it")
+    return BUG
+
+
+@contextmanager
+def _plain_warnings(output: Output) -> Iterator[None]:
+    """Show a warning as one line, without file and source; nothing of what only developers can act on."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        if issubclass(category, UserWarning):
+            output.warn(str(message))
+
+    with warnings.catch_warnings():
+        if "PYTHONWARNINGS" not in os.environ:
+            warnings.simplefilter("default")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

@@ -1,0 +1,215 @@
+"""`prunekit train`: train or fine-tune any model, with Network Slimming's penalty if asked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunekit.cli.build import Command
+from prunekit.cli.history import remember_run
+from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
+from prunekit.cli.options import DATA, READING, DataOptions, OutputOptions, ReadingOptions, input_spec, option
+from prunekit.errors import InputError
+from prunekit.report import numbers
+from prunekit.report.documents import document
+from prunekit.report.output import Output
+from prunekit.report.training import watching
+from prunekit.training import MetricsFile, TensorBoard, TrainConfig, TrainResult, train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from prunekit.data import ImageSet
+    from prunekit.training import Event, Sink
+
+ModelOrNothing = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help="What to fine-tune; without it --arch is trained from scratch.", show_default=False
+    ),
+]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What surrounds a run."""
+
+    resume: bool = option(False, help="Go on with an interrupted run: the same command, and this flag.")
+    teacher: str | None = option(flag="--distill", metavar="MODEL", help="Learn from this model's outputs too.")
+    tensorboard: str | None = option(metavar="FOLDER", help="Write TensorBoard's files there.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run needs, made ready before it starts."""
+
+    model: nn.Module
+    train_set: ImageSet
+    val_set: ImageSet
+    teacher: nn.Module | None
+    target: Path
+
+    @property
+    def state(self) -> Path:
+        """Where the state of the run is kept while it lasts."""
+        return self.target.with_suffix(".state")
+
+    @property
+    def metrics(self) -> Path:
+        """Where its figures go, one line of JSON an event."""
+        return self.target.with_suffix(".metrics.jsonl")
+
+
+def run(
+    output: Output,
+    *,
+    model: ModelOrNothing = None,
+    data: DataOptions,
+    config: TrainConfig,
+    where: OutputOptions,
+    options: RunOptions,
+    reading: ReadingOptions,
+) -> None:
+    """Train, write the artefact, and say how it went."""
+    config.check()
+    job = _prepare(output, model, data, config, where, reading, options)
+    if where.dry_run:
+        _show(output, job, config)
+        return
+    with _sinks(output, job, options) as sink:
+        result = train(
+            job.model,
+            config,
+            job.train_set,
+            job.val_set,
+            teacher=job.teacher,
+            state_path=job.state,
+            resume=options.resume,
+            force=where.force,
+            on_event=sink,
+        )
+    remember_run(job.model, job.train_set, config, result)
+    write_model(job.model, str(job.target), output, force=where.force)
+    if output.first:
+        job.state.unlink(missing_ok=True)
+    _finish(output, job, result, config)
+
+
+def _prepare(
+    output: Output,
+    source: str | None,
+    data: DataOptions,
+    config: TrainConfig,
+    where: OutputOptions,
+    reading: ReadingOptions,
+    options: RunOptions,
+) -> Job:
+    """Check the arguments, then read the model and the images."""
+    if (source or reading.arch) is None:
+        raise InputError("nothing to train", hint="name a model file, or an architecture with --arch NAME")
+    if where.out == STREAM:
+        raise InputError("a trained model goes to a file: its state lies beside it", hint="name one with -o FILE")
+    target = Path(output_path(source or str(reading.arch), where, "trained", output))
+    if source is not None:
+        model, _ = read_model(source, reading)
+        train_set = data.open("train", spec_of(model))
+    else:
+        model, train_set = _from_scratch(data, config, reading)
+    teacher = read_model(options.teacher, ReadingOptions())[0] if options.teacher else None
+    return Job(model, train_set, data.open("val", train_set.input_spec), teacher, target)
+
+
+def _from_scratch(data: DataOptions, config: TrainConfig, reading: ReadingOptions) -> tuple[nn.Module, ImageSet]:
+    """A new network with as many outputs as the data has classes."""
+    import torch
+
+    from prunekit import models
+
+    arch, arguments = str(reading.arch), reading.arguments()
+    default = models.default_input(arch, arguments)
+    # the data set knows its own normalisation better than an architecture does
+    shape = dataclasses.replace(default, mean=(), std=()) if default else None
+    train_set = data.open("train", input_spec(reading, shape))
+    torch.manual_seed(config.seed)
+    asked = {} if arguments and "num_classes" in arguments else {"num_classes": len(train_set.classes)}
+    return models.build(arch, arguments, **asked), train_set
+
+
+@contextlib.contextmanager
+def _sinks(output: Output, job: Job, options: RunOptions) -> Iterator[Sink]:
+    """Everywhere that the events of a run go."""
+    with contextlib.ExitStack() as stack:
+        sinks: list[Sink] = [stack.enter_context(watching(output)), MetricsFile(job.metrics)]
+        if options.tensorboard is not None:
+            board = TensorBoard(options.tensorboard)
+            stack.callback(board.close)
+            sinks.append(board)
+
+        def everywhere(event: Event) -> None:
+            for sink in sinks:
+                sink(event)
+
+        yield everywhere
+
+
+def _show(output: Output, job: Job, config: TrainConfig) -> None:
+    """What would be done."""
+    from prunekit import api
+
+    cost = api.inspect(job.model).cost
+    facts = {
+        "output": None,
+        "settings": config.settings(),
+        "images": len(job.train_set),
+        "validation_images": len(job.val_set),
+        "before": cost.to_json(),
+        "after": cost.to_json(),
+    }
+    if output.json:
+        output.document(document("train", facts))
+        return
+    output.data(
+        f"would train {job.target} for {config.epochs} epochs on {len(job.train_set)} images "
+        f"({len(job.val_set)} for validation): {cost.params:,} parameters, {cost.macs:,} MACs"
+    )
+
+
+def _finish(output: Output, job: Job, result: TrainResult, config: TrainConfig) -> None:
+    last = result.history[-1]
+    if output.json:
+        facts = {
+            "output": str(job.target),
+            "metrics": str(job.metrics),
+            "settings": config.settings(),
+            "accuracy": last.val_accuracy,
+            "loss": last.val_loss,
+            "sparsity": last.sparsity,
+            "history": [dataclasses.asdict(event) for event in result.history],
+            "seconds": result.seconds,
+        }
+        output.document(document("train", facts))
+        return
+    output.note(f"validation accuracy {numbers.percent(result.accuracy)} after {numbers.duration(result.seconds)}")
+    output.data(str(job.target))
+
+
+COMMAND = Command(
+    run,
+    (
+        "prunekit train --arch vgg16_cifar --data cifar10 --data-root ~/data --epochs 160",
+        "prunekit train --arch vgg_digits --data digits --sparsity 1e-3 -o sparse.pt",
+        "prunekit train small.pt --data path/to/images --epochs 20 --lr 0.01",
+        "prunekit train small.pt --data digits --distill model.pt",
+        "prunekit train small.pt --data path/to/images --epochs 20 --lr 0.01 --resume",
+        "torchrun --nproc-per-node 4 -m prunekit train --arch resnet50 --data path/to/images",
+    ),
+    {"data": DATA, "config": "Training", "where": "Output", "options": "The run", "reading": READING},
+    {"distill": "--distill-share"},
+)

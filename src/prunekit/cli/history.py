@@ -1,0 +1,21 @@
+"""What a training run leaves in a network's memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from prunekit.spec import Origin, origin_of, remember
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prunekit.data import ImageSet
+    from prunekit.training import TrainConfig, TrainResult
+
+
+def remember_run(model: nn.Module, images: ImageSet, config: TrainConfig, result: TrainResult) -> None:
+    """Note how images are prepared for `model`, its classes, and the run as a step of its history."""
+    origin = dataclasses.replace(origin_of(model) or Origin(""), input=images.input_spec, classes=images.classes)
+    step = {"method": "train", "settings": config.settings(), "accuracy": result.accuracy}
+    remember(model, origin.after(step))

@@ -1,0 +1,110 @@
+"""Model arguments: from a file, a pipe or a name to a network, and back to a file or a pipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunekit.cli.options import OutputOptions, ReadingOptions, input_spec
+from prunekit.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prunekit.report.output import Output
+    from prunekit.spec import InputSpec
+
+STREAM = "-"
+_SUFFIXES = (".pt", ".pth", ".pt2", ".th", ".bin", ".ckpt", ".safetensors", ".tar")
+
+
+def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | None]:
+    """The network that `source` names, and the size of its file in bytes (None where there is no file).
+
+    What `--input-size`, `--mean` and `--std` say becomes part of what the network knows about itself.
+    """
+    from prunekit import checkpoint
+    from prunekit.spec import Origin, origin_of, remember
+
+    content = _stdin() if source == STREAM else None
+    model = checkpoint.load(
+        io.BytesIO(content) if content is not None else source,
+        arch=reading.arch,
+        arch_args=reading.arguments(),
+        trust_pickle=reading.trust_pickle,
+    )
+    origin = origin_of(model) or Origin("")
+    remember(model, dataclasses.replace(origin, input=input_spec(reading, origin.input)))
+    return model, len(content) if content is not None else _file_size(source)
+
+
+def spec_of(model: nn.Module) -> InputSpec:
+    """What the network reads; raises `InputError` where nobody has said so."""
+    from prunekit.spec import origin_of
+
+    origin = origin_of(model)
+    if origin is None or origin.input is None:
+        raise InputError("the model does not say how large its input is", hint="add --input-size, such as 3x224x224")
+    return origin.input
+
+
+def output_path(source: str, options: OutputOptions, suffix: str, output: Output) -> str:
+    """Where the artefact goes, checked before any work: `--output`, or `NAME-suffix.pt` beside the source."""
+    if options.out == STREAM:
+        if output.json and not options.dry_run:
+            raise InputError("--json and -o - both want standard output", hint="write the model to a file")
+        if sys.stdout.isatty() and not options.dry_run:
+            raise InputError("-o - would write a binary file to the terminal", hint="send it to a file or a pipe")
+        return STREAM
+    if options.out is None and source == STREAM:
+        raise InputError("a model from standard input has no name", hint="say where it goes with -o FILE or -o -")
+    path = Path(options.out) if options.out is not None else beside(source, suffix)
+    if path.exists() and not (options.force or options.dry_run):
+        raise InputError(f"{path} exists", hint="replace it with --force, or choose another name with -o")
+    return str(path)
+
+
+def write_model(model: nn.Module, target: str, output: Output, *, force: bool) -> str:
+    """Write the artefact to `target` (`-`: standard output); returns `target`."""
+    from prunekit import checkpoint
+
+    if target == STREAM:
+        stream = io.BytesIO()
+        checkpoint.save(model, stream)
+        output.binary(stream.getvalue())
+    elif output.first:
+        checkpoint.save(model, Path(target), force=force)
+    return target
+
+
+def _stdin() -> bytes:
+    if sys.stdin.isatty():
+        raise InputError("- reads a model from standard input, which is a terminal", hint="pipe a model into it")
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise InputError("standard input is empty: expected a model", hint="did the command before it fail?")
+    return content
+
+
+def _file_size(source: str) -> int | None:
+    path = Path(source)
+    return path.stat().st_size if path.is_file() else None
+
+
+def beside(source: str, suffix: str) -> Path:
+    """`folder/model.pth.tar` gives `folder/model-suffix.pt`, `torchvision:resnet50` `resnet50-suffix.pt`."""
+    path = Path(source)
+    if not path.exists() and ":" in source:
+        path = Path(source.partition(":")[2].partition("@")[0])
+    stem = path
+    while stem.suffix in _SUFFIXES:
+        stem = stem.with_suffix("")
+    return stem.with_name(f"{stem.name}-{suffix}.pt")
+
+
+def describe_source(source: str) -> str:
+    """How results call the model: its argument, `stdin` for `-`."""
+    return "stdin" if source == STREAM else source

@@ -1,0 +1,23 @@
+"""Labelled images: the bundled digits, folders and torchvision's sets, held in memory where they fit."""
+
+from __future__ import annotations
+
+from prunekit.data.augment import AUGMENTATIONS, Augmentation, augmentation
+from prunekit.data.images import ImageSet, check_classes, check_input
+from prunekit.data.lazy import LazyImages
+from prunekit.data.named import names
+from prunekit.data.randomness import seeded
+from prunekit.data.source import open_data
+
+__all__ = [
+    "AUGMENTATIONS",
+    "Augmentation",
+    "ImageSet",
+    "LazyImages",
+    "augmentation",
+    "check_classes",
+    "check_input",
+    "names",
+    "open_data",
+    "seeded",
+]

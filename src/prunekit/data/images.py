@@ -1,0 +1,130 @@
+"""`ImageSet`: labelled images that can be asked for normalised batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from prunekit.data.augment import Augmentation
+from prunekit.data.lazy import LazyImages, ahead
+from prunekit.data.randomness import seeded
+from prunekit.errors import InputError
+from prunekit.spec import InputSpec
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """One split of a data set.
+
+    `images` are uint8, `(N, C, H, W)` with `(C, H, W) == input_spec.shape`: a tensor, or `LazyImages` that
+    decode when they are indexed. `labels` are int64, `(N,)`, indices into `classes`. `augment` names the
+    augmentation that suits the set. `skipped` lists the files that could not be read and were left out.
+    """
+
+    name: str
+    split: str
+    images: Tensor | LazyImages = field(repr=False)
+    labels: Tensor = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
+    input_spec: InputSpec
+    augment: str = "none"
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are decoded already."""
+        return isinstance(self.images, Tensor)
+
+    def subset(self, index: Tensor | Sequence[int]) -> ImageSet:
+        """The set of the images at `index`, in that order."""
+        index = torch.as_tensor(index, dtype=torch.int64)
+        images = self.images
+        chosen = images[index.to(images.device)] if isinstance(images, Tensor) else images.subset(index)
+        return dataclasses.replace(self, images=chosen, labels=self.labels[index.to(self.labels.device)])
+
+    def sample(self, count: int, *, seed: int = 0) -> ImageSet:
+        """`count` images (all, where there are fewer) drawn without replacement."""
+        return self.subset(torch.randperm(len(self), generator=seeded(seed))[:count])
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same set with images and labels on `device`; lazy images stay where they are."""
+        images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
+        labels = self.labels.to(device) if isinstance(self.images, Tensor) else self.labels
+        return dataclasses.replace(self, images=images, labels=labels)
+
+    def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """`(x / 255 - mean) / std` of uint8 images `(N, C, H, W)`, bit for bit as torchvision."""
+        out = images.to(dtype).div_(255)
+        if self.input_spec.mean:
+            mean = torch.tensor(self.input_spec.mean, dtype=dtype, device=images.device)
+            std = torch.tensor(self.input_spec.std, dtype=dtype, device=images.device)
+            out.sub_(mean[:, None, None]).div_(std[:, None, None])
+        return out
+
+    def batches(
+        self,
+        batch_size: int = 256,
+        *,
+        device: torch.device | str = "cpu",
+        order: Tensor | None = None,
+        augment: Augmentation | None = None,
+        draws: Tensor | None = None,
+        channels_last: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images `(n, C, H, W)` and labels `(n,)` on `device`; the last batch may be smaller.
+
+        `order` lists the images to visit (default: all, as they come). `augment` changes image `i` by row `i`
+        of `draws`, `(N, augment.columns)`. Lazy images are decoded by worker threads, a few batches ahead.
+        """
+        order = torch.arange(len(self)) if order is None else order
+        for index, pixels in self._pixels(torch.split(order, batch_size) if len(order) else (), augment, draws):
+            pixels = pixels.to(device, non_blocking=True)
+            if augment is not None and draws is not None and not self._cut_when_decoded(augment):
+                pixels = augment.view(pixels, draws[index].to(device, non_blocking=True))
+            images = self.normalise(pixels, dtype)
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield images, self.labels[index.to(self.labels.device)].to(device, non_blocking=True)
+
+    def _cut_when_decoded(self, augment: Augmentation) -> bool:
+        return augment.whole and isinstance(self.images, LazyImages)
+
+    def _pixels(
+        self, parts: Sequence[Tensor], augment: Augmentation | None, draws: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        images = self.images
+        if isinstance(images, Tensor):
+            for index in parts:
+                yield index, images[index.to(images.device)]
+            return
+        whole = augment is not None and draws is not None and augment.whole
+        rows = [draws[index] if whole and draws is not None else None for index in parts]
+        yield from zip(parts, ahead(images, parts, rows), strict=True)
+
+
+def check_classes(outputs: int, data: ImageSet) -> None:
+    """Raise `InputError` unless a classifier with `outputs` outputs fits the classes of `data`."""
+    if len(data.classes) == outputs:
+        return
+    raise InputError(
+        f"{data.name} has {len(data.classes)} classes, labels 0 to {len(data.classes) - 1}, "
+        f"but the classifier has {outputs} outputs",
+        hint="give the data set the network was trained on, or a network with as many outputs as classes",
+    )
+
+
+def check_input(shape: Sequence[int], data: ImageSet) -> None:
+    """Raise `InputError` unless `data` yields images of `shape`, `(C, H, W)`."""
+    if tuple(shape) != tuple(data.input_spec.shape):
+        raise InputError(
+            f"{data.name} gives images of shape {tuple(data.input_spec.shape)}, the network reads {tuple(shape)}",
+            hint="say how the images are prepared with --input-size",
+        )

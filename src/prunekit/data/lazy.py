@@ -1,0 +1,89 @@
+"""Pictures decoded when they are asked for, by threads (Pillow lets go of the interpreter meanwhile)."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from prunekit.data.prepare import prepare, prepare_crop
+
+_AHEAD = 3  # batches decoded before they are needed
+
+
+class LazyImages:
+    """A `(N, C, H, W)` uint8 tensor in spirit: indexing it opens, decodes and resizes the pictures asked for.
+
+    `open_picture(i)` opens picture `i`; it raises `InputError` where that cannot be read.
+    """
+
+    def __init__(
+        self,
+        open_picture: Callable[[int], Image],
+        index: Tensor,
+        shape: tuple[int, ...],
+        *,
+        workers: int | None = None,
+    ) -> None:
+        self._open = open_picture
+        self._index = index
+        self._workers = workers or min(16, os.cpu_count() or 1)
+        self.shape = (len(index), *shape)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def subset(self, index: Tensor) -> LazyImages:
+        """The pictures at `index`, still unread."""
+        return LazyImages(self._open, self._index[index], self.shape[1:], workers=self._workers)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The pictures at `index`, `(n, C, H, W)`."""
+        return self.gather(self.start(index, None))
+
+    def start(self, index: Tensor, draws: Tensor | None) -> list[Future[np.ndarray]]:
+        """Begin to decode the pictures at `index`, or, with `(n, 5)` draws, random parts of them."""
+        places = self._index[index].tolist()
+        if draws is None:
+            return [self._pool.submit(self._whole, place) for place in places]
+        return [self._pool.submit(self._part, p, row) for p, row in zip(places, draws, strict=True)]
+
+    @staticmethod
+    def gather(futures: list[Future[np.ndarray]]) -> Tensor:
+        """Wait for what `start` began."""
+        return torch.from_numpy(np.stack([future.result() for future in futures]))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._workers, thread_name_prefix="prunekit-decode")
+
+    def _whole(self, place: int) -> np.ndarray:
+        with self._open(place) as picture:
+            return prepare(picture, self.shape[1:])
+
+    def _part(self, place: int, draws: Tensor) -> np.ndarray:
+        with self._open(place) as picture:
+            return prepare_crop(picture, self.shape[1:], draws)
+
+
+def ahead(images: LazyImages, parts: Sequence[Tensor], draws: Sequence[Tensor | None]) -> Iterator[Tensor]:
+    """The decoded pictures of each part in turn, while the next few parts are being decoded."""
+    waiting: deque[list[Future[np.ndarray]]] = deque()
+    try:
+        for index, rows in zip(parts, draws, strict=True):
+            waiting.append(images.start(index, rows))
+            if len(waiting) > _AHEAD:
+                yield images.gather(waiting.popleft())
+        while waiting:
+            yield images.gather(waiting.popleft())
+    finally:
+        for futures in waiting:
+            for future in futures:
+                future.cancel()

@@ -1,0 +1,30 @@
+"""Deterministic, stratified splits: the same images for everybody, every time, with no random numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunekit.errors import InputError
+
+
+def every(labels: Tensor, tenths: frozenset[int]) -> Tensor:
+    """Indices, ascending, of the images whose position within their class, modulo ten, is among `tenths`."""
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in sorted(set(labels.tolist())):
+        members = (labels == label).nonzero().flatten()
+        wanted = torch.tensor([k % 10 in tenths for k in range(len(members))], dtype=torch.bool)
+        chosen[members[wanted]] = True
+    return chosen.nonzero().flatten()
+
+
+def held_out(labels: Tensor, split: str, *, name: str) -> Tensor:
+    """Indices of "train" or "val" where there are no validation images: "val" is each class's every tenth."""
+    val = frozenset({9})
+    chosen = every(labels, val if split == "val" else frozenset(range(10)) - val)
+    if not len(chosen):
+        raise InputError(
+            f"{name} has fewer than ten images in every class, too few to hold some out for validation",
+            hint="put validation images into a folder val/ beside train/",
+        )
+    return chosen

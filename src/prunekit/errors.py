@@ -1,0 +1,70 @@
+"""Every error that prunekit raises on purpose, in one tree.
+
+    PrunekitError                 exit status
+    ├── InputError                2    a bad file, flag, name, data set or model
+    │   └── TrainingError         2    a run that cannot go on (NaN loss, out of memory, other settings)
+    ├── SurgeryError              3    the surgery was refused; nothing was written
+    ├── CheckFailed               1    a check the user asked for did not hold
+    └── Interrupted               130  stopped by a signal, after the state was saved
+
+Anything else that escapes is a bug of ours: exit status 70.
+
+Each carries a message (what was found, what was expected) and, where it helps, a `hint` (what to do).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrunekitError(Exception):
+    """Base of the tree: `message` says what and where, `hint` what to do about it."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class InputError(PrunekitError):
+    """What was given cannot be used: a file, a flag, a name, a data set or a model."""
+
+
+class TrainingError(InputError):
+    """A training run cannot start or go on."""
+
+
+class SurgeryError(PrunekitError):
+    """A plan cannot be applied, or its result was not the network that was meant."""
+
+    exit_code = 3
+
+
+class CheckFailed(PrunekitError):
+    """A check that the user asked for, such as a least accuracy, did not hold."""
+
+    exit_code = 1
+
+
+class Interrupted(PrunekitError):
+    """A signal stopped the work after its state was saved."""
+
+    exit_code = 130
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """An `InputError` for a name that is not known, suggesting the nearest ones."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    if close:
+        hint = "did you mean " + " or ".join(close) + "?"
+    else:
+        shown = ", ".join(options[:20])
+        hint = f"known: {shown}" + (f", and {len(options) - 20} more" if len(options) > 20 else "")
+    return InputError(f"unknown {kind} '{name}'", hint=hint)

@@ -1,0 +1,70 @@
+"""The contract of a pruning method, on one screen.
+
+A method looks at a network and its graph and returns a `Plan`; it never touches a tensor's shape. It is found through
+the entry points `prunekit.methods`; its command, help, JSON and contract tests follow from this class alone.
+
+The module of a method must import without torch (import it inside `plan`), so that `prunekit --help` stays fast.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from prunekit.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prunekit.plan import Plan
+    from prunekit.surgery import Graph
+
+
+def option(default: Any = MISSING, *, help: str, choices: tuple[str, ...] = (), flag: str | None = None) -> Any:
+    """A setting of a method: a dataclass field that carries its help text and its choices to the command line."""
+    metadata: dict[str, Any] = {"help": help, "choices": choices}
+    if flag:
+        metadata["flag"] = flag
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings that every method takes: how much to remove, said in exactly one way."""
+
+    ratio: float | dict[str, float] | None = option(None, help="Share of the prunable channels to remove, 0 to 1.")
+    target_macs: str | float | None = option(None, help="MACs to keep: '50%' of the present ones, or '20M'.")
+    target_params: str | float | None = option(None, help="Parameters to keep: '50%' of the present ones, or '2M'.")
+    round_to: int = option(1, help="Keep a multiple of this many channels in each layer (8 suits most hardware).")
+    min_channels: int = option(1, help="Leave at least this many channels in every layer.")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            choices, value = item.metadata.get("choices"), getattr(self, item.name)
+            if choices and value not in choices:
+                raise unknown_name(item.name.replace("_", "-"), str(value), choices)
+        for name in ("round_to", "min_channels"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as they are stored in a file's history."""
+        return asdict(self)
+
+
+class Method(ABC):
+    """A way to decide what goes. Stateless: everything it needs is in its arguments."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]] = ()
+    Config: ClassVar[type[Config]] = Config
+
+    @abstractmethod
+    def plan(self, model: nn.Module, graph: Graph, config: Any) -> Plan:
+        """Decide, without changing `model`.
+
+        Raises:
+            InputError: the settings cannot be used with this network, or there is nothing to prune.
+        """

@@ -1,0 +1,84 @@
+"""How much to remove: reading a budget, and meeting it along a fixed order of removal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from prunekit.errors import InputError
+from prunekit.methods.base import Config
+from prunekit.surgery import Cost
+
+Kind = Literal["ratio", "macs", "params"]
+
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
+_AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(%|[KMG]?)\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is asked for: a share of channels to remove, or an amount of MACs or parameters to be left."""
+
+    kind: Kind
+    amount: float
+
+    def met_by(self, cost: Cost) -> bool:
+        """Whether a network of that cost is within the amount (not for ratios)."""
+        return (cost.macs if self.kind == "macs" else cost.params) <= self.amount
+
+
+def read_budget(config: Config, now: Cost) -> Budget:
+    """The one budget that `config` names; shares are of the network's present cost.
+
+    Raises:
+        InputError: none or several were given, or one is out of range.
+    """
+    given = [name for name in ("ratio", "target_macs", "target_params") if getattr(config, name) is not None]
+    if len(given) != 1:
+        said = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
+        raise InputError(
+            f"exactly one of --ratio, --target-macs and --target-params is needed; found {said}",
+            hint="for example --ratio 0.5 to remove half of the channels",
+        )
+    if given == ["ratio"]:
+        return Budget("ratio", check_ratio(config.ratio))
+    if given == ["target_macs"]:
+        return Budget("macs", _amount("--target-macs", config.target_macs, now.macs))
+    return Budget("params", _amount("--target-params", config.target_params, now.params))
+
+
+def check_ratio(ratio: object) -> float:
+    """A ratio strictly between 0 and 1.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        raise InputError(f"a ratio must lie between 0 and 1, both excluded; found {ratio}")
+    return float(ratio)
+
+
+def _amount(flag: str, value: str | float | None, now: int) -> float:
+    match = _AMOUNT.fullmatch(str(value))
+    try:
+        number, unit = float(match[1]), match[2].upper()  # type: ignore[index]
+    except (TypeError, ValueError):
+        raise InputError(f"{flag} takes an amount like 50%, 20M or 1.5G; found '{value}'") from None
+    amount = now * number / 100 if unit == "%" else number * _UNITS[unit]
+    if not 0 < amount < now:
+        raise InputError(f"{flag} {value} is {amount:,.0f}; it must lie between 0 and the present {now:,}")
+    return amount
+
+
+def fewest(limit: int, enough: Callable[[int], bool]) -> int:
+    """The smallest `k` in `[0, limit]` with `enough(k)`, which must grow true; `limit` when none is."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -1,0 +1,124 @@
+"""From a score for each unit to the units that stay: one order of removal, without dead layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunekit.surgery import ChannelGroup, Member
+
+Scores = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Units in the order in which they go, as `(group number, unit)`, and the layers that were protected."""
+
+    order: tuple[tuple[int, int], ...]
+    protected: tuple[str, ...]
+
+
+class _Layer:
+    """How many more channels one layer may lose."""
+
+    def __init__(self, member: Member, floor: int) -> None:
+        self.name = member.module
+        self.width = np.bincount(member.units)
+        self.spare = int(self.width.sum()) - floor
+
+    def can_lose(self, unit: int) -> bool:
+        return unit >= self.width.size or self.width[unit] == 0 or self.width[unit] <= self.spare
+
+    def lose(self, unit: int) -> None:
+        if unit < self.width.size:
+            self.spare -= int(self.width[unit])
+
+
+def removal_order(groups: Sequence[ChannelGroup], scores: Scores, least: int) -> Removal:
+    """All free units, lowest score first; a unit that would leave a layer fewer than `least` channels is passed over.
+
+    `scores` has an entry `(group size,)` for each group by name; an infinite score never goes.
+    """
+    layers = [[_Layer(member, least) for member in group.producers] for group in groups]
+    number = np.concatenate([np.full(len(group.free), g) for g, group in enumerate(groups)])
+    unit = np.concatenate([np.asarray(group.free, dtype=np.int64) for group in groups])
+    value = np.concatenate([scores[group.name][list(group.free)] for group in groups])
+    order, protected = [], dict[str, None]()
+    for i in np.argsort(value, kind="stable"):
+        if not math.isfinite(value[i]):
+            break
+        g, u = int(number[i]), int(unit[i])
+        stuck = [layer for layer in layers[g] if not layer.can_lose(u)]
+        if stuck:
+            protected.update(dict.fromkeys(layer.name for layer in stuck))
+            continue
+        for layer in layers[g]:
+            layer.lose(u)
+        order.append((g, u))
+    return Removal(tuple(order), tuple(protected))
+
+
+def protected_within(groups: Sequence[ChannelGroup], scores: Scores, removal: Removal, count: int) -> list[str]:
+    """The layers whose protection mattered among the first `count` removals: a unit scored lower, and stayed."""
+    if not count:
+        return []
+    g, u = removal.order[count - 1]
+    threshold = scores[groups[g].name][u]
+    gone = set(removal.order[:count])
+    names = dict[str, None]()
+    for number, group in enumerate(groups):
+        spared = [u for u in group.free if scores[group.name][u] < threshold and (number, u) not in gone]
+        if spared:
+            names.update(dict.fromkeys(m.module for m in group.producers if np.isin(m.units, spared).any()))
+    return [name for name in names if name in removal.protected]
+
+
+def keep_after(groups: Sequence[ChannelGroup], removal: Removal, count: int) -> dict[str, list[int]]:
+    """The kept units of every group once the first `count` removals are done."""
+    gone: dict[int, set[int]] = {}
+    for g, u in removal.order[:count]:
+        gone.setdefault(g, set()).add(u)
+    return {groups[g].name: [u for u in range(groups[g].size) if u not in units] for g, units in sorted(gone.items())}
+
+
+def round_widths(
+    groups: Sequence[ChannelGroup], scores: Scores, keeps: Mapping[str, Sequence[int]], unit: int
+) -> dict[str, list[int]]:
+    """Bring each group's width to the nearest multiple of `unit` channels (at least one), by score."""
+    if unit == 1:
+        return {name: list(index) for name, index in keeps.items()}
+    rounded = {}
+    for group in groups:
+        kept = keeps.get(group.name)
+        if kept is None:
+            continue
+        step = unit // math.gcd(unit, channels_per_unit(group))
+        # Halves go down, so that a layer chosen for pruning does not quietly come back whole.
+        wanted = max(step, step * math.ceil(len(kept) / step - 0.5))
+        rounded[group.name] = _resize(group, scores[group.name], kept, min(wanted, group.size))
+    return {name: index for name, index in rounded.items() if len(index) < _size(groups, name)}
+
+
+def channels_per_unit(group: ChannelGroup) -> int:
+    """How many channels of its naming layer one unit stands for: more than one in grouped convolutions."""
+    first = next(m for m in group.producers if m.module == group.name or m.parameter == group.name)
+    return max(1, first.units.size // max(1, np.unique(first.units).size))
+
+
+def _size(groups: Sequence[ChannelGroup], name: str) -> int:
+    return next(group.size for group in groups if group.name == name)
+
+
+def _resize(group: ChannelGroup, scores: NDArray[np.float64], kept: Sequence[int], wanted: int) -> list[int]:
+    kept_set, free = set(kept), set(group.free)
+    if len(kept_set) > wanted:
+        loose = sorted((u for u in kept_set if u in free), key=lambda u: scores[u])
+        kept_set -= set(loose[: len(kept_set) - wanted])
+    else:
+        gone = sorted((u for u in free if u not in kept_set), key=lambda u: -scores[u])
+        kept_set |= set(gone[: wanted - len(kept_set)])
+    return sorted(kept_set)

@@ -1,0 +1,54 @@
+"""Network Slimming (Liu et al., ICCV 2017): channels whose batch-norm gamma is small go, by one global threshold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from prunekit.methods.base import Config, Method, option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prunekit.plan import Plan
+    from prunekit.surgery import Graph
+
+
+@dataclass(frozen=True)
+class SlimConfig(Config):
+    """Settings of Network Slimming."""
+
+    scope: str = option(
+        "all", help="'inner' leaves channels alone that several layers share by addition.", choices=("all", "inner")
+    )
+    aggregate: str = option(
+        "max", help="How the gammas of coupled channels become one score.", choices=("max", "mean", "sum")
+    )
+    restore: str = option(
+        "constants",
+        help="'constants' folds what a removed channel is worth on average, act(beta), into the next layer; 'none' "
+        "drops it as the paper's release does.",
+        choices=("constants", "none"),
+    )
+
+
+class Slim(Method):
+    """One-shot Network Slimming: rank by |gamma|, remove the lowest, absorb the constants they leave."""
+
+    name: ClassVar[str] = "slim"
+    summary: ClassVar[str] = "Network Slimming: remove channels with small batch-norm gamma, by one global threshold."
+    examples: ClassVar[tuple[str, ...]] = (
+        "prunekit slim model.pt --ratio 0.5",
+        "prunekit slim model.pt --target-macs 50% --round-to 8 -o small.pt",
+    )
+    Config: ClassVar[type[Config]] = SlimConfig
+
+    def plan(self, model: nn.Module, graph: Graph, config: Any) -> Plan:
+        """Remove the units with the smallest aggregated |gamma| until the budget is met (section 3 of the paper).
+
+        Raises:
+            InputError: no batch norm, nothing prunable, or a budget that cannot be met.
+        """
+        from prunekit.methods.slimming import plan_slimming
+
+        return plan_slimming(model, graph, config)

@@ -1,0 +1,26 @@
+"""Networks by name: the bundled architectures, torchvision's, and the user's own code.
+
+The bundled ones take `num_classes`, `in_channels`, `width` (multiplies the channels) and, where they have
+batch norms, `gamma` (what these start at: 0.5 for the three architectures of Network Slimming, 1 for the
+others). `vgg*` take `config` (see `vgg.CifarVGG`), `resnet*_cifar` take `shortcut=pad|conv` and
+`relu=output|input`.
+"""
+
+from __future__ import annotations
+
+from prunekit.models.arguments import parse_args
+from prunekit.models.keys import classifier, match_keys
+from prunekit.models.resolve import build, canonical, default_input, is_code, names
+from prunekit.models.user_code import source_file
+
+__all__ = [
+    "build",
+    "canonical",
+    "classifier",
+    "default_input",
+    "is_code",
+    "match_keys",
+    "names",
+    "parse_args",
+    "source_file",
+]

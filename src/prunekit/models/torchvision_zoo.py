@@ -1,0 +1,104 @@
+"""torchvision's classification networks by name, with random weights or with those it offers for download."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunekit.errors import InputError, unknown_name
+from prunekit.spec import InputSpec
+
+# Inception networks: the auxiliary heads serve training alone, and the slow truncated-normal start is being
+# retired.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+
+
+def names() -> list[str]:
+    """Every classification network of the installed torchvision."""
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def build(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with random weights, and the arguments that it was built with."""
+    from torchvision import models
+
+    _check_name(name)
+    if "weights" in args:
+        raise InputError(
+            "weights are no argument of an architecture", hint=f"torchvision:{name}@WEIGHTS downloads them"
+        )
+    used = {**_DEFAULTS.get(name, {}), **args}
+    try:
+        return models.get_model(name, **used), used
+    except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OverflowError) as error:
+        raise InputError(f"torchvision's {name} does not take {_written(args)}: {error}") from error
+
+
+def weights_args(name: str, weights: str) -> dict[str, Any]:
+    """The arguments with which the network fits the published `weights`."""
+    meta = _weights(name, weights).meta
+    args: dict[str, Any] = {"num_classes": len(meta["categories"])}
+    if name in _DEFAULTS:
+        args["transform_input"] = True
+    if name.startswith("vit_"):
+        args["image_size"] = meta["min_size"][0]
+    return args
+
+
+def download(name: str, weights: str) -> dict[str, Tensor]:
+    """The published state dict, checked against its hash and read without unpickling anything but tensors."""
+    entry = _weights(name, weights)
+    try:
+        # torch announces the download on stdout, which belongs to data
+        with contextlib.redirect_stdout(sys.stderr):
+            state: dict[str, Tensor] = entry.get_state_dict(
+                progress=False, check_hash=True, weights_only=True, map_location="cpu"
+            )
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot download torchvision:{name}@{weights}: {error}") from error
+    return state
+
+
+def categories(name: str, weights: str) -> tuple[str, ...]:
+    """The class names that the published `weights` know."""
+    return tuple(_weights(name, weights).meta["categories"])
+
+
+def default_input(name: str, weights: str | None, args: Mapping[str, Any]) -> InputSpec:
+    """The input of the published evaluation: of `weights`, or of torchvision's recommended ones."""
+    from torchvision import models
+
+    _check_name(name)
+    entry = _weights(name, weights) if weights else models.get_model_weights(name).DEFAULT
+    preset = entry.transforms()
+    size = int(args.get("image_size", preset.crop_size[0]))
+    return InputSpec((3, size, size), tuple(preset.mean), tuple(preset.std))
+
+
+def _check_name(name: str) -> None:
+    known = names()
+    if name not in known:
+        raise unknown_name("torchvision architecture", name, known)
+
+
+def _weights(name: str, weights: str) -> Any:
+    from torchvision import models
+
+    _check_name(name)
+    offered = models.get_model_weights(name)
+    if weights not in offered.__members__:
+        raise unknown_name(f"weights of {name}", weights, offered.__members__)
+    return offered[weights]
+
+
+def _written(args: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in args.items())

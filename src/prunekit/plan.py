@@ -1,0 +1,146 @@
+"""What surgery is asked to do: a frozen list of operations on channel groups and layers.
+
+A method returns a `Plan`; `prunekit.surgery.edit` applies it to a copy of the network. Operations address groups and
+layers by dotted module names. The JSON form holds the structure alone: values of folds and refits are in the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Keep the channels `index` of `group`; the others are removed from every layer that makes or reads them.
+
+    `group` is the name of a channel group, or of any layer that makes exactly the group's channels.
+    """
+
+    group: str
+    index: tuple[int, ...]
+
+    def __init__(self, group: str, index: Iterable[int]) -> None:
+        object.__setattr__(self, "group", group)
+        object.__setattr__(self, "index", tuple(int(i) for i in index))
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Before removed inputs go, the layer `consumer` reads them as `x_r ~ A x_k + b` and absorbs both terms.
+
+    `matrix` is `A`, of shape `(removed, kept)` over the units of `group`, both ascending; None for zero.
+    `offset` is `b` over all input channels (features) of the consumer, zero where a channel stays; None for zero.
+    `W_k += W_r A`; `W b`, summed over the kernel, goes into the consumer's bias, or into the running mean of the batch
+    norm behind it, or into a bias that is made for it.
+    """
+
+    consumer: str
+    group: str
+    matrix: Tensor | None = None
+    offset: Tensor | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The structure, without values."""
+        return {
+            "consumer": self.consumer,
+            "group": self.group,
+            "merges": 0 if self.matrix is None else int((self.matrix != 0).any(dim=1).sum()),
+            "offset": self.offset is not None,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """New values, in the shapes after the removal, for parameters and buffers of a layer that stays.
+
+    `values` maps names within the module, such as `weight` or `running_mean`, to tensors.
+    """
+
+    layer: str
+    values: Mapping[str, Tensor]
+
+    def to_json(self) -> dict[str, Any]:
+        """The structure, without values."""
+        return {"layer": self.layer, "values": sorted(self.values)}
+
+
+Operation = Keep | Fold | Refit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Operations to apply together, and what the method that made them has to say about it.
+
+    `notes` is JSON: which layers were protected, how many neurons were merged, and the like. `example` holds the
+    shapes of the inputs that the network was read with, batch included; empty when unknown.
+    """
+
+    operations: tuple[Operation, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    example: tuple[tuple[int, ...], ...] = ()
+
+    def __init__(
+        self,
+        operations: Iterable[Operation] = (),
+        notes: Mapping[str, Any] | None = None,
+        example: Iterable[tuple[int, ...]] = (),
+    ) -> None:
+        object.__setattr__(self, "operations", tuple(operations))
+        object.__setattr__(self, "notes", dict(notes or {}))
+        object.__setattr__(self, "example", tuple(example))
+
+    def made_on(self, example: Iterable[tuple[int, ...]]) -> Plan:
+        """The same plan, with the shapes of the inputs that it was made on."""
+        return Plan(self.operations, self.notes, example)
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self.operations)
+
+    @property
+    def keeps(self) -> tuple[Keep, ...]:
+        """The removals, said by what stays."""
+        return tuple(op for op in self.operations if isinstance(op, Keep))
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """The compensations."""
+        return tuple(op for op in self.operations if isinstance(op, Fold))
+
+    @property
+    def refits(self) -> tuple[Refit, ...]:
+        """The new values for layers that stay."""
+        return tuple(op for op in self.operations if isinstance(op, Refit))
+
+    def to_json(self) -> dict[str, Any]:
+        """The structure as JSON; `from_json` reads the removals back."""
+        return {
+            "keep": {keep.group: _runs(keep.index) for keep in self.keeps},
+            "fold": [fold.to_json() for fold in self.folds],
+            "refit": [refit.to_json() for refit in self.refits],
+            "notes": dict(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The removals of a plan that `to_json` wrote. Folds and refits carry values, which JSON does not."""
+        return cls([Keep(group, _unrun(runs)) for group, runs in data["keep"].items()], data.get("notes"))
+
+
+def _runs(index: Sequence[int]) -> list[list[int]]:
+    """Ascending numbers as inclusive runs: `[0, 1, 2, 7]` -> `[[0, 2], [7, 7]]`."""
+    runs: list[list[int]] = []
+    for i in index:
+        if runs and runs[-1][1] == i - 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return runs
+
+
+def _unrun(runs: Iterable[Sequence[int]]) -> list[int]:
+    return [i for first, last in runs for i in range(first, last + 1)]

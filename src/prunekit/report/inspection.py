@@ -1,0 +1,135 @@
+"""What `inspect` found, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.text import Text
+
+from prunekit.report import numbers
+from prunekit.report.tables import table
+
+if TYPE_CHECKING:
+    from prunekit.surgery import ChannelGroup
+
+_NAMES_SHOWN = 3
+TITLES = {"params": "parameters", "macs": "MACs", "channels": "channels"}
+
+
+def frozen_channels(groups: Sequence[ChannelGroup]) -> dict[str, list[str]]:
+    """For each reason why channels may not go, the groups that it holds in."""
+    reasons: dict[str, list[str]] = {}
+    for group in groups:
+        for reason in dict.fromkeys(group.frozen.values()):
+            reasons.setdefault(reason, []).append(group.name)
+    return reasons
+
+
+def inspection(facts: Mapping[str, Any]) -> Group:
+    """The document of `inspect` as text and tables, the summary first."""
+    parts: list[Any] = [_summary(facts), _layers(facts["layers"]), _groups(facts["groups"])]
+    if facts["frozen"]:
+        parts.append(_frozen(facts["frozen"]))
+    if facts["history"]:
+        parts.append(_history(facts["history"]))
+    return Group(*parts)
+
+
+def _summary(facts: Mapping[str, Any]) -> Text:
+    arguments = ", ".join(f"{key}={value}" for key, value in facts["arch_args"].items())
+    lines = [
+        ("model", facts["model"]),
+        ("architecture", (facts["arch"] or "unknown") + (f" ({arguments})" if arguments else "")),
+        ("input", _input(facts["input"])),
+        ("classes", some(facts["classes"])),
+        ("size", numbers.data_size(facts["bytes"])),
+        ("parameters", f"{facts['params']:,}"),
+        ("MACs", f"{facts['macs']:,}"),
+        ("channels", f"{facts['channels']:,}"),
+    ]
+    known = [(name, value) for name, value in lines if value not in ("", numbers.NONE)]
+    return Text("\n".join(f"{name:<13} {value}" for name, value in known))
+
+
+def _input(spec: Mapping[str, Any] | None) -> str:
+    if spec is None:
+        return ""
+    shape = "x".join(map(str, spec["shape"]))
+    if not spec["mean"]:
+        return shape
+    return f"{shape}, mean {_figures(spec['mean'])}, std {_figures(spec['std'])}"
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> Any:
+    rows = [
+        (
+            layer["name"],
+            layer["kind"],
+            str(layer["channels"] or numbers.NONE),
+            f"{layer['params']:,}",
+            f"{layer['macs']:,}",
+        )
+        for layer in layers
+    ]
+    return table(["layer", "kind", "channels", "parameters", "MACs"], rows, left=2, title="\nLayers")
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> Any:
+    rows = [
+        (
+            group["name"],
+            some(group["producers"]),
+            some(group["consumers"]),
+            str(group["channels"]),
+            str(group["removable"]),
+        )
+        for group in groups
+    ]
+    columns = ["group", "made by", "read by", "channels", "removable"]
+    return table(columns, rows, left=3, title="\nChannel groups")
+
+
+def _frozen(frozen: Mapping[str, Sequence[str]]) -> Any:
+    rows = [(reason, some(groups)) for reason, groups in frozen.items()]
+    return table(["why not", "groups"], rows, left=2, title="\nFrozen channels")
+
+
+def _history(history: Sequence[Mapping[str, Any]]) -> Any:
+    rows = [(str(number), _step(step)) for number, step in enumerate(history, start=1)]
+    return table(["step", "what was done"], rows, left=2, title="\nHistory")
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """One step of history: what was set otherwise than by default, and what it did. The plan is for `--json`."""
+    name = str(step.get("method", "plan"))
+    usual = _usual_settings(name)
+    chosen = {key: value for key, value in step.get("settings", {}).items() if key not in usual or usual[key] != value}
+    parts = [name, *(f"{key}={value}" for key, value in chosen.items())]
+    if step.get("before") and step.get("after"):
+        before, after = step["before"], step["after"]
+        parts += [f"{TITLES[key]} {before[key]:,} to {after[key]:,}" for key in TITLES if key in before]
+    if step.get("accuracy") is not None:
+        parts.append(f"validation accuracy {numbers.percent(step['accuracy'])}")
+    return ", ".join(parts)
+
+
+def _usual_settings(name: str) -> dict[str, Any]:
+    """The defaults of a step's settings; none for a method that is not installed here."""
+    from prunekit.methods import registry
+    from prunekit.training import TrainConfig
+
+    if name == "train":
+        return TrainConfig().settings()
+    return registry.get(name).Config().to_json() if name in registry.names() else {}
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+
+
+def _figures(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,133 @@
+"""The two streams of a command: data goes to standard output, everything for people to standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from prunekit.errors import InputError
+from prunekit.report.documents import dumps
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_WIDTH_OFF_TERMINAL = 120
+_WIDEST = 1000
+
+
+class ClosedPipeError(Exception):
+    """Nobody reads standard output any more: the command ends, and that is no error."""
+
+
+class Output:
+    """Where one run of a command writes.
+
+    `quiet` drops notes and progress, never data, warnings or errors; `json` says that the data is wanted as
+    one JSON document. Of the processes that `torchrun` starts, only the first one writes; each may report its
+    error.
+    """
+
+    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+        self.rank = os.environ.get("RANK", "0")
+        self.first = self.rank == "0"
+        self.quiet = quiet or not self.first
+        self.json = json
+
+    @property
+    def live(self) -> bool:
+        """Whether somebody watches: standard error is a terminal that can redraw a line."""
+        return not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def people(self) -> Console:
+        """A Rich console on standard error; colour follows NO_COLOR and TERM."""
+        return _console(stderr=True)
+
+    def note(self, text: str) -> None:
+        """One line about what happens."""
+        if not self.quiet:
+            self.people().print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """One line that people should not miss."""
+        if self.first:
+            self.people().print(f"[yellow]warning:[/] {_escaped(text)}", soft_wrap=True)
+
+    def error(self, message: str, hint: str | None = None) -> None:
+        """What went wrong, and what to do about it: two lines at most."""
+        console = self.people()
+        who = "" if self.first else f"process {self.rank}: "
+        console.print(f"[bold red]error:[/] {who}{_escaped(_one_line(message))}", soft_wrap=True)
+        if hint:
+            console.print(f"[dim]hint:[/] {_escaped(_one_line(hint))}", soft_wrap=True)
+
+    def table(self, content: RenderableType, *, data: bool) -> None:
+        """Show a table: on standard output where it is the `data` asked for, else on standard error."""
+        if not data and self.quiet:
+            return
+        from rich.measure import Measurement
+
+        console = _console(stderr=not data)
+        # figures are never cut: what is wider than the terminal is the terminal's to wrap
+        least = Measurement.get(console, console.options.update(width=_WIDEST), content).minimum
+        console.width = max(console.width, least)
+        with console.capture() as captured:
+            console.print(content)
+        text = "\n".join(line.rstrip() for line in captured.get().splitlines())
+        if data:
+            self.data(text)
+        else:
+            print(text, file=sys.stderr)
+
+    def data(self, text: str) -> None:
+        """Write `text` to standard output, ending with one newline."""
+        if self.first:
+            _write(sys.stdout.buffer, (text.rstrip("\n") + "\n").encode())
+
+    def document(self, document: dict[str, Any]) -> None:
+        """Write one JSON document to standard output."""
+        self.data(dumps(document))
+
+    def binary(self, content: bytes) -> None:
+        """Write an artefact to standard output."""
+        if self.first:
+            _write(sys.stdout.buffer, content)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OFF_TERMINAL
+    return Console(stderr=stderr, highlight=False, emoji=False, width=width)
+
+
+def _write(stream: BinaryIO, content: bytes) -> None:
+    try:
+        sys.stdout.flush()
+        stream.write(content)
+        stream.flush()
+    except BrokenPipeError:
+        discard_stdout()
+        raise ClosedPipeError from None
+    except OSError as error:
+        discard_stdout()
+        raise InputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def discard_stdout() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush does not complain."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # a replaced stream without a descriptor has nothing left to flush
+        return
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,74 @@
+"""The numbers that modules keep about their own shapes, and that must follow when their parameters shrink."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from prunekit.surgery.layers import ChannelPad
+
+# Module type -> the attributes that describe its shape, as they are stored in a file.
+SHAPE_ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
+    _ConvNd: ("in_channels", "out_channels", "groups"),
+    nn.Linear: ("in_features", "out_features"),
+    _NormBase: ("num_features",),
+    nn.LayerNorm: ("normalized_shape",),
+    nn.GroupNorm: ("num_channels",),
+    nn.PReLU: ("num_parameters",),
+    nn.Embedding: ("embedding_dim",),
+    ChannelPad: ("before", "after"),
+}
+
+
+def names_of(module: nn.Module) -> tuple[str, ...]:
+    """The shape attributes of a module; empty where its type is not known to have any."""
+    for kind, names in SHAPE_ATTRIBUTES.items():
+        if isinstance(module, kind):
+            return names
+    return ()
+
+
+def read(module: nn.Module) -> dict[str, Any]:
+    """The module's shape attributes as JSON."""
+    values = {name: getattr(module, name) for name in names_of(module)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def write(module: nn.Module, values: Mapping[str, Any]) -> None:
+    """Set shape attributes that `read` has given."""
+    for name, value in values.items():
+        setattr(module, name, tuple(value) if isinstance(value, list) else value)
+
+
+def fit(module: nn.Module, before: Mapping[str, tuple[int, ...]]) -> None:
+    """Bring a module's numbers in line with its parameters; `before` holds their earlier shapes."""
+    if isinstance(module, _ConvNd):
+        _fit_convolution(module, before["weight"])
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        sized = module.weight if module.weight is not None else module.running_mean
+        if sized is not None:
+            module.num_features = sized.numel()
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = module.weight.numel()
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.size(1)
+
+
+def _fit_convolution(conv: _ConvNd, before: tuple[int, ...]) -> None:
+    """Depthwise layers lose groups with their channels; other grouped layers keep theirs."""
+    if conv.transposed:
+        conv.in_channels, conv.out_channels = conv.weight.size(0), conv.weight.size(1) * conv.groups
+        return
+    if conv.groups > 1 and before[1] == 1:
+        conv.groups = conv.groups * conv.weight.size(0) // before[0]
+    conv.in_channels, conv.out_channels = conv.weight.size(1) * conv.groups, conv.weight.size(0)

@@ -1,0 +1,115 @@
+"""Parameters and multiply-accumulates (MACs) of a network, in all and per layer.
+
+MACs are those of convolutions, linear layers and matrix products, for one input, as `torch.utils.flop_counter` counts
+them (half of its floating-point operations). Norms, activations and pooling count as zero, as papers have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from prunekit.surgery.graph import Graph
+from prunekit.surgery.groups import Mask
+from prunekit.surgery.trace import trace
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One module with parameters of its own: its type, output channels, parameters and MACs for one input."""
+
+    name: str
+    kind: str
+    channels: int
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A network's size. `channels` counts the outputs of all convolutions and linear layers."""
+
+    params: int
+    macs: int
+    channels: int
+    layers: tuple[LayerCost, ...] = ()
+
+    def to_json(self) -> dict[str, int]:
+        """The totals."""
+        return {"params": self.params, "macs": self.macs, "channels": self.channels}
+
+
+def measure(model: nn.Module, x: Any) -> Cost:
+    """The cost of `model` on the example input `x`, per input of the batch; nothing is computed."""
+    return cost_of(model, trace(model, x))
+
+
+def cost_of(model: nn.Module, graph: Graph) -> Cost:
+    """The cost of the network that `graph` was traced from, layer by layer."""
+    macs = _macs_by_module(graph)
+    layers = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own or macs.get(name):
+            layers.append(
+                LayerCost(
+                    name=name,
+                    kind=type(module).__name__,
+                    channels=_outputs(graph, name),
+                    params=sum(p.numel() for p in own),
+                    macs=macs.get(name, 0),
+                )
+            )
+    total = predict(graph, graph.kept_classes({}))
+    params = sum(p.numel() for p in model.parameters())
+    return Cost(params, total.macs, total.channels, tuple(layers))
+
+
+def _macs_by_module(graph: Graph) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.macs:
+            owner = node.parameters[0].rpartition(".")[0] if node.parameters else node.module
+            for name in node.parameters:
+                if name.endswith("weight"):
+                    owner = name.rpartition(".")[0]
+            totals[owner] = totals.get(owner, 0) + node.macs // graph.batch
+    return totals
+
+
+def _outputs(graph: Graph, module: str) -> int:
+    return next((graph.shapes[n][dim] for n, dim in graph.outputs() if n.rpartition(".")[0] == module), 0)
+
+
+def predict(graph: Graph, kept: Mask) -> Cost:
+    """The cost once only the `kept` classes are left, without building the network. Exact, and takes microseconds."""
+    shares = {key: int(kept[classes].sum()) for key, classes in graph.slots.items()}
+    params = sum(
+        _product(shares.get((name, dim), size) for dim, size in enumerate(shape))
+        for name, shape in graph.shapes.items()
+        if name in graph.parameters
+    )
+    macs = sum(_node_macs(graph, node.macs, node.parameters, shares) for node in graph.nodes if node.macs)
+    channels = sum(shares[key] for key in graph.outputs())
+    return Cost(params, macs // graph.batch, channels)
+
+
+def _product(sizes: Any) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return int(result)
+
+
+def _node_macs(graph: Graph, macs: int, parameters: tuple[str, ...], shares: Mapping[tuple[str, int], int]) -> int:
+    """MACs are proportional to each dimension of the weight: positions do not change."""
+    for name in parameters:
+        shape = graph.shapes[name]
+        if len(shape) < 2:
+            continue
+        for dim, size in enumerate(shape):
+            macs = macs * shares.get((name, dim), size) // size
+    return macs

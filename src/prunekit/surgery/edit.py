@@ -1,0 +1,140 @@
+"""Apply a plan: returns a new network. Nothing else in prunekit changes a tensor's shape.
+
+First the folds, at full width; then the removal, which is an index along each dimension of each parameter; then the
+refits. The caller's network is never touched: a failed edit leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import SurgeryError
+from prunekit.plan import Plan
+from prunekit.surgery import attributes
+from prunekit.surgery.fold import folded
+from prunekit.surgery.graph import Graph, resolve
+from prunekit.surgery.groups import Mask
+from prunekit.surgery.labels import Ids
+
+
+def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
+    """A copy of `model` with `plan` applied; `graph` is what `trace` read from the same network.
+
+    Raises:
+        SurgeryError: the plan does not fit the network.
+    """
+    kept = graph.kept_classes(resolve(graph, plan))
+    with torch.no_grad():
+        small = remove(model, graph, kept, folded(model, plan, graph))
+        refit(small, plan)
+    return small
+
+
+def remove(model: nn.Module, graph: Graph, kept: Mask, changed: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A copy of `model` without the channels whose class is not `kept`.
+
+    `changed` holds new full-width values for some parameters and buffers, or for biases that do not exist yet.
+    """
+    changed = changed or {}
+    indices = graph.kept_indices(kept)
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    memo: dict[int, Any] = {}
+    for name, dims in _by_parameter(indices, changed, tensors).items():
+        memo[id(tensors[name])] = _cut(tensors[name], changed.get(name), dims)
+    small = _copy(model, memo)
+    _make_biases(small, changed, tensors, indices)
+    _fit_modules(small, graph, kept, {name for name, _ in indices})
+    return small
+
+
+def _by_parameter(
+    indices: Mapping[tuple[str, int], Ids], changed: Iterable[str], tensors: Mapping[str, Tensor]
+) -> dict[str, dict[int, Ids]]:
+    """For each parameter to be rebuilt the indices that stay, by dimension."""
+    result: dict[str, dict[int, Ids]] = {name: {} for name in changed if name in tensors}
+    for (name, dim), index in indices.items():
+        result.setdefault(name, {})[dim] = index
+    return result
+
+
+def _cut(tensor: Tensor, values: Tensor | None, dims: Mapping[int, Ids]) -> Tensor:
+    result = (tensor if values is None else values).detach()
+    for dim, index in dims.items():
+        result = result.index_select(dim, torch.from_numpy(index).to(result.device))
+    if result.data_ptr() == tensor.data_ptr() and not tensor.is_meta:
+        result = result.clone()
+    result = _like_format(result, tensor)
+    return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
+
+
+def _like_format(result: Tensor, tensor: Tensor) -> Tensor:
+    """Channels-last weights stay channels-last."""
+    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return result.contiguous(memory_format=torch.channels_last)
+    return result.contiguous()
+
+
+def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise SurgeryError(f"the model cannot be copied: {error}") from error
+
+
+def _make_biases(
+    small: nn.Module,
+    changed: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    indices: Mapping[tuple[str, int], Ids],
+) -> None:
+    for name in changed.keys() - tensors.keys():
+        owner = name.rpartition(".")[0]
+        stays = indices.get((f"{owner}.weight" if owner else "weight", 0))
+        bias = changed[name] if stays is None else changed[name][torch.from_numpy(stays)]
+        small.get_submodule(owner).bias = nn.Parameter(bias)
+
+
+def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterable[str]) -> None:
+    modules = dict(small.named_modules())
+    for owner in {name.rpartition(".")[0] for name in parameters}:
+        prefix = f"{owner}." if owner else ""
+        shapes = {n[len(prefix) :]: s for n, s in graph.shapes.items() if n.startswith(prefix)}
+        attributes.fit(modules[owner], shapes)
+    for name, (before, after) in graph.pads.items():
+        attributes.write(modules[name], {"before": int(kept[before].sum()), "after": int(kept[after].sum())})
+    for name, classes in graph.normalised.values():
+        _fit_norm(modules.get(name), int(kept[classes].sum()))
+
+
+def _fit_norm(module: nn.Module | None, channels: int) -> None:
+    """Norms without a scale have no parameter that would tell their width."""
+    if isinstance(module, nn.LayerNorm):
+        module.normalized_shape = (channels,)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = channels
+
+
+def refit(model: nn.Module, plan: Plan) -> None:
+    """Write the values of the plan's refits into a network that has its final shape already.
+
+    Raises:
+        SurgeryError: no such layer or parameter, or values of another shape.
+    """
+    for operation in plan.refits:
+        try:
+            module = model.get_submodule(operation.layer)
+        except AttributeError:
+            raise SurgeryError(f"the plan refits '{operation.layer}', which the model does not have") from None
+        for name, values in operation.values.items():
+            target = getattr(module, name, None)
+            if not isinstance(target, Tensor) or target.shape != values.shape:
+                found = tuple(target.shape) if isinstance(target, Tensor) else "nothing"
+                raise SurgeryError(
+                    f"the plan refits '{operation.layer}.{name}' with shape {tuple(values.shape)}; it has {found}"
+                )
+            target.data.copy_(values)

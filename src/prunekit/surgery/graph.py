@@ -1,0 +1,176 @@
+"""The network as surgery sees it: groups of channels, the parameters they sit in, and what each op costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from prunekit.errors import SurgeryError, unknown_name
+from prunekit.plan import Plan
+from prunekit.surgery.groups import ChannelGroup, Mask
+from prunekit.surgery.labels import Ids
+from prunekit.surgery.layer_rules import is_batch_norm
+from prunekit.surgery.record import Node
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One recorded network. Nothing in it refers to the network's weights.
+
+    `slots` maps (parameter, dimension) to the class of each index; class 0 is no channel. `pads` maps `ChannelPad`
+    modules to the classes of the zeros they add before and after; `normalised` maps the nodes that normalise across
+    channels to their module and the classes they normalise. `shapes` are those of parameters and buffers; `example` is
+    the input it was recorded with, on the meta device.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    nodes: tuple[Node, ...]
+    slots: Mapping[tuple[str, int], Ids]
+    roles: Mapping[tuple[str, int], str]
+    pads: Mapping[str, tuple[Ids, Ids]]
+    normalised: Mapping[int, tuple[str, Ids]]
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: frozenset[str]
+    unused: frozenset[str]
+    group_of: Ids
+    unit_of: Ids
+    example: tuple[Any, ...]
+    batch: int
+
+    @property
+    def example_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the example inputs, batch included."""
+        return tuple(tuple(leaf.shape) for leaf in self.example if isinstance(leaf, Tensor))
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group of that name, or made by the layer of that name.
+
+        Raises:
+            SurgeryError: no such group; the nearest names are suggested.
+        """
+        found = self._by_name.get(name)
+        if found is None:
+            error = unknown_name("channel group", name, self._by_name)
+            raise SurgeryError(error.message, hint=error.hint)
+        return found
+
+    @cached_property
+    def _by_name(self) -> dict[str, ChannelGroup]:
+        names = {name: group for group in self.groups for name in group.names()}
+        return {**names, **{group.name: group for group in self.groups}}
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {group.name: number for number, group in enumerate(self.groups)}
+
+    def kept_classes(self, keeps: Mapping[str, Iterable[int]]) -> Mask:
+        """For each class whether it stays, given the kept units of some groups by their names."""
+        kept = np.ones(self.group_of.size, dtype=np.bool_)
+        for name, units in keeps.items():
+            members = self.group_of == self._numbers[name]
+            stays = np.zeros(self.groups[self._numbers[name]].size, dtype=np.bool_)
+            stays[list(units)] = True
+            kept[members] = stays[self.unit_of[members]]
+        return kept
+
+    def kept_indices(self, kept: Mask) -> dict[tuple[str, int], Ids]:
+        """The surviving indices of each parameter dimension that loses some."""
+        result = {}
+        for key, classes in self.slots.items():
+            stays = kept[classes]
+            if not stays.all():
+                result[key] = np.flatnonzero(stays)
+        return result
+
+    def is_stream(self, group: ChannelGroup) -> bool:
+        """Whether several layers add into these channels. An element-wise gate has no positions and does not count."""
+        with_positions = [m for m in group.producers if self._positions(m.module) > 1]
+        return len(with_positions or group.producers) > 1
+
+    def _positions(self, module: str) -> int:
+        sizes = [math.prod(node.shape[2:]) for node in self.calls(module) if node.op == "convolution"]
+        return max(sizes, default=1)
+
+    def outputs(self) -> Iterator[tuple[str, int]]:
+        """The slots that are the output channels of a convolution or linear layer, depthwise ones included."""
+        for (name, dim), role in self.roles.items():
+            if role == "out" or (role == "along" and dim == 0 and len(self.shapes[name]) > 1):
+                yield name, dim
+
+    @cached_property
+    def _readers(self) -> dict[int, list[Node]]:
+        readers: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            for value in dict.fromkeys(node.inputs):
+                readers.setdefault(value, []).append(node)
+        return readers
+
+    def readers(self, value: int) -> Sequence[Node]:
+        """The nodes that read a value, in execution order."""
+        return self._readers.get(value, [])
+
+    @cached_property
+    def _calls(self) -> dict[str, list[Node]]:
+        calls: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.parameters:
+                calls.setdefault(name.rpartition(".")[0], []).append(node)
+        return calls
+
+    def calls(self, module: str) -> Sequence[Node]:
+        """The nodes that use the parameters of a module, in execution order."""
+        return self._calls.get(module, [])
+
+    def batch_norm_after(self, module: str) -> str | None:
+        """The batch norm that alone reads the output of a conv or linear layer, or None."""
+        found = set()
+        for node in self.calls(module):
+            if node.op in _VIEWS:
+                continue
+            readers = self.readers(node.outputs[0])
+            if len(readers) != 1 or not is_batch_norm(readers[0].op) or not readers[0].parameters:
+                return None
+            found.add(readers[0].parameters[0].rpartition(".")[0])
+        return found.pop() if len(found) == 1 else None
+
+
+_VIEWS = frozenset(("t", "transpose", "permute", "view", "detach", "alias"))
+
+
+def resolve(graph: Graph, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Check the removals of a plan against the network: kept units by group name.
+
+    Raises:
+        SurgeryError: an unknown group, a group named twice, units out of range, repeated or frozen, or a layer that
+            would be left without channels.
+    """
+    keeps: dict[str, tuple[int, ...]] = {}
+    for keep in plan.keeps:
+        group = graph.group(keep.group)
+        if group.name in keeps:
+            raise SurgeryError(f"the plan names channel group '{group.name}' twice (as '{keep.group}')")
+        keeps[group.name] = _checked(group, keep.index)
+    return keeps
+
+
+def _checked(group: ChannelGroup, index: tuple[int, ...]) -> tuple[int, ...]:
+    wrong = [i for i in index if not 0 <= i < group.size]
+    if wrong:
+        raise SurgeryError(f"group '{group.name}' has channels 0 to {group.size - 1}; the plan keeps {wrong[0]}")
+    if len(set(index)) != len(index):
+        raise SurgeryError(f"the plan keeps a channel of group '{group.name}' twice")
+    stays = np.zeros(group.size, dtype=np.bool_)
+    stays[list(index)] = True
+    for unit, reason in group.frozen.items():
+        if not stays[unit]:
+            raise SurgeryError(f"channel {unit} of group '{group.name}' cannot be removed: {reason}")
+    for member in group.producers:
+        if not stays[member.units].any():
+            raise SurgeryError(f"the plan leaves '{member.module}' without a single channel")
+    return tuple(sorted(index))

@@ -1,0 +1,159 @@
+"""From recorded labels to channel groups: what lives and dies together, and what may not go, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunekit.surgery.labels import Ids, ids, settle
+from prunekit.surgery.record import Recording
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a group's channels sit in one dimension of one parameter: `positions[i]` holds unit `units[i]`."""
+
+    parameter: str
+    dim: int
+    positions: Ids
+    units: Ids
+
+    @property
+    def module(self) -> str:
+        """The module that owns the parameter."""
+        return self.parameter.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are coupled: each unit is one channel in some layers (several, in grouped convolutions).
+
+    `producers` make the channels, `followers` (batch norms, biases, depthwise convolutions) ride along, `consumers`
+    read them. `frozen` maps the units that may not be removed to the reason.
+    """
+
+    name: str
+    size: int
+    producers: tuple[Member, ...]
+    followers: tuple[Member, ...]
+    consumers: tuple[Member, ...]
+    frozen: Mapping[int, str]
+
+    @cached_property
+    def free(self) -> tuple[int, ...]:
+        """The units that may be removed."""
+        return tuple(unit for unit in range(self.size) if unit not in self.frozen)
+
+    @property
+    def reason(self) -> str | None:
+        """Why nothing of this group can be removed, or None when something can."""
+        return next(iter(self.frozen.values())) if self.frozen and not self.free else None
+
+    def names(self) -> Iterator[str]:
+        """The modules that address this group: those whose output is exactly its units, in order."""
+        every = np.arange(self.size)
+        for member in self.producers:
+            if member.module == self.name or np.array_equal(member.units, every):
+                yield member.module
+
+
+@dataclass(frozen=True)
+class Classes:
+    """For each recorded label the class of labels that name one channel; class 0 is "no channel of ours"."""
+
+    of_label: Ids
+    count: int
+    frozen: Mapping[int, str]
+
+
+def classify(recording: Recording) -> Classes:
+    """Settle all facts of a recording."""
+    ledger = recording.ledger
+    root = settle(ledger.count, ledger.pairs)
+    unique, of_label = np.unique(root, return_inverse=True)
+    frozen: dict[int, str] = {}
+    for labels, reason in ledger.frozen:
+        for cls in np.unique(of_label[labels]):
+            frozen.setdefault(int(cls), reason)
+    return Classes(of_label.astype(np.int64), len(unique), frozen)
+
+
+def build_groups(recording: Recording, classes: Classes) -> tuple[tuple[ChannelGroup, ...], Ids, Ids]:
+    """All groups in execution order, and for each class its group and its unit in it (-1 for none)."""
+    slots = {key: classes.of_label[ids(slot.labels)] for key, slot in recording.slots.items()}
+    outs = [key for key, slot in recording.slots.items() if slot.role == "out"]
+    component = settle(classes.count, [(np.full_like(slots[key], slots[key][0]), slots[key]) for key in outs])
+    group_of = np.full(classes.count, -1, dtype=np.int64)
+    unit_of = np.full(classes.count, -1, dtype=np.int64)
+    leaders = _number_units(outs, slots, component, group_of, unit_of)
+    members = _members(recording, slots, group_of, unit_of, len(leaders))
+    sizes = np.bincount(group_of[group_of >= 0], minlength=len(leaders))
+    frozen: list[dict[int, str]] = [{} for _ in leaders]
+    for cls, reason in classes.frozen.items():
+        if group_of[cls] >= 0:
+            frozen[group_of[cls]][int(unit_of[cls])] = reason
+    groups = tuple(
+        ChannelGroup(
+            name=key[0].rpartition(".")[0] or key[0],
+            size=int(sizes[g]),
+            producers=tuple(members["out"][g]),
+            followers=tuple(members["along"][g]),
+            consumers=tuple(members["in"][g]),
+            frozen=_frozen_units(frozen[g], int(sizes[g])),
+        )
+        for g, key in enumerate(leaders)
+    )
+    return groups, group_of, unit_of
+
+
+def _frozen_units(frozen: dict[int, str], size: int) -> Mapping[int, str]:
+    if size == 1 and not frozen:
+        return {0: "a single channel"}
+    return dict(sorted(frozen.items()))
+
+
+def _number_units(
+    outs: Sequence[tuple[str, int]],
+    slots: Mapping[tuple[str, int], Ids],
+    component: Ids,
+    group_of: Ids,
+    unit_of: Ids,
+) -> list[tuple[str, int]]:
+    """Fill `group_of` and `unit_of`; returns the slot that names each group.
+
+    A group is named after the first layer that makes all of its channels, and numbered in that layer's order.
+    """
+    by_component: dict[int, list[tuple[str, int]]] = {}
+    for key in outs:
+        by_component.setdefault(int(component[slots[key][0]]), []).append(key)
+    leaders = []
+    for group, keys in enumerate(by_component.values()):
+        everything = np.unique(np.concatenate([slots[key] for key in keys]))
+        whole = (key for key in keys if np.unique(slots[key]).size == everything.size)
+        leader = next(whole, keys[0])
+        order = np.concatenate([slots[leader], *(slots[key] for key in keys)])
+        first = np.sort(np.unique(order, return_index=True)[1])
+        group_of[order[first]] = group
+        unit_of[order[first]] = np.arange(first.size)
+        leaders.append(leader)
+    group_of[0] = unit_of[0] = -1
+    return leaders
+
+
+def _members(
+    recording: Recording, slots: Mapping[tuple[str, int], Ids], group_of: Ids, unit_of: Ids, groups: int
+) -> dict[str, list[list[Member]]]:
+    members: dict[str, list[list[Member]]] = {role: [[] for _ in range(groups)] for role in ("out", "along", "in")}
+    for key, slot in recording.slots.items():
+        owner = group_of[slots[key]]
+        for group in np.unique(owner[owner >= 0]):
+            positions = np.flatnonzero(owner == group)
+            member = Member(slot.parameter, slot.dim, positions, unit_of[slots[key][positions]])
+            members[slot.role][group].append(member)
+    return members

@@ -1,0 +1,262 @@
+"""Channel labels: an integer tensor beside each activation that names the channel of every element.
+
+A label tensor has the activation's logical shape, with stride 0 along each dimension where the label does not change,
+so that it costs a few numbers however large the activation is. Label 0 means "no channel of ours": the input image, a
+constant, a mask. What two labels have to do with each other is collected in a `Ledger` as facts (these are one channel;
+this one may not go, because ...) and settled once, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ids = NDArray[np.int64]
+
+
+@dataclass
+class Ledger:
+    """Facts about labels, collected while a network is recorded."""
+
+    count: int = 1  # label 0 is taken: "no channel"
+    pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
+    frozen: list[tuple[Ids, str]] = field(default_factory=list)
+    assumed: list[tuple[Ids, str]] = field(default_factory=list)
+
+    def fresh(self, number: int) -> Tensor:
+        """`number` labels that nobody has used, shape `(number,)`."""
+        start = self.count
+        self.count += number
+        return torch.arange(start, self.count)
+
+    def unify(self, a: Tensor, b: Tensor, where: str = "the model") -> None:
+        """The labels of `a` and `b`, equally shaped, name the same channels element by element.
+
+        A channel that meets an element with no channel of ours (the input, a constant) may not go.
+        """
+        left, right = ids(a), ids(b)
+        if np.array_equal(left, right):
+            return
+        alone = (left == 0) != (right == 0)
+        if alone.any():
+            stuck = np.unique(np.maximum(left[alone], right[alone]))
+            self.frozen.append((stuck, f"an operation in {where} with values that have fixed channels"))
+            left, right = left[~alone], right[~alone]
+        self.pairs.append((left, right))
+
+    def freeze(self, labels: Tensor, reason: str) -> None:
+        """No channel among `labels` may be removed; `reason` says which operation forbids it."""
+        present = np.unique(ids(compact(labels)))
+        present = present[present != 0]
+        if present.size:
+            self.frozen.append((present, reason))
+
+    def assume(self, labels: Tensor, reason: str) -> None:
+        """Removing these is right only if the code computes its sizes from its input; a probe run finds out."""
+        self.assumed.append((np.unique(ids(compact(labels))), reason))
+
+    def tie_blocks(self, vector: Tensor, blocks: int) -> None:
+        """Channels at the same place in each of `blocks` equal stretches of `vector` (1-D) live or die together."""
+        rows = vector.reshape(blocks, -1)
+        for row in rows[1:]:
+            self.unify(rows[0], row)
+
+
+def ids(labels: Tensor) -> Ids:
+    """The labels as a flat NumPy array."""
+    return labels.reshape(-1).numpy()
+
+
+def none_like(shape: Sequence[int]) -> Tensor:
+    """Labels of a tensor that carries no channel of ours."""
+    return torch.zeros((), dtype=torch.int64).expand(tuple(shape))
+
+
+def along(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
+    """Labels of shape `shape` that follow `vector` along `dim` and are constant elsewhere."""
+    view = [1] * len(shape)
+    view[dim] = vector.numel()
+    return vector.view(view).expand(tuple(shape))
+
+
+def varying(labels: Tensor) -> frozenset[int]:
+    """The dimensions along which the label changes."""
+    return frozenset(d for d in range(labels.dim()) if labels.stride(d) != 0 and labels.size(d) > 1)
+
+
+def compact(labels: Tensor) -> Tensor:
+    """One representative along each constant dimension: same rank, small."""
+    if labels.numel() == 0:
+        return labels.new_zeros([0] * labels.dim())
+    moving = varying(labels)
+    return labels[tuple(slice(None) if d in moving else slice(0, 1) for d in range(labels.dim()))]
+
+
+def recompact(labels: Tensor) -> Tensor:
+    """The same labels with stride 0 along every dimension where the values turn out not to change."""
+    shape = labels.shape
+    small = compact(labels)
+    for d in sorted(varying(small)):
+        first = small.narrow(d, 0, 1)
+        if bool((small == first).all()):
+            small = first
+    return small.expand(shape)
+
+
+def vector_along(labels: Tensor, dim: int) -> Tensor | None:
+    """The labels along `dim` as a vector, or None when they also change along another dimension."""
+    if varying(labels) - {dim}:
+        labels = recompact(labels)
+        if varying(labels) - {dim}:
+            return None
+    index: list[int | slice] = [0] * labels.dim()
+    index[dim] = slice(None)
+    return labels[tuple(index)] if labels.numel() else labels.new_zeros(labels.size(dim))
+
+
+def view_blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Pair the dimensions that a view regroups: runs of equal product, such as `[1] -> [1, 2]` for a split channel.
+
+    Dimensions of size 1 are left out: they carry nothing.
+    """
+    result = []
+    i = j = 0
+    while i < len(before) and j < len(after):
+        left, right = [i], [j]
+        a, b = before[i], after[j]
+        i, j = i + 1, j + 1
+        while a != b:
+            if a < b and i < len(before):
+                a *= before[i]
+                left.append(i)
+                i += 1
+            elif j < len(after):
+                b *= after[j]
+                right.append(j)
+                j += 1
+            else:
+                break
+        result.append(([d for d in left if before[d] != 1], [d for d in right if after[d] != 1]))
+    return result
+
+
+def reshape(ledger: Ledger, labels: Tensor, shape: Sequence[int], where: str) -> Tensor:
+    """Labels through a view. A channel dimension that is split ties the blocks it is split into."""
+    if labels.numel() == 0 or math.prod(shape) != labels.numel():
+        ledger.freeze(labels, f"a view with another number of elements in {where}")
+        return none_like(shape)
+    moving = varying(labels)
+    if not moving:
+        return compact(labels).reshape(-1)[0].expand(tuple(shape))
+    for left, right in view_blocks(labels.shape, shape):
+        touched = moving.intersection(left)
+        if not touched or len(right) <= 1:
+            continue
+        reason = f"a reshape in {where} whose sizes are fixed"
+        vector = vector_along(labels, left[0]) if len(left) == 1 else None
+        if vector is None:
+            ledger.freeze(labels, f"a reshape in {where} that mixes channels with other dimensions")
+            return none_like(shape)
+        ledger.tie_blocks(vector, math.prod(shape[d] for d in right[:-1]))
+        ledger.assume(vector, reason)
+    return recompact(labels.reshape(tuple(shape)))
+
+
+def cat(ledger: Ledger, parts: Sequence[Tensor], dim: int, where: str) -> Tensor:
+    """Labels through a concatenation along `dim`; along any other dimension the parts must agree."""
+    others = frozenset[int]().union(*(varying(part) for part in parts)) - {dim}
+    if others:
+        return _cat_coupled(ledger, parts, dim, where)
+    shape = list(parts[0].shape)
+    shape[dim] = sum(part.size(dim) for part in parts)
+    vector = torch.cat([_line(part, dim) for part in parts])
+    return recompact(along(vector, dim, shape))
+
+
+def _line(part: Tensor, dim: int) -> Tensor:
+    vector = vector_along(part, dim)
+    assert vector is not None
+    return vector
+
+
+def _cat_coupled(ledger: Ledger, parts: Sequence[Tensor], dim: int, where: str) -> Tensor:
+    """A class token before image tokens, say: both run through the same channels further on."""
+    shape = list(parts[0].shape)
+    shape[dim] = sum(part.size(dim) for part in parts)
+    if any(dim in varying(part) for part in parts):
+        for part in parts:
+            ledger.freeze(part, f"a concatenation across channels in {where}")
+        return none_like(shape)
+    first = parts[0].narrow(dim, 0, 1)
+    for part in parts[1:]:
+        merge(ledger, first, part.narrow(dim, 0, 1), where)
+    return first.expand(shape)
+
+
+def merge(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> Tensor:
+    """Labels through an element-wise operation of two tensors, broadcasting as PyTorch does."""
+    shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    wide_a, wide_b = a.expand(shape), b.expand(shape)
+    moving_a, moving_b = varying(wide_a), varying(wide_b)
+    if not moving_a and not moving_b:
+        return _merge_constant(ledger, wide_a, wide_b)
+    if not _spans(a, moving_b, len(shape)):
+        return _broadcast(ledger, wide_b, a, moving_a, where)
+    if not _spans(b, moving_a, len(shape)):
+        return _broadcast(ledger, wide_a, b, moving_b, where)
+    union = moving_a | moving_b
+    narrow = tuple(slice(None) if d in union else slice(0, 1) for d in range(len(shape)))
+    small_a, small_b = wide_a[narrow], wide_b[narrow]
+    ledger.unify(small_a, small_b, where)
+    return torch.where(small_a != 0, small_a, small_b).expand(shape)
+
+
+def _spans(labels: Tensor, dims: Iterable[int], rank: int) -> bool:
+    """Whether a tensor has more than one element along any of `dims` (counted in the broadcast shape)."""
+    shift = rank - labels.dim()
+    sizes = [labels.size(d - shift) if d >= shift else 1 for d in dims]
+    return not sizes or any(size > 1 for size in sizes)
+
+
+def _merge_constant(ledger: Ledger, a: Tensor, b: Tensor) -> Tensor:
+    left, right = compact(a).reshape(-1)[:1], compact(b).reshape(-1)[:1]
+    if left.numel() and int(left) and int(right):
+        ledger.unify(left, right)
+    return a if left.numel() and int(left) else b
+
+
+def _broadcast(ledger: Ledger, wide: Tensor, scalar: Tensor, scalar_moves: frozenset[int], where: str) -> Tensor:
+    """One operand has a single element where the other has channels: it applies to all of them alike."""
+    if scalar_moves:
+        ledger.freeze(wide, f"an outer product of channels in {where}")
+        ledger.freeze(scalar, f"an outer product of channels in {where}")
+        return none_like(wide.shape)
+    ledger.freeze(scalar, f"a single channel that is spread over others in {where}")
+    return wide
+
+
+def settle(count: int, pairs: Sequence[tuple[Ids, Ids]]) -> Ids:
+    """Connected components: for each of `count` labels the smallest label it is joined with, shape `(count,)`."""
+    parent = np.arange(count, dtype=np.int64)
+    if not pairs:
+        return parent
+    a = np.concatenate([np.asarray(p[0]) for p in pairs])
+    b = np.concatenate([np.asarray(p[1]) for p in pairs])
+    while True:
+        left, right = parent[a], parent[b]
+        apart = left != right
+        if not apart.any():
+            return parent
+        a, b, left, right = a[apart], b[apart], left[apart], right[apart]
+        np.minimum.at(parent, np.maximum(left, right), np.minimum(left, right))
+        while True:
+            jumped = parent[parent]
+            if np.array_equal(jumped, parent):
+                break
+            parent = jumped

@@ -1,0 +1,50 @@
+"""Modules whose attributes surgery knows how to edit, for things a plain forward would hard-code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ChannelPad(nn.Module):
+    """Zero channels around a tensor's own: `(N, C, H, W)` -> `(N, before + C + after, H, W)`.
+
+    The parameter-free shortcut of the CIFAR residual networks (He et al., CVPR 2016, option A). As a module, because
+    the two widths must shrink with the stream that the result is added to.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.before = before
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad dimension 1."""
+        return F.pad(x, (0, 0) * (x.dim() - 2) + (self.before, self.after))
+
+    def extra_repr(self) -> str:
+        """The two widths."""
+        return f"before={self.before}, after={self.after}"
+
+
+class ChannelSelect(nn.Module):
+    """Read only some channels of a stream: `(N, C, H, W)` -> `(N, len(index), H, W)`.
+
+    Stands in front of the batch norm of a pre-activation block that lost channels which the stream must keep for its
+    other readers (Liu et al., ICCV 2017, section 3.3).
+    """
+
+    index: Tensor
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index.to(torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Select along dimension 1."""
+        return x.index_select(1, self.index)
+
+    def extra_repr(self) -> str:
+        """How many channels are read."""
+        return f"channels={self.index.numel()}"

@@ -1,0 +1,260 @@
+"""Run a network's forward once and write down what it does: ATen ops, parameter names, channel labels.
+
+The network runs on the meta device, so nothing is computed and no activation is stored; a forward that needs values
+is run on real tensors instead. `Recorder` is the dispatch mode; what each op means for labels stands in `rules.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
+
+from prunekit.surgery.labels import Ledger, along, none_like
+from prunekit.surgery.meta import DispatchMode, run_op
+
+
+@dataclass(frozen=True)
+class ParameterView:
+    """A parameter or buffer seen through `t`, `permute` or added singleton dimensions.
+
+    `dims[i]` is the parameter's own dimension behind dimension `i` of the view, None for an added one of size 1.
+    """
+
+    name: str
+    dims: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One recorded operation. `inputs` and `outputs` number the values (tensors that are not parameters)."""
+
+    index: int
+    op: str
+    module: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    parameters: tuple[str, ...]
+    macs: int
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Call:
+    """An op as the rules see it: its arguments, its results, and the module whose forward ran it."""
+
+    op: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    results: list[Tensor]
+    where: str
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or by name, however it was given."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor among the arguments, in order."""
+        return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+
+
+@dataclass
+class Slot:
+    """One dimension of one parameter, with a label for each index along it.
+
+    `role` is "out" (the layer makes these channels), "in" (it reads them) or "along" (batch norm, scales, biases).
+    """
+
+    parameter: str
+    dim: int
+    role: str
+    labels: Tensor
+
+
+@dataclass
+class Pad:
+    """The zero channels that a `ChannelPad` module adds: labels before and after its input's."""
+
+    module: str
+    before: Tensor
+    after: Tensor
+
+
+Rule = Callable[["Recorder", Call], None]
+
+
+@dataclass
+class Recording:
+    """Everything that one or more recorded forwards have told."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    nodes: list[Node] = field(default_factory=list)
+    slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
+    pads: dict[str, Pad] = field(default_factory=dict)
+    normalised: dict[int, tuple[str, Tensor]] = field(default_factory=dict)  # by node: module, labels it mixes
+    used: set[str] = field(default_factory=set)
+
+    def slot(self, parameter: str, dim: int, role: str, labels: Tensor) -> Tensor:
+        """Say that index `i` of `parameter` along `dim` is channel `labels[i]`; returns the slot's labels."""
+        key = (parameter, dim)
+        known = self.slots.get(key)
+        if known is None:
+            self.slots[key] = Slot(parameter, dim, role, labels)
+            return labels
+        if known.labels.shape == labels.shape:
+            self.ledger.unify(known.labels, labels)
+        if role == "out":
+            known.role = "out"
+        return known.labels
+
+    def produced(self, parameter: str, dim: int, size: int) -> Tensor:
+        """The labels of the channels that `parameter` makes, the same ones each time the layer is called."""
+        known = self.slots.get((parameter, dim))
+        return self.slot(parameter, dim, "out", known.labels if known else self.ledger.fresh(size))
+
+
+class Recorder(DispatchMode):
+    """Records every op into a `Recording`, following labels by the given rules."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        names: Mapping[int, str],
+        rules: Mapping[str, Rule],
+        fallback: Rule,
+        modules: Mapping[str, nn.Module],
+    ) -> None:
+        super().__init__()
+        self.recording = recording
+        self.ledger = recording.ledger
+        self.modules = modules
+        self.stack: list[str] = []
+        self._rules = rules
+        self._fallback = fallback
+        self._names = names
+        self._labels: dict[int, Tensor] = {}
+        self._views: dict[int, ParameterView] = {}
+        self._values: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # ids stay unique only while the tensors live
+        self._next_value = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the op, then let its rule say what it did to the labels."""
+        kwargs = kwargs or {}
+        out = run_op(func, args, kwargs)
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        op = func._schema.name
+        op = op[len("aten::") :].rstrip("_") if op.startswith("aten::") else op
+        call = Call(op, func, args, kwargs, results, self.stack[-1] if self.stack and self.stack[-1] else "the model")
+        node = self._node(call, out)
+        rule = self._rules.get(op)
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = self._rules["pointwise"]
+        (rule or self._fallback)(self, call)
+        self.recording.nodes.append(node)
+        return out
+
+    def _node(self, call: Call, out: Any) -> Node:
+        activations, parameters = [], []
+        for tensor in call.tensors:
+            view = self.parameter(tensor)
+            if view is None:
+                activations.append(self._value(tensor))
+            else:
+                parameters.append(view.name)
+        self.recording.used.update(parameters)
+        counter = flop_registry.get(call.func.overloadpacket)
+        macs = counter(*call.args, **call.kwargs, out_val=out) // 2 if counter else 0
+        shape = tuple(call.results[0].shape) if call.results else ()
+        outputs = tuple(self._new_value(t) for t in call.results)
+        index = len(self.recording.nodes)
+        return Node(index, call.op, call.where, tuple(activations), outputs, tuple(parameters), macs, shape)
+
+    def _value(self, tensor: Tensor) -> int:
+        known = self._values.get(id(tensor))
+        return self._new_value(tensor) if known is None else known
+
+    def _new_value(self, tensor: Tensor) -> int:
+        self._alive.append(tensor)
+        self._values[id(tensor)] = self._next_value
+        self._next_value += 1
+        return self._next_value - 1
+
+    def parameter(self, tensor: Tensor) -> ParameterView | None:
+        """The parameter or buffer that `tensor` is, or is a plain view of; None for an activation."""
+        name = self._names.get(id(tensor))
+        if name is not None:
+            return ParameterView(name, tuple(range(tensor.dim())))
+        return self._views.get(id(tensor))
+
+    def set_view(self, tensor: Tensor, view: ParameterView) -> None:
+        """Note that `tensor` is a view of a parameter."""
+        self._views[id(tensor)] = view
+
+    def labels(self, tensor: Tensor) -> Tensor:
+        """The labels of an operand; a parameter that is used like an activation gets some along its channels."""
+        known = self._labels.get(id(tensor))
+        if known is not None:
+            return known
+        view = self.parameter(tensor)
+        if view is None or tensor.numel() <= 1:
+            return none_like(tensor.shape)
+        channels = [d for d in range(tensor.dim()) if tensor.size(d) > 1][-1]
+        own = view.dims[channels]
+        if own is None:
+            return none_like(tensor.shape)
+        slot = self.recording.slots.get((view.name, own))
+        fresh = slot.labels if slot else self.ledger.fresh(tensor.size(channels))
+        vector = self.recording.slot(view.name, own, "along", fresh)
+        return along(vector, channels, tensor.shape)
+
+    def set(self, tensor: Tensor, labels: Tensor) -> None:
+        """Give a result its labels."""
+        assert labels.shape == tensor.shape, (labels.shape, tensor.shape)
+        self._labels[id(tensor)] = labels
+
+    def freeze_output(self, output: Any) -> None:
+        """What the model returns keeps its channels: the caller reads them."""
+        for leaf in tree_leaves(plain(output)):
+            if isinstance(leaf, Tensor):
+                self.ledger.freeze(self.labels(leaf), "the model's output")
+
+
+def plain(output: Any) -> Any:
+    """Model outputs as tuples and dicts, whatever class they are (such as Hugging Face's `ModelOutput`)."""
+    if isinstance(output, Mapping):
+        return {key: plain(value) for key, value in output.items()}
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        return [plain(value) for value in output]
+    if hasattr(output, "__dataclass_fields__"):
+        return [plain(getattr(output, name)) for name in output.__dataclass_fields__]
+    return output
+
+
+def track_modules(model: nn.Module, stack: list[str]) -> list[RemovableHandle]:
+    """Keep the dotted names of the modules whose forward is running on `stack`, innermost last.
+
+    A forward that fails leaves the stack as it was at that moment. Returns the hooks, to be removed.
+    """
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: stack.append(name)
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave))
+    return handles

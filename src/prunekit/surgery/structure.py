@@ -1,0 +1,67 @@
+"""The shape of a network as JSON, and giving that shape to a freshly built one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.errors import InputError
+from prunekit.surgery import attributes
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What surgery may have changed: `{"parameters": {name: shape}, "attributes": {module: {name: value}}}`.
+
+    Parameters include buffers that a state dict holds.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    modules = {name: attributes.read(module) for name, module in model.named_modules()}
+    return {"parameters": shapes, "attributes": {name: values for name, values in modules.items() if values}}
+
+
+def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
+    """Give a freshly built `model` the shape that `describe` has noted; its values are then for loading.
+
+    Raises:
+        InputError: the structure names a parameter or module that this architecture does not have.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, shape in structure["parameters"].items():
+        if name not in own:
+            _create(model, name, shape)
+        elif list(own[name].shape) != list(shape):
+            _replace(model, name, own[name].new_empty(shape))
+    modules = dict(model.named_modules())
+    for name, values in structure["attributes"].items():
+        if name not in modules:
+            raise InputError(f"the file describes a module '{name}' that its architecture does not have")
+        attributes.write(modules[name], values)
+    return model
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    try:
+        return model.get_submodule(path), leaf
+    except AttributeError:
+        raise InputError(f"the file holds a parameter '{name}' that its architecture does not have") from None
+
+
+def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    module, leaf = _owner(model, name)
+    if leaf in module._parameters:
+        old = module._parameters[leaf]
+        tensor = nn.Parameter(tensor, requires_grad=old is not None and old.requires_grad)
+    setattr(module, leaf, tensor)
+
+
+def _create(model: nn.Module, name: str, shape: list[int]) -> None:
+    """Only biases are ever added by surgery: where a constant had nowhere to go."""
+    module, leaf = _owner(model, name)
+    if leaf != "bias" or getattr(module, "bias", "absent") is not None:
+        raise InputError(f"the file holds a parameter '{name}' that its architecture does not have")
+    like = next(module.parameters())
+    module.bias = nn.Parameter(torch.empty(shape, dtype=like.dtype, device=like.device))

@@ -1,0 +1,200 @@
+"""Read a network: run its forward once under the recorder, settle the facts, build the graph."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from prunekit.errors import InputError, SurgeryError
+from prunekit.surgery import layer_rules, rules
+from prunekit.surgery.edit import remove
+from prunekit.surgery.graph import Graph
+from prunekit.surgery.groups import build_groups, classify
+from prunekit.surgery.labels import ids
+from prunekit.surgery.meta import DispatchMode
+from prunekit.surgery.record import Recorder, Recording, track_modules
+
+_RULES = {**rules.TABLE, **layer_rules.TABLE}
+_log = logging.getLogger(__name__)
+
+
+def as_inputs(x: Any) -> tuple[Any, ...]:
+    """An example input as the tuple of positional arguments of `forward`."""
+    return tuple(x) if isinstance(x, tuple | list) else (x,)
+
+
+def example_of(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """An example input of `shape`, batch included, in the floating-point type of the model's parameters; no values."""
+    kinds = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return torch.empty(shape, device="meta", dtype=next(kinds, torch.float32))
+
+
+def trace(model: nn.Module, x: Any) -> Graph:
+    """Record `model` on the example input `x` (a tensor, or a tuple of them); the model is left as it is.
+
+    Runs on the meta device: no weights are read, no activations stored. A forward that needs values runs on a real
+    copy instead. Layers that only run in training (auxiliary heads) are recorded in a second, training-mode pass.
+
+    Raises:
+        InputError: the forward fails on this input.
+    """
+    inputs = as_inputs(x)
+    with _unfused_attention(), torch.no_grad():
+        recording, subject, example = _record(model, inputs)
+        graph = _build(recording, subject, example)
+        if recording.ledger.assumed and not _survives_probe(graph, subject, example):
+            for labels, reason in recording.ledger.assumed:
+                recording.ledger.frozen.append((labels, reason))
+            graph = _build(recording, subject, example)
+    return graph
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the network on the meta device: the same modules and shapes, no memory."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        if isinstance(tensor, nn.Parameter):
+            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = empty
+    return copy.deepcopy(model, memo)
+
+
+def to_meta(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same inputs without their values."""
+    moved: tuple[Any, ...] = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, inputs)
+    return moved
+
+
+@contextlib.contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """The fused inference path of transformer layers hides the ops from the recorder."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _record(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Recording, nn.Module, tuple[Any, ...]]:
+    """The recording, the copy that was recorded, and the input it ran on."""
+    bare, empty = skeleton(model).eval(), to_meta(inputs)
+    try:
+        recording = _run(bare, empty)
+    except Exception as error:  # whatever a stranger's forward raises without values, it may manage with them
+        _log.debug("recording on the meta device failed (%s); recording real tensors", error)
+        return _record_real(model, inputs, error)
+    _record_training(bare, empty, recording)
+    return recording, bare, empty
+
+
+def _record_real(
+    model: nn.Module, inputs: tuple[Any, ...], cause: Exception
+) -> tuple[Recording, nn.Module, tuple[Any, ...]]:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    real = tree_map(lambda t: _with_values(t).to(device) if isinstance(t, Tensor) else t, inputs)
+    subject = copy.deepcopy(model).eval()
+    try:
+        return _run(subject, real), subject, real
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves(inputs) if isinstance(t, Tensor))
+        raise InputError(
+            f"the model's forward fails on an input of shape {shapes}: {_one_line(error)}",
+            hint="pass an example input that the model takes (x=..., or --input-size C,H,W)",
+        ) from cause
+
+
+def _with_values(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _run(subject: nn.Module, inputs: tuple[Any, ...], recording: Recording | None = None) -> Recording:
+    recording = recording or Recording()
+    names = {id(t): name for name, t in [*subject.named_parameters(), *subject.named_buffers()]}
+    modules = dict(subject.named_modules())
+    recorder = Recorder(recording, names, _RULES, rules.unknown, modules)
+    handles = track_modules(subject, recorder.stack)
+    try:
+        with recorder:
+            output = subject(*inputs)
+        recorder.freeze_output(output)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return recording
+
+
+def _record_training(bare: nn.Module, empty: tuple[Any, ...], recording: Recording) -> None:
+    """Auxiliary heads read pruned channels too, but only run in training mode: record them as well."""
+    if all(name in recording.used for name, _ in bare.named_parameters()):
+        return
+    two = tree_map(lambda t: torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() else t, empty)
+    first_pass = len(recording.nodes)
+    try:
+        _run(bare.train(), two, recording)
+    except Exception as error:  # some networks cannot be trained on such an input; what ran so far still counts
+        _log.debug("the training-mode pass stopped: %s", error)
+    finally:
+        bare.eval()
+        del recording.nodes[first_pass:]
+
+
+def _build(recording: Recording, subject: nn.Module, example: tuple[Any, ...]) -> Graph:
+    classes = classify(recording)
+    groups, group_of, unit_of = build_groups(recording, classes)
+    tensors = dict([*subject.named_parameters(), *subject.named_buffers()])
+    first = next((t for t in tree_leaves(example) if isinstance(t, Tensor) and t.dim()), None)
+    return Graph(
+        groups=groups,
+        nodes=tuple(recording.nodes),
+        slots={key: classes.of_label[ids(slot.labels)] for key, slot in recording.slots.items()},
+        roles={key: slot.role for key, slot in recording.slots.items()},
+        pads={
+            name: (classes.of_label[ids(pad.before)], classes.of_label[ids(pad.after)])
+            for name, pad in recording.pads.items()
+        },
+        normalised={n: (where, classes.of_label[ids(labels)]) for n, (where, labels) in recording.normalised.items()},
+        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        parameters=frozenset(name for name, _ in subject.named_parameters()),
+        unused=frozenset(n for n, _ in subject.named_parameters() if n not in recording.used),
+        group_of=group_of,
+        unit_of=unit_of,
+        example=to_meta(example),
+        batch=int(first.size(0)) if first is not None else 1,
+    )
+
+
+def _survives_probe(graph: Graph, subject: nn.Module, example: tuple[Any, ...]) -> bool:
+    """Whether the network still runs when every group loses half of its free channels.
+
+    Labels cannot tell `x.chunk(2)` from `x.split(32)`: both look alike until the width changes.
+    """
+    keeps = {}
+    for group in graph.groups:
+        going = set(group.free[1 : 1 + len(group.free) // 2])
+        if going:
+            keeps[group.name] = [unit for unit in range(group.size) if unit not in going]
+    kept = graph.kept_classes(keeps)
+    if not all(kept[classes].any() for key, classes in graph.slots.items() if graph.roles[key] == "out"):
+        return False
+    try:
+        with DispatchMode():
+            remove(subject, graph, kept)(*example)
+    except SurgeryError:
+        raise
+    except Exception as error:  # a forward with fixed sizes fails in as many ways as there are layers
+        _log.debug("the probe failed: %s", error)
+        return False
+    return True

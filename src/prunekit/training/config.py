@@ -1,0 +1,102 @@
+"""`TrainConfig`: everything that decides what a training run computes, and how often it saves and reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunekit.data import AUGMENTATIONS
+from prunekit.errors import InputError, TrainingError, unknown_name
+
+# Settings that change nothing in the result, so that a run may go on with others.
+_FREE = {"free": True}
+
+
+def _option(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of `train`; the defaults are Network Slimming's recipe (Liu et al., ICCV 2017) with a cosine."""
+
+    epochs: int = _option(10, "passes over the training images")
+    batch_size: int = _option(128, "images of one optimiser step, over all processes and accumulation")
+    accumulate: int = _option(1, "parts that a batch is computed in, one after the other, to save memory")
+    optimizer: str = _option("sgd", "the optimiser", choices=("sgd", "adamw"))
+    lr: float | None = _option(None, "learning rate at its peak (default: 0.1 for sgd, 0.001 for adamw)")
+    momentum: float = _option(0.9, "momentum of sgd")
+    nesterov: bool = _option(True, "Nesterov's form of momentum")
+    weight_decay: float = _option(1e-4, "weight decay")
+    decay_norm: bool = _option(True, "decay biases and normalisation weights (gamma) as well")
+    schedule: str = _option("cosine", "course of the learning rate", choices=("cosine", "step", "constant"))
+    milestones: tuple[float, ...] = _option((0.5, 0.75), "step schedule: shares of the run at which the rate falls")
+    decay_factor: float = _option(0.1, "step schedule: factor at each milestone")
+    warmup: float = _option(0.0, "epochs in which the learning rate rises linearly")
+    label_smoothing: float = _option(0.0, "label smoothing")
+    sparsity: float = _option(0.0, "strength of the L1 penalty on batch-norm gamma (Network Slimming's lambda)")
+    proximal: bool = _option(False, "apply the penalty as a soft threshold after the step, which reaches exact zeros")
+    distill: float = _option(0.5, "share of the loss that comes from the teacher, where there is one")
+    temperature: float = _option(4.0, "temperature of distillation")
+    clip: float | None = _option(None, "largest norm of the gradient")
+    ema: float | None = _option(None, "decay of the exponential moving average of the weights, such as 0.999")
+    precision: str = _option("off", "mixed precision", choices=("off", "bf16", "fp16"))
+    channels_last: bool = _option(True, "lay images out channels-last, which is faster")
+    augment: str = _option("auto", "augmentation", choices=("auto", *AUGMENTATIONS))
+    device: str = _option("auto", "device, such as cpu or cuda (default: a GPU where there is one)")
+    seed: int = _option(0, "seed of everything random")
+    save_every: int = _option(0, "steps between states (0: at the end of epochs)", **_FREE)
+    save_seconds: float = _option(300.0, "seconds after which a state is saved in any case", **_FREE)
+    log_every: int = _option(10, "steps between reports", **_FREE)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate, with the optimiser's default filled in."""
+        return {"sgd": 0.1, "adamw": 1e-3}[self.optimizer] if self.lr is None else self.lr
+
+    def check(self) -> None:
+        """Raise `InputError` for a value out of its range, `TrainingError` for settings that cannot go together."""
+        for option in dataclasses.fields(self):
+            value, choices = getattr(self, option.name), option.metadata.get("choices")
+            if choices and value not in choices:
+                raise unknown_name(option.name.replace("_", " "), str(value), choices)
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                span = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+                raise InputError(f"{name.replace('_', ' ')} must be {span}, got {value:g}")
+        if self.sparsity and self.optimizer == "adamw" and not self.proximal:
+            raise TrainingError(
+                "AdamW rescales the L1 term, so that sparsity would not mean its strength",
+                hint="use --proximal, or --optimizer sgd",
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must agree on, JSON-ready."""
+        options = (o for o in dataclasses.fields(self) if not o.metadata.get("free"))
+        values = {o.name: getattr(self, o.name) for o in options}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "accumulate": (1, math.inf),
+    "lr": (0, math.inf),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+    "decay_factor": (0, 1),
+    "warmup": (0, math.inf),
+    "label_smoothing": (0, 1),
+    "sparsity": (0, math.inf),
+    "distill": (0, 1),
+    "temperature": (1e-3, math.inf),
+    "clip": (1e-12, math.inf),
+    "ema": (0, 1),
+    "seed": (0, 2**63 - 1),
+    "save_every": (0, math.inf),
+    "save_seconds": (0, math.inf),
+    "log_every": (1, math.inf),
+}

@@ -1,0 +1,155 @@
+"""A network with all that changes it: gradients, the optimiser's step, the L1 term, the moving average."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from prunekit.data import ImageSet
+from prunekit.errors import TrainingError
+from prunekit.training.config import TrainConfig
+from prunekit.training.feed import shares
+from prunekit.training.objective import Objective, at_least_float
+from prunekit.training.optimizer import build_optimizer
+from prunekit.training.penalty import GammaPenalty
+from prunekit.training.tally import Tally
+from prunekit.training.world import World
+
+_PRECISION = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Learner:
+    """Trains `model` in place. `gradients`, then `update`, make one optimiser step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        world: World,
+        teacher: nn.Module | None,
+        penalised: Sequence[str] | None,
+    ) -> None:
+        self.model, self._config, self._world = model, config, world
+        self.penalty = GammaPenalty.of(model, penalised, needed=config.sparsity > 0)
+        self._optimizer = build_optimizer(model, config)
+        self.dtype = next(model.parameters()).dtype
+        self._objective = Objective(config, teacher)
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+        self._average = _averaged(model, config.ema) if config.ema else None
+        self._net = world.wrapped(model.train())
+
+    def gradients(self, batches: Iterator[tuple[Tensor, Tensor]], step: int, tally: Tally) -> None:
+        """The gradient of the loss over the next `accumulate` batches, averaged over the processes."""
+        self._optimizer.zero_grad()
+        parts = self._config.accumulate
+        try:
+            for part in range(parts):
+                images, labels = next(batches)
+                with self._unsynchronised(part < parts - 1):
+                    with self._autocast():
+                        loss, logits = self._objective(self._net(images), images, labels)
+                    torch.autograd.backward(self._scaler.scale(loss / parts))
+                tally.add(step, loss, logits, labels)
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise _out_of_memory(self._config) from error
+            raise
+
+    def update(self, lr: float) -> None:
+        """One optimiser step with the gradients at hand: clipped, then the L1 term on gamma, once."""
+        config, penalty = self._config, self.penalty
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._scaler.unscale_(self._optimizer)
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if config.sparsity and not config.proximal:
+            penalty.add_subgradient(config.sparsity)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if config.sparsity and config.proximal:
+            penalty.shrink(lr * config.sparsity)
+        if self._average is not None:
+            self._average.update_parameters(self.model)
+
+    @torch.no_grad()
+    def score(self, data: ImageSet, should_stop: Callable[[], bool]) -> tuple[float, float] | None:
+        """Mean cross-entropy and accuracy on `data`, of the moving average where there is one; None when stopped."""
+        model = self.model if self._average is None else self._average.module
+        model.eval()
+        tally = Tally(self._world)
+        for images, labels in shares(data, 256, self._world, self.dtype):
+            if should_stop():
+                break
+            with self._autocast():
+                logits = at_least_float(model(images))
+            tally.add(0, nn.functional.cross_entropy(logits, labels), logits, labels)
+        self.model.train()
+        return None if should_stop() else tally.means()
+
+    def synchronise(self) -> None:
+        """Give every process the same running statistics: the mean of theirs."""
+        self._world.average_(self.model.buffers())
+        if self._average is not None:
+            self._world.average_(self._average.module.buffers())
+
+    def finish(self) -> None:
+        """Leave the moving average, where there is one, in the model."""
+        if self._average is not None:
+            self.model.load_state_dict(self._average.module.state_dict())
+
+    @property
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        return bool(torch.stack([torch.isfinite(p).all() for p in self.model.state_dict().values()]).all())
+
+    def tensors(self) -> dict[str, Any]:
+        """The state dicts of all parts."""
+        average = None if self._average is None else self._average.state_dict()
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": average,
+        }
+
+    def restore(self, tensors: dict[str, Any]) -> None:
+        """Take back what `tensors` gave."""
+        self.model.load_state_dict(tensors["model"])
+        self._optimizer.load_state_dict(tensors["optimizer"])
+        self._scaler.load_state_dict(tensors["scaler"])
+        if self._average is not None:
+            self._average.load_state_dict(tensors["average"])
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        precision = self._config.precision
+        return torch.autocast(self._world.device.type, _PRECISION[precision], enabled=precision != "off")
+
+    def _unsynchronised(self, wanted: bool) -> contextlib.AbstractContextManager[object]:
+        if wanted and isinstance(self._net, DistributedDataParallel):
+            return self._net.no_sync()
+        return contextlib.nullcontext()
+
+
+def _averaged(model: nn.Module, decay: float) -> AveragedModel:
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # On the CPU the allocator has no error class of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(config: TrainConfig) -> TrainingError:
+    parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+    return TrainingError(
+        f"out of memory with batches of {config.batch_size} images{parts}",
+        hint=f"--accumulate {2 * config.accumulate} computes the same in less memory, or lower --batch-size",
+    )

@@ -1,0 +1,151 @@
+"""`train`: the way in."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.data import ImageSet, check_classes
+from prunekit.errors import InputError, TrainingError
+from prunekit.training.config import TrainConfig
+from prunekit.training.events import EpochEvent, Sink
+from prunekit.training.feed import Feed
+from prunekit.training.learner import Learner
+from prunekit.training.run import Run
+from prunekit.training.signals import StopSignals
+from prunekit.training.state import State, identity
+from prunekit.training.world import World, joined
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: the trained model, an `EpochEvent` for every epoch, and the seconds since the (last) start."""
+
+    model: nn.Module
+    history: tuple[EpochEvent, ...]
+    seconds: float
+
+    @property
+    def accuracy(self) -> float | None:
+        """Validation accuracy, 0 to 1, after the last epoch."""
+        return self.history[-1].val_accuracy
+
+
+def train(
+    model: nn.Module,
+    config: TrainConfig,
+    train_set: ImageSet,
+    val_set: ImageSet | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    penalised: Sequence[str] | None = None,
+    state_path: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    extra: Mapping[str, Any] | None = None,
+    on_event: Sink | None = None,
+) -> TrainResult:
+    """Train `model` **in place** and return it; it keeps its device, memory layout and train/eval modes.
+
+    `penalised` names the parameters under the L1 penalty (default: every trainable batch-norm weight). The
+    run's state goes to `state_path`; with `resume` it goes on from there, on one CPU process to the same
+    weights, bit for bit, as if it had never stopped (a layer that draws from another generator than torch's
+    is not covered). A state that exists is overwritten only with `force`. `extra` (JSON) is kept in the state
+    and must agree on resuming. Under torchrun every process calls this; the batch is divided among them, and
+    the first writes and reports.
+
+    Raises `InputError` for unusable settings or data, `TrainingError` when the run cannot start, resume or go
+    on, and `Interrupted`, the state saved, on SIGINT or SIGTERM.
+    """
+    config.check()
+    began = time.monotonic()
+    path = None if state_path is None else Path(state_path)
+    with joined(config.device) as world, StopSignals() as stop, _placed([model, teacher], config, world), _quiet(world):
+        _check_data(model, train_set, val_set)
+        settings = {
+            **config.settings(),
+            **identity(model, train_set, val_set, teacher),
+            "processes": world.size,
+            "penalised": None if penalised is None else list(penalised),
+            "extra": dict(extra or {}),
+        }
+        learner = Learner(model, config, world, teacher, penalised)
+        feed = Feed(train_set, config, world, learner.dtype)
+        state = _state(settings, learner, path, world, resume=resume, force=force)
+        Run(learner, feed, val_set, config, world, stop, state, path, on_event).go()
+    history = tuple(EpochEvent(**event) for event in state.history)
+    return TrainResult(model, history, time.monotonic() - began)
+
+
+def _state(
+    settings: dict[str, Any], learner: Learner, path: Path | None, world: World, *, resume: bool, force: bool
+) -> State:
+    if not resume:
+        if path is not None and path.exists() and world.is_main and not force:
+            raise TrainingError(f"{path} exists", hint="--resume goes on with it, --force starts anew")
+        return State(settings)
+    if path is None:
+        raise TrainingError("no state to resume from was named")
+    state = State.load(path)
+    state.must_agree(settings, path)
+    learner.restore(state.tensors)
+    state.tensors = {}
+    return state
+
+
+@contextlib.contextmanager
+def _placed(models: Sequence[nn.Module | None], config: TrainConfig, world: World) -> Iterator[None]:
+    """The models in eval mode on the device and in the layout of the run, put back as they were at the end."""
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            if model is not None:
+                stack.callback(_put_back, model, _device_of(model), {m: m.training for m in model.modules()})
+                model.to(world.device).eval()
+                if config.channels_last:
+                    model.to(memory_format=torch.channels_last)
+        yield
+
+
+def _put_back(model: nn.Module, device: torch.device, modes: dict[nn.Module, bool]) -> None:
+    model.to(memory_format=torch.contiguous_format)
+    model.to(device)
+    for module, mode in modes.items():
+        module.training = mode
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters(), torch.empty(0)).device
+
+
+@contextlib.contextmanager
+def _quiet(world: World) -> Iterator[None]:
+    """Leave the caller's random generators and cuDNN's settings as they were."""
+    on_gpu = world.device.type == "cuda"
+    benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = on_gpu or benchmark
+    try:
+        with torch.random.fork_rng([world.device] if on_gpu else []):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@torch.no_grad()
+def _check_data(model: nn.Module, train_set: ImageSet, val_set: ImageSet | None) -> None:
+    weight = next(model.parameters(), torch.empty(0))
+    images, _ = next(train_set.batches(1, device=weight.device, dtype=weight.dtype))
+    try:
+        outputs = model(images).shape[-1]
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the network cannot read images of shape {tuple(images.shape[1:])}: {reason}") from error
+    for data in (train_set, val_set):
+        if data is not None:
+            check_classes(outputs, data)

@@ -1,0 +1,51 @@
+"""The loss of a training step: cross-entropy, with a teacher where there is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunekit.training.config import TrainConfig
+
+_AUXILIARY = 0.3  # weight of auxiliary classifiers (Szegedy et al., "Going Deeper with Convolutions", 2015)
+
+
+def at_least_float(logits: Tensor) -> Tensor:
+    """Logits from a half-precision network in float32; others as they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class Objective:
+    """`(1 - d) * CE + d * T² * KL(teacher / T || student / T)` (Hinton et al., 2015), `d = 0` without a teacher."""
+
+    def __init__(self, config: TrainConfig, teacher: nn.Module | None) -> None:
+        self._smoothing = config.label_smoothing
+        self._share = config.distill if teacher is not None else 0.0
+        self._temperature = config.temperature
+        self._teacher = teacher
+
+    def __call__(self, output: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss over a batch, and the logits `(N, classes)` of the main classifier."""
+        logits, *auxiliary = output if isinstance(output, tuple) else (output,)
+        logits = at_least_float(logits)
+        loss = self._cross_entropy(logits, labels)
+        if self._teacher is not None:
+            loss = (1 - self._share) * loss + self._share * self._distance(logits, images)
+        for other in auxiliary:
+            if other is not None:
+                loss = loss + _AUXILIARY * self._cross_entropy(at_least_float(other), labels)
+        return loss, logits.detach()
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
+
+    def _distance(self, logits: Tensor, images: Tensor) -> Tensor:
+        assert self._teacher is not None
+        t = self._temperature
+        with torch.no_grad():
+            wanted = F.log_softmax(at_least_float(self._teacher(images)) / t, dim=1)
+        ours = F.log_softmax(logits / t, dim=1)
+        return F.kl_div(ours, wanted, reduction="batchmean", log_target=True) * t * t

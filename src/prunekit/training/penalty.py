@@ -1,0 +1,70 @@
+"""Network Slimming's L1 penalty on the scaling factors gamma of batch norms (Liu et al., ICCV 2017, equation 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunekit.errors import TrainingError, unknown_name
+
+_SMALL = 0.01  # of the largest |gamma|: what counts as sparse in reports
+
+
+class GammaPenalty:
+    """The gammas of a network, and the two ways of drawing them to zero."""
+
+    def __init__(self, gammas: dict[str, nn.Parameter]) -> None:
+        self._gammas = list(gammas.values())
+
+    @classmethod
+    def of(cls, model: nn.Module, penalised: Sequence[str] | None, *, needed: bool) -> GammaPenalty:
+        """The gammas named by `penalised` (parameter names), or every trainable batch-norm weight.
+
+        Raises `TrainingError` where the penalty is `needed` and there is nothing to penalise.
+        """
+        if penalised is None:
+            found = {
+                f"{name}.weight": module.weight
+                for name, module in model.named_modules()
+                if isinstance(module, _BatchNorm) and module.affine and module.weight.requires_grad
+            }
+        else:
+            known = dict(model.named_parameters())
+            for name in penalised:
+                if name not in known:
+                    raise unknown_name("parameter to penalise", name, known)
+            found = {name: known[name] for name in penalised if known[name].requires_grad}
+        if needed and not found:
+            raise TrainingError(
+                "sparsity has nothing to penalise: the network has no trainable batch-norm weights",
+                hint="train without --sparsity, or use a network with batch norm",
+            )
+        return cls(found)
+
+    def __len__(self) -> int:
+        """How many gammas, one a channel."""
+        return sum(gamma.numel() for gamma in self._gammas)
+
+    def add_subgradient(self, strength: float) -> None:
+        """`grad += strength * sign(gamma)`: once per optimiser step, after unscaling and clipping."""
+        for gamma in self._gammas:
+            if gamma.grad is not None:
+                gamma.grad.add_(gamma.detach().sign(), alpha=strength)
+
+    @torch.no_grad()
+    def shrink(self, threshold: float) -> None:
+        """The proximal step, `gamma = sign(gamma) * max(|gamma| - threshold, 0)`, threshold rate times strength."""
+        for gamma in self._gammas:
+            gamma.copy_(F.softshrink(gamma, threshold))
+
+    @torch.no_grad()
+    def share_small(self) -> float | None:
+        """The share of gammas of at most 1 % of the largest; None where there are none."""
+        if not self._gammas:
+            return None
+        sizes = torch.cat([gamma.detach().abs().flatten() for gamma in self._gammas])
+        return float((sizes <= _SMALL * sizes.max()).float().mean())

@@ -1,0 +1,199 @@
+"""One training run: where it stands, when it saves, stops and reports."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from prunekit.data import ImageSet
+from prunekit.data.randomness import seed_of
+from prunekit.errors import Interrupted, TrainingError
+from prunekit.training.config import TrainConfig
+from prunekit.training.events import EpochEvent, Event, SaveEvent, Sink, StartEvent, StepEvent
+from prunekit.training.feed import Feed, resident
+from prunekit.training.learner import Learner
+from prunekit.training.schedule import learning_rate
+from prunekit.training.signals import StopSignals
+from prunekit.training.state import State
+from prunekit.training.tally import Tally
+from prunekit.training.world import World
+
+_LAYERS = 2  # what random numbers are for, beside the two of `feed`: dropout and the like
+
+
+class Run:
+    """A run of one process, from where `state` stands to the end."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        feed: Feed,
+        val_set: ImageSet | None,
+        config: TrainConfig,
+        world: World,
+        stop: StopSignals,
+        state: State,
+        path: Path | None,
+        sink: Sink | None,
+    ) -> None:
+        self._learner, self._feed, self._config = learner, feed, config
+        self._val_set = val_set and resident(val_set, world.device)
+        self._world, self._stop, self._state, self._path, self._sink = world, stop, state, path, sink
+        self._steps = config.epochs * feed.steps
+        self._tally = Tally(world)
+        self._tally.reset(state.tally)
+        # Reading a figure waits for a GPU, and agreeing on one waits for the other processes.
+        self._check_every = 1 if world.device.type == "cpu" else config.log_every
+        self._saved = self._began = time.monotonic()
+        self._first = self._number
+        self._mark = (self._began, self._first)
+
+    def go(self) -> None:
+        """Train to the end. Raises `Interrupted` on a signal, `TrainingError` when the loss is no number."""
+        self._start()
+        while self._state.epoch < self._config.epochs:
+            began = time.monotonic()
+            self._train_epoch()
+            self._end_epoch(began)
+        self._learner.finish()
+
+    @property
+    def _number(self) -> int:
+        """The step, counted from the beginning of the run, that comes next."""
+        return self._state.epoch * self._feed.steps + self._state.step
+
+    @property
+    def _lr(self) -> float:
+        return learning_rate(self._config, self._number, self._steps, self._feed.steps)
+
+    def _start(self) -> None:
+        world, config = self._world, self._config
+        images, penalised = len(self._feed.data), len(self._learner.penalty) if config.sparsity else 0
+        place = (self._state.epoch, config.epochs, self._number, self._steps)
+        self._emit(StartEvent(*place, str(world.device), world.size, images, penalised))
+        if not self._number:
+            self._save()
+
+    def _train_epoch(self) -> None:
+        state = self._state
+        self._mark = (time.monotonic(), self._number)
+        with contextlib.closing(self._feed.epoch(state.epoch, state.step)) as batches:
+            while state.step < self._feed.steps:
+                number, lr = self._number, self._lr
+                torch.manual_seed(seed_of(self._config.seed, number, _LAYERS, self._world.rank))
+                self._learner.gradients(batches, number, self._tally)
+                stop, save = self._agree(number)
+                self._learner.update(lr)
+                state.step += 1
+                if self._number % self._config.log_every == 0:
+                    self._report(lr)
+                if stop or save:
+                    self._save()
+                if stop:
+                    self._interrupt()
+
+    def _agree(self, number: int) -> tuple[bool, bool]:
+        """Whether all processes stop and save after this step; raises where the loss of any is no number."""
+        config, world = self._config, self._world
+        by_steps = config.save_every > 0 and (number + 1) % config.save_every == 0
+        by_clock = world.is_main and time.monotonic() - self._saved >= config.save_seconds
+        save, stop = by_steps or by_clock, self._stop.requested
+        check = by_steps or (number + 1) % self._check_every == 0 or self._state.step + 1 == self._feed.steps
+        if not check:
+            return (stop, save) if world.size == 1 else (False, False)
+        wishes = torch.tensor([stop, save, -self._tally.bad_step], device=world.device)
+        agreed = world.largest(wishes).tolist()
+        if agreed[2] > -math.inf:
+            raise self._no_number(f"the loss is no number at step {-agreed[2]:.0f}")
+        return bool(agreed[0]), bool(agreed[1])
+
+    def _end_epoch(self, began: float) -> None:
+        state = self._state
+        self._learner.synchronise()
+        val_loss, val_accuracy = self._validate()
+        loss, accuracy = self._tally.means()
+        event = EpochEvent(
+            epoch=state.epoch + 1,
+            epochs=self._config.epochs,
+            step=self._number,
+            loss=loss,
+            accuracy=accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            lr=learning_rate(self._config, self._number - 1, self._steps, self._feed.steps),
+            sparsity=self._learner.penalty.share_small(),
+            seconds=time.monotonic() - began,
+        )
+        state.history.append(dataclasses.asdict(event))
+        state.epoch, state.step = state.epoch + 1, 0
+        self._tally.reset()
+        self._emit(event)
+        self._save()
+
+    def _validate(self) -> tuple[float, float] | tuple[None, None]:
+        if self._val_set is None:
+            return None, None
+        alone = self._world.size == 1
+        scored = self._learner.score(self._val_set, lambda: alone and self._stop.requested)
+        if scored is None:
+            self._save()
+            self._interrupt()
+        assert scored is not None
+        return scored
+
+    def _report(self, lr: float) -> None:
+        loss, accuracy = self._tally.means()
+        now, (then, before) = time.monotonic(), self._mark
+        self._mark = (now, self._number)
+        images = (self._number - before) * self._feed.batch
+        pace = (now - self._began) / (self._number - self._first)
+        self._emit(
+            StepEvent(
+                self._state.epoch + 1,
+                self._config.epochs,
+                self._number,
+                self._steps,
+                loss,
+                accuracy,
+                lr,
+                self._learner.penalty.share_small(),
+                images / max(now - then, 1e-9),
+                (self._steps - self._number) * pace,
+            )
+        )
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        self._learner.synchronise()
+        self._state.tally = self._tally.totals()
+        if not self._learner.finite:
+            raise self._no_number(f"a weight is no number after step {self._number - 1}")
+        if self._world.is_main:
+            self._state.tensors = self._learner.tensors()
+            self._state.save(self._path)
+            self._state.tensors = {}
+        self._world.wait()  # a process that ends before the file is written may take this one with it
+        self._saved = time.monotonic()
+        self._emit(SaveEvent(str(self._path), self._state.epoch, self._number))
+
+    def _interrupt(self) -> None:
+        place = f"interrupted in epoch {self._state.epoch + 1} after {self._number} of {self._steps} steps"
+        hint = f"the state is in {self._path}: --resume goes on from there" if self._path else None
+        raise Interrupted(place, hint=hint)
+
+    def _no_number(self, what: str) -> TrainingError:
+        kept = f"; the last good state is in {self._path}" if self._path else ""
+        return TrainingError(
+            f"{what} (epoch {self._state.epoch + 1}, learning rate {self._lr:.3g}){kept}",
+            hint="lower --lr or --sparsity, add --warmup or --clip, or train with --precision off",
+        )
+
+    def _emit(self, event: Event) -> None:
+        if self._sink is not None and self._world.is_main:
+            self._sink(event)

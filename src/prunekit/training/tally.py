@@ -1,0 +1,50 @@
+"""Sums over the images seen, kept on the device so that watching does not slow a GPU down."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from prunekit.training.world import World
+
+
+class Tally:
+    """Loss, correct answers and images since `reset`, and the first step whose loss was not finite."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        # Apple's GPUs have no float64.
+        self._dtype = torch.float32 if world.device.type == "mps" else torch.float64
+        self.reset()
+
+    def reset(self, values: list[float] | None = None) -> None:
+        """Start again, from `values` where a run goes on."""
+        self._sums = torch.tensor(values or [0.0] * 3, dtype=self._dtype, device=self._world.device)
+        if self._world.rank != 0:
+            self._sums.zero_()  # what was saved is the sum over all processes already
+        self._bad = torch.full((), math.inf, dtype=self._dtype, device=self._world.device)
+
+    def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: its mean `loss`, `logits` `(N, classes)` and `labels` `(N,)`."""
+        loss = loss.detach().to(self._dtype)
+        correct = (logits.argmax(1) == labels).sum().to(self._dtype)
+        count = torch.full_like(loss, len(labels))
+        self._sums += torch.stack([loss * count, correct, count])
+        self._bad = torch.where(torch.isfinite(loss), self._bad, self._bad.clamp(max=step))
+
+    def totals(self) -> list[float]:
+        """Summed loss, correct answers and images, over all processes."""
+        values: list[float] = self._world.summed(self._sums).tolist()
+        return values
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and accuracy, over all processes."""
+        loss, correct, count = self.totals()
+        return loss / max(count, 1), correct / max(count, 1)
+
+    @property
+    def bad_step(self) -> float:
+        """The first step whose loss was not finite in this process, or infinity."""
+        return float(self._bad)

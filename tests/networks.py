@@ -1,0 +1,179 @@
+"""Networks for tests: randomised statistics, random plans, and a generator of random architectures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunekit.plan import Keep, Plan
+from prunekit.surgery import Graph
+
+
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """In float64 and eval mode, with batch norms that shift and scale each channel differently."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 2.0, generator=generator)
+                if module.weight is not None:
+                    module.weight.uniform_(0.5, 1.5, generator=generator)
+                    module.bias.normal_(0, 0.3, generator=generator)
+    return model
+
+
+def random_plan(graph: Graph, seed: int, most: float = 0.9) -> Plan:
+    """Removes a random share of the free channels of every group, but never all channels of a layer."""
+    chance = random.Random(seed)
+    keeps = []
+    for group in graph.groups:
+        gone = set(chance.sample(group.free, int(len(group.free) * chance.random() * most)))
+        for member in group.producers:
+            if gone.issuperset(member.units.tolist()):
+                gone.discard(int(member.units[0]))
+        if gone:
+            keeps.append(Keep(group.name, [u for u in range(group.size) if u not in gone]))
+    return Plan(keeps)
+
+
+class Residual(nn.Module):
+    """`x + body(x)`."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Dense(nn.Module):
+    """`cat([x, body(x)])`."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.body(x)], 1)
+
+
+class Gated(nn.Module):
+    """Squeeze-and-excite: `x * sigmoid(W2 relu(W1 mean(x)))`."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, hidden, 1)
+        self.excite = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
+class HalfAndHalf(nn.Module):
+    """`chunk` into halves, one through a body, and together again."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1)
+        return torch.cat([left, self.body(right)], 1)
+
+
+class Shuffle(nn.Module):
+    """Channel shuffle over `groups`."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class FlattenHead(nn.Module):
+    """Flatten with positions, then two linear layers."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(features, 12)
+        self.out = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.hidden(torch.flatten(x, 1))))
+
+
+def norm(chance: random.Random, channels: int) -> nn.Module:
+    """A random normalisation of `channels`."""
+    return chance.choice(
+        [nn.BatchNorm2d(channels), nn.GroupNorm(2 if channels % 2 == 0 else 1, channels), nn.Identity()]
+    )
+
+
+def conv_body(chance: random.Random, inputs: int, outputs: int) -> nn.Module:
+    """A random run of convolutions from `inputs` to `outputs` channels that keeps the positions."""
+    act = chance.choice([nn.ReLU, nn.SiLU, nn.Hardswish])
+    kind = chance.choice(["plain", "bottleneck", "depthwise", "grouped"])
+    if kind == "plain":
+        layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=chance.random() < 0.5), norm(chance, outputs)]
+    elif kind == "bottleneck":
+        hidden = 2 * chance.randint(1, 4)
+        layers = [nn.Conv2d(inputs, hidden, 1), norm(chance, hidden), act(), nn.Conv2d(hidden, outputs, 3, padding=1)]
+    elif kind == "depthwise":
+        hidden = 2 * chance.randint(1, 4)
+        layers = [
+            *(nn.Conv2d(inputs, hidden, 1), nn.BatchNorm2d(hidden), act()),
+            *(nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden), nn.BatchNorm2d(hidden), act()),
+            nn.Conv2d(hidden, outputs, 1),
+        ]
+    else:
+        hidden = 4 * chance.randint(1, 3)
+        layers = [
+            *(nn.Conv2d(inputs, hidden, 1), act()),
+            *(nn.Conv2d(hidden, hidden, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(hidden), act()),
+            nn.Conv2d(hidden, outputs, 1),
+        ]
+    return nn.Sequential(*layers)
+
+
+def random_network(seed: int) -> nn.Module:
+    """A random mix of residual, dense, gated, split, shuffled, grouped and strided blocks; input `(N, 3, 8, 8)`."""
+    torch.manual_seed(seed)
+    chance = random.Random(seed)
+    width = 4 * chance.randint(1, 3)
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), norm(chance, width)]
+    size = 8
+    blocks: list[Callable[[], nn.Module]]
+    for _ in range(chance.randint(1, 5)):
+        blocks = [
+            lambda: Residual(conv_body(chance, width, width)),
+            lambda: conv_body(chance, width, width),
+            lambda: nn.Sequential(conv_body(chance, width, width), nn.ReLU(), norm(chance, width)),
+            lambda: Gated(width, chance.randint(1, 4)),
+            lambda: HalfAndHalf(conv_body(chance, width // 2, width // 2)),
+            lambda: Shuffle(2),
+        ]
+        pick = chance.randrange(len(blocks) + 2)
+        if pick == len(blocks):
+            grown = 2 * chance.randint(1, 3)
+            layers.append(Dense(conv_body(chance, width, grown)))
+            width += grown
+        elif pick == len(blocks) + 1 and size > 2:
+            layers.append(chance.choice([nn.MaxPool2d(2), nn.AvgPool2d(2)]))
+            size //= 2
+        else:
+            layers.append(blocks[pick % len(blocks)]())
+    if chance.random() < 0.5:
+        head: nn.Module = FlattenHead(width * size * size)
+    else:
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
+    return lively(nn.Sequential(*layers, nn.ReLU(), head), seed)

@@ -1,0 +1,181 @@
+"""The two streams, the JSON documents, and figures as people read them."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+
+import pytest
+
+from prunekit.cli.app import run
+from prunekit.errors import CheckFailed, InputError, Interrupted, SurgeryError
+from prunekit.report import numbers
+from prunekit.report.documents import document, dumps, eval_document
+from prunekit.report.output import ClosedPipeError, Output
+from prunekit.report.progress import counting
+
+
+def test_data_goes_out_and_notes_go_beside(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.note("working [on] it")
+    output.warn("careful [really]")
+    output.data("model.pt")
+    captured = capsys.readouterr()
+    assert captured.out == "model.pt\n"
+    assert captured.err == "working [on] it\nwarning: careful [really]\n"
+
+
+def test_quiet_drops_notes_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(quiet=True)
+    output.note("working")
+    output.warn("careful")
+    output.error("broken", "mend it")
+    output.data("model.pt")
+    captured = capsys.readouterr()
+    assert captured.out == "model.pt\n"
+    assert captured.err == "warning: careful\nerror: broken\nhint: mend it\n"
+
+
+def test_an_error_is_one_line_and_its_hint_another(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().error("a\nlong\n  story " + "x" * 300, "do\nthis")
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_only_the_first_process_writes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    output = Output()
+    output.note("working")
+    output.data("model.pt")
+    output.error("broken")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: process 1: broken\n"
+
+
+def test_no_colour_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().error("broken")
+    assert "\x1b" not in capsys.readouterr().err
+
+
+class _Closed(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        raise BrokenPipeError(data)
+
+
+class _Full(_Closed):
+    def write(self, data: object) -> int:
+        raise OSError(28, "No space left on device", data)
+
+
+def _stdout(raw: io.RawIOBase) -> io.TextIOWrapper:
+    return io.TextIOWrapper(raw, write_through=True)  # type: ignore[type-var]
+
+
+def test_a_closed_pipe_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", _stdout(_Closed()))
+    with pytest.raises(ClosedPipeError):
+        Output().data("text")
+    assert run(["--version"]) == 0
+    assert run(["--help"]) == 0
+
+
+def test_a_full_disk_behind_standard_output_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", _stdout(_Full()))
+    with pytest.raises(InputError, match="No space left"):
+        Output().data("text")
+
+
+def test_documents_name_their_schema_and_version() -> None:
+    assert document("slim", {"output": "a.pt"}) == {"schema": "prunekit.slim", "version": 1, "output": "a.pt"}
+
+
+def test_one_result_stands_at_the_top_as_well() -> None:
+    one = {"model": "a.pt", "accuracy": 0.5}
+    assert eval_document([one]) == {
+        "schema": "prunekit.eval",
+        "version": 1,
+        "results": [one],
+        "model": "a.pt",
+        "accuracy": 0.5,
+    }
+    assert set(eval_document([one, one])) == {"schema", "version", "results"}
+
+
+def test_json_has_no_words_for_infinity() -> None:
+    text = dumps({"loss": math.nan, "all": [math.inf, 1.0], "deep": {"x": -math.inf}})
+    assert json.loads(text) == {"loss": None, "all": [None, 1.0], "deep": {"x": None}}
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (numbers.count(853018), "853 K"),
+        (numbers.count(999), "999"),
+        (numbers.count(4089184256), "4.09 G"),
+        (numbers.count(None), "–"),
+        (numbers.data_size(3450000), "3.45 MB"),
+        (numbers.data_size(12), "12 B"),
+        (numbers.percent(0.9388), "93.88 %"),
+        (numbers.percent(None), "–"),
+        (numbers.change(200, 100), "−50 %"),
+        (numbers.change(100, 110), "+10 %"),
+        (numbers.milliseconds(2.345678), "2.35 ms"),
+        (numbers.milliseconds(234.5678), "235 ms"),
+        (numbers.duration(5.25), "5.2 s"),
+        (numbers.duration(75.2), "1 m 15 s"),
+        (numbers.duration(3725), "1 h 02 m"),
+    ],
+)
+def test_figures(shown: str, text: str) -> None:
+    assert shown == text
+
+
+def test_progress_off_a_terminal_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 1.0, 11.0, 12.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with counting(Output(), "evaluating a.pt") as progress:
+        for done in (100, 500, 600):
+            progress(done, 1000)
+    assert capsys.readouterr().err == "evaluating a.pt: 500 of 1000, 11.0 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InputError("bad", hint="do better"), 2),
+        (SurgeryError("refused"), 3),
+        (CheckFailed("too low"), 1),
+        (Interrupted("stopped"), 130),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(32, "Broken pipe"), 0),
+        (PermissionError(13, "Permission denied", "a.pt"), 2),
+        (ZeroDivisionError("division by zero"), 70),
+    ],
+)
+def test_how_a_run_ends(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("prunekit.cli.commands.eval._check", fail)
+    assert run(["eval", "a.pt"]) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 2
+    assert bool(lines) == (status != 0)
+
+
+def test_the_traceback_is_for_debug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("prunekit.cli.commands.eval._check", fail)
+    assert run(["eval", "a.pt", "--debug"]) == 70
+    assert "Traceback" in capsys.readouterr().err

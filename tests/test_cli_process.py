@@ -1,0 +1,126 @@
+"""The program as a process: how fast it says hello, real pipes, signals, and standard output that goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prunekit import checkpoint, models
+
+PRUNEKIT = [sys.executable, "-m", "prunekit"]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments: str, **settings: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+        [*PRUNEKIT, *arguments], stderr=subprocess.PIPE, env=ONE_THREAD, **settings
+    )
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "net.pt"
+    checkpoint.save(models.build("vgg_digits", {"config": "8-8-M-16"}), path)
+    return path
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from prunekit.cli.app import run; assert run(['--help']) == 0; "
+        "assert run(['slim', '--help']) == 0; assert run(['eval', '--help']) == 0; "
+        "loaded = {'torch', 'numpy', 'torchvision', 'rich.markdown'} & set(sys.modules); "
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_quick() -> None:
+    seconds = []
+    for _ in range(5):
+        before = time.perf_counter()
+        subprocess.run([*PRUNEKIT, "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - before)
+    assert min(seconds) < 0.25
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reading, writing = os.pipe()
+    process = start("--help", stdout=writing)
+    os.close(reading)
+    os.close(writing)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_a_full_disk_behind_standard_output(network: Path) -> None:
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        process = start("inspect", str(network), stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.decode().splitlines() == ["error: cannot write to standard output: No space left on device"]
+
+
+def test_completion_knows_the_commands() -> None:
+    environment = {**os.environ, "_PRUNEKIT_COMPLETE": "complete_bash", "COMP_WORDS": "prunekit ", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['prunekit']; from prunekit.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert {"inspect", "slim", "merge", "train", "eval", "demo"} <= set(done.stdout.split())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_to_the_same_file(number: signal.Signals, tmp_path: Path) -> None:
+    training = ["train", "--arch", "vgg_digits", "--arch-args", "config=8-M-8", "--data", "digits"]
+    settings = ["--epochs", "30", "--device", "cpu", "-o", "net.pt"]
+    for folder in ("stopped", "whole"):
+        (tmp_path / folder).mkdir()
+    process = start(*training, *settings, cwd=tmp_path / "stopped", stdout=subprocess.PIPE)
+    assert process.stderr is not None
+    while b"epoch 2/30" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.decode().splitlines()[-2].startswith("error: ")
+    assert {path.name for path in (tmp_path / "stopped").iterdir()} == {"net.state", "net.metrics.jsonl"}
+    for folder, more in (("stopped", ["--resume"]), ("whole", [])):
+        done = start(*training, *settings, *more, cwd=tmp_path / folder, stdout=subprocess.PIPE)
+        out, err = done.communicate(timeout=120)
+        assert (done.returncode, out) == (0, b"net.pt\n"), err
+    assert (tmp_path / "stopped" / "net.pt").read_bytes() == (tmp_path / "whole" / "net.pt").read_bytes()
+    assert not (tmp_path / "stopped" / "net.state").exists()
+
+
+@pytest.mark.slow
+def test_three_steps_through_a_shell_pipe(network: Path, tmp_path: Path) -> None:
+    program = " ".join(PRUNEKIT)
+    command = (
+        f"{program} slim {network} --ratio .5 -o - | {program} merge - --ratio .2 -o - "
+        f"| {program} eval - --data digits --no-latency --json"
+    )
+    done = subprocess.run(command, shell=True, env=ONE_THREAD, capture_output=True, cwd=tmp_path, check=True)
+    assert json.loads(done.stdout)["images"] == 355
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_write_and_print_once(tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    training = ["train", "--arch", "vgg_digits", "--arch-args", "config=8-M-8", "--data", "digits"]
+    done = subprocess.run(
+        [*launcher, "-m", "prunekit", *training, "--epochs", "2", "--device", "cpu", "-o", "net.pt"],
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "net.pt\n"), done.stderr
+    assert done.stderr.count("epoch 2/2") == 1

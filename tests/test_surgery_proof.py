@@ -1,0 +1,102 @@
+"""The test of surgery: masked output equals sliced output, in float64, on real and on random architectures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from networks import lively, random_network, random_plan
+from prunekit import models, surgery
+from prunekit.errors import SurgeryError
+from prunekit.spec import origin_of
+
+BUNDLED = [
+    ("lenet_300_100", {}),
+    ("vgg_digits", {}),
+    ("vgg11_cifar", {"width": 0.25}),
+    ("resnet20_cifar", {}),
+    ("resnet20_cifar", {"shortcut": "conv", "relu": "input"}),
+    ("resnet32_cifar", {"shortcut": "conv"}),
+    ("wrn40_4", {}),
+    ("preresnet164", {}),
+    ("densenet40_12", {}),
+]
+TORCHVISION = [
+    *("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "densenet121", "googlenet"),
+    *("efficientnet_b0", "regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1"),
+]
+
+
+def prove(model: torch.nn.Module, x: torch.Tensor, seed: int) -> surgery.Cost:
+    """Prune by a random plan; returns the predicted cost, which must be the real one."""
+    graph = surgery.trace(model, x)
+    plan = random_plan(graph, seed)
+    small = surgery.edit(model, plan, graph)
+    assert surgery.verify(model, small, plan, graph) <= 1e-10
+    predicted = surgery.predict(graph, graph.kept_classes(surgery.resolve(graph, plan)))
+    real = surgery.measure(small, x)
+    assert (predicted.params, predicted.macs, predicted.channels) == (real.params, real.macs, real.channels)
+    return real
+
+
+@pytest.mark.parametrize(("arch", "args"), BUNDLED)
+def test_bundled_architectures(arch: str, args: dict[str, object]) -> None:
+    model = lively(models.build(arch, args))
+    origin = origin_of(model)
+    assert origin is not None
+    assert origin.input is not None
+    x = torch.zeros(2, *origin.input.shape, dtype=torch.float64)
+    before = surgery.measure(model, x)
+    after = prove(model, x, seed=1)
+    assert after.params < before.params
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_architectures(name: str) -> None:
+    extra = {"init_weights": False} if name == "googlenet" else {}
+    model = lively(torchvision.models.get_model(name, weights=None, num_classes=10, **extra))
+    before = surgery.measure(model, torch.zeros(2, 3, 64, 64, dtype=torch.float64))
+    after = prove(model, torch.zeros(2, 3, 64, 64, dtype=torch.float64), seed=2)
+    assert after.params < before.params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16_bn", "mobilenet_v3_large", "convnext_tiny", "inception_v3", "mnasnet0_5"])
+def test_large_torchvision_architectures(name: str) -> None:
+    model = lively(torchvision.models.get_model(name, weights=None))
+    size = 299 if name == "inception_v3" else 224
+    prove(model, torch.zeros(2, 3, size, size, dtype=torch.float64), seed=3)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_random_networks(network: int, plan: int) -> None:
+    prove(random_network(network), torch.zeros(2, 3, 8, 8, dtype=torch.float64), plan)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(st.integers(0, 10**9), st.integers(0, 10**9))
+def test_two_thousand_random_networks(network: int, plan: int) -> None:
+    prove(random_network(network), torch.zeros(2, 3, 8, 8, dtype=torch.float64), plan)
+
+
+@pytest.mark.parametrize("arch", ["resnet20_cifar", "vgg_digits", "densenet40_12"])
+def test_the_proof_has_power(arch: str) -> None:
+    """One wrong column in one layer is noticed, and the layer is named."""
+    model = lively(models.build(arch))
+    origin = origin_of(model)
+    assert origin is not None
+    assert origin.input is not None
+    graph = surgery.trace(model, torch.zeros(2, *origin.input.shape, dtype=torch.float64))
+    plan = random_plan(graph, seed=4, most=0.5)
+    small = surgery.edit(model, plan, graph)
+    convs = [(n, m) for n, m in small.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    name, conv = convs[len(convs) // 2]
+    with torch.no_grad():
+        conv.weight[:, 0] = conv.weight[:, 0].flip(0) + 0.01
+    with pytest.raises(SurgeryError, match=rf"first in '{name}'"):
+        surgery.verify(model, small, plan, graph)
