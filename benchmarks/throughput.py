@@ -2,9 +2,9 @@
 
     python benchmarks/throughput.py --arch resnet20_cifar --device cpu
 
-Both train on 32×32 colour images of ten classes with the CIFAR recipe (crop, flip, SGD with Nesterov momentum). The plain
-loop is the usual one: pictures, torchvision transforms, worker processes, float32; prunekit runs with what it offers,
-on a GPU bf16. Repetitions alternate; the median counts.
+Both train on 32×32 colour images of ten classes with the CIFAR recipe (crop, flip, SGD with Nesterov momentum). The
+plain loop is the usual one: pictures, torchvision transforms, worker processes, float32; prunekit runs with what it
+offers, on a GPU bf16. Repetitions alternate; the median counts.
 """
 
 from __future__ import annotations

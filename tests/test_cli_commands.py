@@ -6,6 +6,8 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +219,9 @@ def test_two_training_runs_with_one_seed_give_identical_files(here: Path, capsys
     assert (here / "one.pt").read_bytes() == (here / "two.pt").read_bytes()
 
 
-def test_the_demo(here: Path, capsys: Capture) -> None:
+def test_the_demo(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("prunekit.evaluate")
+    monkeypatch.setattr(module, "measure_latency", partial(module.measure_latency, seconds=0.01))
     facts = document(capsys, "demo", "--epochs", "1")
     names = ["usual", "pruned", "merged", "sparse", "slim", "tuned"]
     assert [result["model"] for result in facts["results"]] == names

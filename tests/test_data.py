@@ -114,9 +114,7 @@ def test_normalised_batches_are_those_of_torchvision(pictures: Path) -> None:
 
 def test_batches_follow_order_dtype_and_layout(pictures: Path) -> None:
     data = open_data(pictures, "test")
-    images, labels = next(
-        data.batches(2, order=torch.tensor([5, 0]), dtype=torch.float64, channels_last=True)
-    )
+    images, labels = next(data.batches(2, order=torch.tensor([5, 0]), dtype=torch.float64, channels_last=True))
     assert images.dtype == torch.float64
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert labels.tolist() == [1, 0]

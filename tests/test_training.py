@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from prunekit.training import (
     StartEvent,
     State,
     StepEvent,
+    TensorBoard,
     TrainConfig,
     train,
 )
@@ -328,6 +331,32 @@ def test_metrics_are_lines_of_json(few: ImageSet, tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [0, 2, 2]
     with pytest.raises(InputError, match="cannot be written"):
         MetricsFile(tmp_path)(StartEvent(0, 1, 0, 4, "cpu", 1, 256, 0))
+
+
+def test_tensorboard_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, float] = {}
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            assert step == 7
+            written[name] = value
+
+        def close(self) -> None:
+            written["closed"] = 1
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    board = TensorBoard(tmp_path)
+    board(SaveEvent("state", 1, 7))
+    board(EpochEvent(1, 2, 7, 0.5, 0.9, None, 0.8, 0.1, None, 3.0))
+    board.close()
+    expected = {"loss": 0.5, "accuracy": 0.9, "val_accuracy": 0.8, "lr": 0.1, "seconds": 3.0}
+    assert written == {**{f"epoch/{name}": value for name, value in expected.items()}, "closed": 1}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        TensorBoard(tmp_path)
 
 
 class Faulty(nn.Module):

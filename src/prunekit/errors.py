@@ -61,7 +61,8 @@ class Interrupted(PrunekitError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not known, suggesting the nearest ones."""
     options = sorted(known)
-    close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    starting = [option for option in options if name and option.lower().startswith(name.lower())]
+    close = starting[:3] or difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     if close:
         hint = "did you mean " + " or ".join(close) + "?"
     else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from prunekit import __version__
 from prunekit.cli.build import Command, build
 from prunekit.errors import PrunekitError, unknown_name
 from prunekit.report.output import ClosedPipeError, Output, discard_stdout
@@ -71,9 +72,19 @@ class RootGroup(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help without importing any command."""
+        with self._listing():
+            super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete the name of a command without importing any."""
+        with self._listing():
+            return super().shell_complete(ctx, incomplete)
+
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
         self.listing = True
         try:
-            super().format_help(ctx, formatter)
+            yield
         finally:
             self.listing = False
 
@@ -111,9 +122,7 @@ def _load(name: str) -> Command:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        Output().data(f"prunekit {version('prunekit')}")
+        Output().data(f"prunekit {__version__}")
         raise typer.Exit
 
 

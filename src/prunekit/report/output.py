@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from prunekit.errors import InputError
 from prunekit.report.documents import dumps
@@ -41,7 +42,7 @@ class Output:
 
     def people(self) -> Console:
         """A Rich console on standard error; colour follows NO_COLOR and TERM."""
-        return _console(stderr=True)
+        return _console(sys.stderr)
 
     def note(self, text: str) -> None:
         """One line about what happens."""
@@ -65,15 +66,7 @@ class Output:
         """Show a table: on standard output where it is the `data` asked for, else on standard error."""
         if not data and self.quiet:
             return
-        from rich.measure import Measurement
-
-        console = _console(stderr=not data)
-        # figures are never cut: what is wider than the terminal is the terminal's to wrap
-        least = Measurement.get(console, console.options.update(width=_WIDEST), content).minimum
-        console.width = max(console.width, least)
-        with console.capture() as captured:
-            console.print(content)
-        text = "\n".join(line.rstrip() for line in captured.get().splitlines())
+        text = _rendered(content, sys.stdout if data else sys.stderr)
         if data:
             self.data(text)
         else:
@@ -94,12 +87,31 @@ class Output:
             _write(sys.stdout.buffer, content)
 
 
-def _console(*, stderr: bool) -> Console:
+def _console(stream: TextIO, *, into: TextIO | None = None) -> Console:
+    """A console with the manners of `stream` (colour, width), which writes there or into another one."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OFF_TERMINAL
-    return Console(stderr=stderr, highlight=False, emoji=False, width=width)
+    known = stream.isatty() or "COLUMNS" in os.environ
+    return Console(
+        file=into or stream,
+        force_terminal=True if into and stream.isatty() else None,
+        width=None if known else _WIDTH_OFF_TERMINAL,
+        highlight=False,
+        emoji=False,
+    )
+
+
+def _rendered(content: RenderableType, stream: TextIO) -> str:
+    """The text of a table as it is to look on `stream`."""
+    from rich.measure import Measurement
+
+    text = io.StringIO()
+    console = _console(stream, into=text)
+    # figures are never cut: what is wider than the terminal is the terminal's to wrap
+    least = Measurement.get(console, console.options.update(width=_WIDEST), content).minimum
+    console.width = max(console.width, least)
+    console.print(content)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def _write(stream: BinaryIO, content: bytes) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from prunekit.errors import InputError
 from prunekit.surgery.layers import ChannelPad
 
 # Module type -> the attributes that describe its shape, as they are stored in a file.
@@ -39,8 +40,14 @@ def read(module: nn.Module) -> dict[str, Any]:
 
 
 def write(module: nn.Module, values: Mapping[str, Any]) -> None:
-    """Set shape attributes that `read` has given."""
+    """Set shape attributes that `read` has given.
+
+    Raises:
+        InputError: a name that is no shape attribute of this module.
+    """
     for name, value in values.items():
+        if name not in names_of(module):
+            raise InputError(f"'{name}' is not a shape attribute of a {type(module).__name__}")
         setattr(module, name, tuple(value) if isinstance(value, list) else value)
 
 

@@ -28,12 +28,13 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     Raises:
         InputError: the structure names a parameter or module that this architecture does not have.
     """
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    own = model.state_dict(keep_vars=True)
+    resized: dict[int, torch.Tensor] = {}  # a tied weight stays one tensor under all of its names
     for name, shape in structure["parameters"].items():
         if name not in own:
             _create(model, name, shape)
         elif list(own[name].shape) != list(shape):
-            _replace(model, name, own[name].new_empty(shape))
+            _replace(model, name, resized.setdefault(id(own[name]), _resized(own[name], shape)))
     modules = dict(model.named_modules())
     for name, values in structure["attributes"].items():
         if name not in modules:
@@ -50,11 +51,13 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
         raise InputError(f"the file holds a parameter '{name}' that its architecture does not have") from None
 
 
+def _resized(old: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    empty = old.detach().new_empty(shape)
+    return nn.Parameter(empty, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else empty
+
+
 def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     module, leaf = _owner(model, name)
-    if leaf in module._parameters:
-        old = module._parameters[leaf]
-        tensor = nn.Parameter(tensor, requires_grad=old is not None and old.requires_grad)
     setattr(module, leaf, tensor)
 
 

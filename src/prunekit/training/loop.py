@@ -140,12 +140,14 @@ def _quiet(world: World) -> Iterator[None]:
 @torch.no_grad()
 def _check_data(model: nn.Module, train_set: ImageSet, val_set: ImageSet | None) -> None:
     weight = next(model.parameters(), torch.empty(0))
-    images, _ = next(train_set.batches(1, device=weight.device, dtype=weight.dtype))
+    one = torch.zeros(1, dtype=torch.int64)
+    images, _ = next(train_set.batches(1, device=weight.device, order=one, dtype=weight.dtype))
     try:
-        outputs = model(images).shape[-1]
+        output = model(images)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"the network cannot read images of shape {tuple(images.shape[1:])}: {reason}") from error
+    logits = output[0] if isinstance(output, tuple) else output
     for data in (train_set, val_set):
         if data is not None:
-            check_classes(outputs, data)
+            check_classes(logits.shape[-1], data)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from prunekit.checkpoint.write import atomic_write
+from prunekit.checkpoint import atomic_write
 from prunekit.data import ImageSet
 from prunekit.errors import TrainingError
 from prunekit.spec import origin_of

@@ -1,0 +1,64 @@
+"""Calibration images: read once, without labels, as many as the walk can hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.surgery import Graph
+
+Images = Tensor | Iterable[Tensor]
+
+
+def gather(images: Images, model: nn.Module, graph: Graph, memory: int) -> Tensor:
+    """The images as one batch in the model's type and on its device: as many as `memory` bytes of activations allow.
+
+    `images` are normalised, `(N, C, H, W)`: one tensor, or batches.
+
+    Raises:
+        InputError: no images, of another shape than the network was read with, or not finite.
+    """
+    if len(graph.example) != 1 or not isinstance(graph.example[0], Tensor):
+        raise InputError("only a network with a single input can be calibrated on images")
+    shape, most = tuple(graph.example[0].shape[1:]), max(1, memory // bytes_per_image(graph))
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    parts: list[Tensor] = []
+    for batch in [images] if isinstance(images, Tensor) else images:
+        parts.append(_checked(batch, shape)[: most - sum(map(len, parts))].to(like))
+        if sum(map(len, parts)) >= most:
+            break
+    if not sum(map(len, parts)):
+        raise InputError("there are no calibration images", hint="--data names them; a few hundred are enough")
+    return torch.cat(parts)
+
+
+def _checked(batch: object, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(batch, Tensor) or tuple(batch.shape[1:]) != shape:
+        found = tuple(batch.shape[1:]) if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
+        raise InputError(
+            f"calibration images have shape {found}; the network reads {shape}",
+            hint="pass normalised images as a tensor (N, C, H, W), or batches of them without labels",
+        )
+    if not bool(torch.isfinite(batch).all()):
+        raise InputError("the calibration images contain values that are not finite")
+    return batch
+
+
+def bytes_per_image(graph: Graph) -> int:
+    """The most that one image's activations take at any moment of a forward pass, by the lifetimes of its values."""
+    last = {value: node.index for node in graph.nodes for value in (*node.inputs, *node.outputs)}
+    size: dict[int, int] = {}
+    live = most = 0
+    for node in graph.nodes:
+        if node.outputs:
+            size[node.outputs[0]] = math.prod(node.shape)
+            live += math.prod(node.shape)
+        most = max(most, live)
+        live -= sum(size.get(value, 0) for value in {*node.inputs, *node.outputs} if last[value] == node.index)
+    itemsize = max((leaf.element_size() for leaf in graph.example if isinstance(leaf, Tensor)), default=4)
+    return max(1, most * itemsize // graph.batch)
+

@@ -1,0 +1,93 @@
+"""What the documentation says is run: its commands, its examples, its Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunekit import surgery
+from prunekit.cli.app import root_command, run
+from prunekit.methods import registry
+from prunekit.methods.base import Method
+from prunekit.models import build
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced blocks of these languages."""
+    return re.findall(rf"```(?:{'|'.join(languages)})\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every `prunekit …` that the pages and the help texts show."""
+    shown = [line for page in PAGES for block in blocks(page, "sh", "console") for line in block.splitlines()]
+    root = root_command()
+    for name in root.list_commands(None):
+        helped = root.get_command(None, name).help.split("Examples:")[-1]
+        shown += [line.strip() for line in helped.splitlines()]
+    parts = [part.strip() for line in shown for part in re.split(r" \| | && ", line)]
+    return sorted({part for part in parts if part.startswith("prunekit ")})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_that_is_shown_exists_with_its_options(command: str) -> None:
+    _, name, *arguments = shlex.split(command)
+    parser = root_command().get_command(None, name)
+    parser.make_context(name, arguments)
+
+
+@pytest.mark.parametrize("name", ["inspect", *registry.names(), "train", "eval", "demo"])
+def test_every_command_has_examples_and_help_for_each_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"  prunekit {name}" in text or f"-m prunekit {name}" in text
+    for parameter in root_command().get_command(None, name).params:
+        assert parameter.help, f"{name} {parameter.name}"
+
+
+def test_the_documented_keys_are_those_of_the_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    said = set(re.findall(r"`([a-z_0-9]+)`", text))
+    model, small = "prunekit:vgg_digits", str(tmp_path / "small.pt")
+    for command in (
+        ["inspect", model],
+        ["merge", model, "--ratio", ".5", "-o", small],
+        ["eval", model, "--no-latency"],
+        ["train", model, "--data", "digits", "--dry-run"],
+    ):
+        assert run([*command, "--json"]) == 0
+        assert set(json.loads(capsys.readouterr().out)) <= said | {"schema", "version"}
+
+
+def test_the_example_of_a_method_works() -> None:
+    space: dict[str, Any] = {}
+    exec(blocks(ROOT / "docs" / "methods.md", "python")[0], space)
+    method = space["EveryOther"]()
+    assert isinstance(method, Method)
+    model, x = build("resnet20").double(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    graph = surgery.trace(model, x)
+    plan = method.plan(model, graph, method.Config(first=1))
+    small = surgery.edit(model, plan, graph)
+    assert surgery.verify(model, small, plan, graph) < 1e-10
+    assert sum(p.numel() for p in small.parameters()) < 0.3 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_the_readme_runs(tmp_path: Path) -> None:
+    folder = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    script = "\n".join(blocks(ROOT / "README.md", "sh"))
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, check=True)
+    program = "\n".join(blocks(ROOT / "README.md", "python"))
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)

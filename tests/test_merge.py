@@ -1,0 +1,187 @@
+"""Neuron Merging: the paper's arithmetic, its guards, and its published numbers on its published checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunekit as pk
+from prunekit import models
+from prunekit.errors import InputError
+from prunekit.restore.paper import BatchNormStatistics, scaling_batch_norm, scaling_linear
+
+PARAMETERS = {0.1: 759_632, 0.2: 678_650, 0.3: 590_180, 0.4: 509_198, 0.5: 430_826, 0.6: 334_688}
+PUBLISHED = {  # criterion, ratio -> accuracy in percent after pruning alone, and after merging
+    ("l1-norm", 0.1): (91.53, 92.61),
+    ("l1-norm", 0.2): (87.02, 90.02),
+    ("l1-norm", 0.3): (74.46, 83.72),
+    ("l1-norm", 0.4): (49.68, 75.37),
+    ("l1-norm", 0.5): (25.58, 57.06),
+    ("l1-norm", 0.6): (21.31, 21.14),
+    ("l2-norm", 0.3): (76.95, 84.47),
+    ("l2-norm", 0.5): (24.34, 57.82),
+    ("l2-GM", 0.5): (17.84, 50.79),
+}
+
+
+def resnet56() -> nn.Module:
+    return models.build("resnet56_cifar", {"shortcut": "conv", "relu": "input"})
+
+
+@pytest.mark.parametrize(("ratio", "parameters"), PARAMETERS.items())
+def test_parameter_counts_are_the_papers(ratio: float, parameters: int) -> None:
+    result = pk.prune("merge", resnet56(), ratio=ratio, restore="none")
+    assert result.after.params == parameters == sum(p.numel() for p in result.model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("criterion", "ratio"), PUBLISHED)
+def test_published_accuracies(
+    criterion: str, ratio: float, assets: Path, cifar_test: Callable[[int], tuple[Tensor, Tensor]]
+) -> None:
+    model = pk.load(
+        assets / "checkpoints" / "ResNet.cifar10.original.56.pth.tar",
+        arch="resnet56_cifar",
+        arch_args={"shortcut": "conv", "relu": "input"},
+    )
+    images, labels = cifar_test(1)
+    assert len(labels) == 10_000
+    for restore, published in zip(("none", "paper"), PUBLISHED[criterion, ratio], strict=True):
+        small, _ = pk.merge(model, ratio=ratio, criterion=criterion, restore=restore)
+        assert accuracy(small, images, labels) == pytest.approx(published, abs=0.05)
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))
+    right = 0
+    with torch.inference_mode():
+        for x, y in zip(images.split(500), labels.split(500), strict=True):
+            right += int((model((x / 255 - mean) / std).argmax(1) == y).sum())
+    return 100 * right / len(labels)
+
+
+def release_row(w: Tensor, bn: BatchNormStatistics, kept: list[int], i: int, t: float, lam: float) -> dict[int, float]:
+    """One row of Z for removed filter `i`, the formulas of section 3.3 written out one scalar at a time."""
+    norms = [float(f.norm()) for f in w]
+    cosines, scales, distances = [], [], []
+    g1, b1, m1, v1 = (float(x[i]) for x in (bn.gamma, bn.beta, bn.mean, bn.variance))
+    for j in kept:
+        g2, b2, m2, v2 = (float(x[j]) for x in (bn.gamma, bn.beta, bn.mean, bn.variance))
+        s0 = norms[i] / norms[j]
+        scale = s0 * (g2 / g1) * (v1 / v2)
+        distances.append(abs(g2 / v2 * (s0 * (-v1 * b1 / g1 + m1) - m2) + b2) / scale)
+        scales.append(scale)
+        cosines.append(float(w[i] @ w[j]) / (norms[i] * norms[j]))
+    low, high = min(distances), max(distances)
+    scores = [lam * (1 - c) + (1 - lam) * (d - low) / (high - low) for c, d in zip(cosines, distances, strict=True)]
+    best = int(np.argmin(scores))
+    return {best: scales[best]} if cosines[best] >= t else {}
+
+
+@pytest.mark.parametrize("lam", [0.7, 0.85, 1.0])
+def test_the_matrix_form_is_the_scalar_form(lam: float) -> None:
+    w = torch.randn(12, 30, dtype=torch.float64)
+    bn = BatchNormStatistics(*(torch.rand(12, dtype=torch.float64) + 0.2 for _ in range(4)))
+    kept, removed = [0, 3, 4, 7, 11], [1, 2, 5, 6, 8, 9, 10]
+    scaling = scaling_batch_norm(w, bn, torch.tensor(kept), torch.tensor(removed), 0.1, lam)
+    for row, i in enumerate(removed):
+        expected = torch.zeros(len(kept), dtype=torch.float64)
+        for j, scale in release_row(w, bn, kept, i, 0.1, lam).items():
+            expected[j] = scale
+        torch.testing.assert_close(scaling.matrix[row], expected)
+
+
+def test_a_filter_that_is_a_multiple_of_another_is_restored_exactly() -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    with torch.no_grad():
+        for small, large, scale in ((0, 4, 0.5), (1, 5, 0.2), (2, 6, 0.3), (3, 7, 0.6)):
+            model[0].weight[small] = scale * model[0].weight[large]
+            model[0].bias[small] = scale * model[0].bias[large]
+    x = torch.randn(50, 6, dtype=torch.float64)
+    merged, plan = pk.merge(model, x, ratio={"0": 0.5}, threshold=0.45)
+    pruned, _ = pk.merge(model, x, ratio={"0": 0.5}, restore="none")
+    assert plan.notes["merged"] == 4
+    torch.testing.assert_close(merged(x), model(x))
+    assert not torch.allclose(pruned(x), model(x), rtol=1e-2)
+
+
+def test_each_channel_owns_its_columns_across_a_flatten() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).double().eval()
+    with torch.no_grad():
+        for small, large in ((1, 0), (3, 2)):
+            model[0].weight[small] = 0.5 * model[0].weight[large]
+            model[0].bias[small] = 0.5 * model[0].bias[large]
+    x = torch.randn(5, 2, 8, 8, dtype=torch.float64)
+    merged, _ = pk.merge(model, x, ratio={"0": 0.5})
+    assert merged[0].out_channels == 2
+    torch.testing.assert_close(merged(x), model(x))
+
+
+def test_guards() -> None:
+    w = torch.randn(4, 9, dtype=torch.float64)
+    ones = torch.ones(4, dtype=torch.float64)
+    dead = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+    bn = BatchNormStatistics(dead, ones, ones, ones)
+    only = scaling_batch_norm(w, bn, torch.tensor([0]), torch.tensor([1, 2, 3]), -1.0, 0.85)
+    assert torch.isfinite(only.matrix).all()
+    assert (only.matrix[[0, 2]] == 0).all()  # gamma = 0 merges with nothing
+    nothing = scaling_batch_norm(w, bn, torch.tensor([1, 3]), torch.tensor([0, 2]), -1.0, 0.85)
+    assert nothing.merged == 0  # a kept gamma = 0 is no candidate
+    zero = scaling_linear(torch.zeros(3, 4), torch.tensor([0]), torch.tensor([1, 2]), 0.1)
+    assert torch.isfinite(zero.matrix).all()
+
+
+def test_a_negative_scale_is_counted() -> None:
+    w = torch.eye(2, 4, dtype=torch.float64) + 0.9
+    plus, minus = torch.ones(2, dtype=torch.float64), torch.tensor([1.0, -1.0], dtype=torch.float64)
+    bn = BatchNormStatistics(minus, plus, plus, plus)
+    scaling = scaling_batch_norm(w, bn, torch.tensor([0]), torch.tensor([1]), 0.1, 0.85)
+    assert (scaling.merged, scaling.negative) == (1, 1)
+
+
+def test_streams_are_left_whole_and_said() -> None:
+    plan = pk.prune("merge", models.build("resnet20_cifar"), ratio=0.5).plan
+    assert plan.notes["left"]["layer3.0.conv2"] == "several layers add into these channels"
+    assert all(keep.group.endswith("conv1") for keep in plan.keeps)
+
+
+@pytest.mark.parametrize(("flag", "amount"), [("target_macs", "60%"), ("target_params", "500K")])
+def test_targets(flag: str, amount: str) -> None:
+    result = pk.prune("merge", resnet56(), **{flag: amount})
+    if flag == "target_macs":
+        assert 0.57 * result.before.macs <= result.after.macs <= 0.6 * result.before.macs
+    else:
+        assert 480_000 <= result.after.params <= 500_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratio": 0.0}, "between 0 and 1"),
+        ({"ratio": 1}, "between 0 and 1"),
+        ({"ratio": -0.5}, "between 0 and 1"),
+        ({"ratio": math.nan}, "between 0 and 1"),
+        ({}, "exactly one"),
+        ({"ratio": 0.5, "target_macs": "50%"}, "exactly one"),
+        ({"ratio": 0.5, "criterion": "l1"}, "(?s)unknown criterion 'l1'.did you mean.*l1-norm"),
+        ({"ratio": 0.5, "restore": "papr"}, "did you mean paper"),
+        ({"ratio": 0.5, "threshold": 2.0}, "--threshold"),
+        ({"ratio": 0.5, "lam": -1.0}, "--lambda"),
+        ({"ratio": 0.5, "speed": 1}, "no setting 'speed'"),
+        ({"target_macs": "1"}, "cannot be met"),
+        ({"target_macs": "200%"}, "must lie between"),
+        ({"target_macs": "many"}, "takes an amount"),
+        ({"ratio": {"layer1.0.conv1": 1.5}}, "between 0 and 1"),
+        ({"ratio": {"layer3.0.conv2": 0.5}}, "cannot be merged"),
+    ],
+)
+def test_bad_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pk.merge(models.build("resnet20_cifar"), **settings)
