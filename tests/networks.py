@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunekit.errors import SurgeryError
 from prunekit.plan import Keep, Plan
-from prunekit.surgery import Graph
+from prunekit.surgery import Graph, resolve
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -39,7 +40,18 @@ def random_plan(graph: Graph, seed: int, most: float = 0.9) -> Plan:
                 gone.discard(int(member.units[0]))
         if gone:
             keeps.append(Keep(group.name, [u for u in range(group.size) if u not in gone]))
+    while not _leaves_every_layer_alive(graph, Plan(keeps)):  # a stream may take all that one of its readers keeps
+        keeps.pop(chance.randrange(len(keeps)))
     return Plan(keeps)
+
+
+def _leaves_every_layer_alive(graph: Graph, plan: Plan) -> bool:
+    try:
+        resolve(graph, plan)
+    except SurgeryError as error:
+        assert "without a single channel" in error.message
+        return False
+    return True
 
 
 class Residual(nn.Module):

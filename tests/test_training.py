@@ -33,7 +33,7 @@ from prunekit.training import (
     train,
 )
 from prunekit.training.schedule import learning_rate
-from prunekit.training.world import joined
+from prunekit.training.world import join
 
 QUICK = TrainConfig(epochs=1, batch_size=64, lr=0.05, augment="none", device="cpu")
 
@@ -93,8 +93,7 @@ def reference(
     from prunekit.training.feed import Feed
 
     dtype = next(model.parameters()).dtype
-    with joined("cpu") as world:
-        batches = Feed(data, QUICK, world, dtype).epoch(0, 0)
+    batches = Feed(data, QUICK, join("cpu"), dtype).epoch(0, 0)
     model.train()
     for _ in range(steps):
         images, labels = next(batches)

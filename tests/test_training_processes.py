@@ -12,7 +12,7 @@ import torch
 
 from prunekit.errors import InputError
 from prunekit.training import is_main_process
-from prunekit.training.world import World, joined
+from prunekit.training.world import World, join
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,16 +32,16 @@ def test_two_processes_train_as_one() -> None:
 
 
 def test_one_process_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    with joined("cpu") as world:
-        assert world == World(0, 1, torch.device("cpu"))
-        assert world.is_main
-        values = torch.tensor([1.0, 2.0])
-        assert world.summed(values) is values
+    world = join("cpu")
+    assert world == World(0, 1, torch.device("cpu"))
+    assert world.is_main
+    values = torch.tensor([1.0, 2.0])
+    assert world.summed(values) is values
     assert is_main_process()
     monkeypatch.setenv("RANK", "1")
     assert not is_main_process()
 
 
 def test_devices_that_are_not_there() -> None:
-    with pytest.raises(InputError, match="device 'abacus' cannot be used"), joined("abacus"):
-        pass
+    with pytest.raises(InputError, match="device 'abacus' cannot be used"):
+        join("abacus")

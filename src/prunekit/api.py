@@ -13,6 +13,7 @@ from prunekit.errors import InputError
 from prunekit.methods import registry
 from prunekit.methods.base import Config
 from prunekit.plan import Plan
+from prunekit.restore.images import Images
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost, Graph
 from prunekit.surgery.trace import example_of
@@ -55,8 +56,18 @@ def inspect(model: nn.Module, x: Any = None) -> Inspection:
     return Inspection(graph, surgery.cost_of(model, graph))
 
 
-def prune(name: str, model: nn.Module, x: Any = None, config: Config | None = None, **settings: Any) -> Pruned:
+def prune(
+    name: str,
+    model: nn.Module,
+    x: Any = None,
+    config: Config | None = None,
+    *,
+    images: Images | None = None,
+    **settings: Any,
+) -> Pruned:
     """Run an installed method: trace, plan, edit, verify. `settings` are the fields of the method's config.
+
+    `images`, for methods that restore from data, are normalised and unlabelled: `(N, C, H, W)` or batches of them.
 
     Raises:
         InputError: settings that do not fit, or nothing to prune.
@@ -66,7 +77,7 @@ def prune(name: str, model: nn.Module, x: Any = None, config: Config | None = No
     config = config or make_config(name, **settings)
     started = time.perf_counter()
     graph = surgery.trace(model, _example(model, x))
-    plan = method.plan(model, graph, config).made_on(graph.example_shapes)
+    plan = method.plan(model, graph, config, images).made_on(graph.example_shapes)
     small = surgery.edit(model, plan, graph)
     edited = time.perf_counter()
     difference = surgery.verify(model, small, plan, graph)

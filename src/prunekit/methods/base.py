@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from prunekit.plan import Plan
+    from prunekit.restore.images import Images
     from prunekit.surgery import Graph
 
 
@@ -42,7 +43,7 @@ class Config:
     def __post_init__(self) -> None:
         for item in fields(self):
             choices, value = item.metadata.get("choices"), getattr(self, item.name)
-            if choices and value not in choices:
+            if choices and value not in choices and not (value is None and item.default is None):
                 raise unknown_name(item.name.replace("_", "-"), str(value), choices)
         for name in ("round_to", "min_channels"):
             if getattr(self, name) < 1:
@@ -62,9 +63,26 @@ class Method(ABC):
     Config: ClassVar[type[Config]] = Config
 
     @abstractmethod
-    def plan(self, model: nn.Module, graph: Graph, config: Any) -> Plan:
+    def plan(self, model: nn.Module, graph: Graph, config: Any, images: Images | None = None) -> Plan:
         """Decide, without changing `model`.
+
+        `images` are unlabelled calibration images, normalised: a tensor `(N, C, H, W)`, or batches of them.
 
         Raises:
             InputError: the settings cannot be used with this network, or there is nothing to prune.
         """
+
+
+def restoration(asked: str | None, images: Images | None, otherwise: str) -> str:
+    """How to restore: as asked for; if nothing was, `calibrate` where there are images, and `otherwise` without.
+
+    Raises:
+        InputError: `calibrate` was asked for, and there are no images.
+    """
+    if asked == "calibrate" and images is None:
+        raise InputError(
+            "--restore calibrate needs images, and none were given",
+            hint="name a data set or a folder with --data (from Python: images=...); a thousand are enough, "
+            "their labels are not read",
+        )
+    return asked or ("calibrate" if images is not None else otherwise)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from prunekit.plan import Plan
+    from prunekit.restore.images import Images
     from prunekit.surgery import Graph
 
 
@@ -24,10 +25,11 @@ class MergeConfig(Config):
         help="Which filters stay: the largest norms, or the largest sums of distances to all others.",
         choices=("l1-norm", "l2-norm", "l2-GM"),
     )
-    restore: str = option(
-        "paper",
-        help="'paper' merges each removed filter into a kept one; 'none' only prunes.",
-        choices=("paper", "none"),
+    restore: str | None = option(
+        None,
+        help="'paper' merges each removed filter into a kept one, without data (the default); 'calibrate' refits what "
+        "stays to unlabelled images (the default when there are any); 'none' only prunes.",
+        choices=("calibrate", "paper", "none"),
     )
     threshold: float = option(0.1, help="Least cosine similarity of two filters that are merged (the paper's t).")
     lam: float = option(
@@ -53,14 +55,15 @@ class Merge(Method):
     )
     Config: ClassVar[type[Config]] = MergeConfig
 
-    def plan(self, model: nn.Module, graph: Graph, config: Any) -> Plan:
+    def plan(self, model: nn.Module, graph: Graph, config: Any, images: Images | None = None) -> Plan:
         """Keep `int(c (1 - ratio))` filters of each mergeable layer, and fold the others into the next layers.
 
         Selection and compensation both come from the original weights, before any merging.
 
         Raises:
-            InputError: no layer whose consumers could make up for it, or a budget that cannot be met.
+            InputError: no layer whose consumers could make up for it, a budget that cannot be met, or images that do
+                not fit.
         """
         from prunekit.methods.merging import plan_merging
 
-        return plan_merging(model, graph, config)
+        return plan_merging(model, graph, config, images)

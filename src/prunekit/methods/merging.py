@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.methods.base import restoration
 from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
 from prunekit.methods.ranking import round_widths
 from prunekit.plan import Fold, Keep, Operation, Plan
+from prunekit.restore.calibrate import calibrate
+from prunekit.restore.images import Images
 from prunekit.restore.paper import BatchNormStatistics, Scaling, scaling_batch_norm, scaling_linear
 from prunekit.surgery import ChannelGroup, Graph, predict
 from prunekit.surgery.layer_rules import is_batch_norm
@@ -49,8 +52,9 @@ class Layer:
         return weight.detach()
 
 
-def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig) -> Plan:
+def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Images | None = None) -> Plan:
     """The plan of Neuron Merging; see `Merge.plan`."""
+    restore = restoration(config.restore, images, "paper")
     layers, left = mergeable_layers(model, graph)
     if not layers:
         reason = next(iter(left.values()), "it has no convolution or linear layer")
@@ -58,13 +62,15 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig) -> Plan:
     kept = _choose(graph, layers, config)
     operations: list[Operation] = [Keep(name, index) for name, index in kept.items()]
     merged = negative = 0
-    if config.restore == "paper":
+    if restore == "paper":
         for layer in layers:
             if layer.group.name in kept:
                 scaling = _compensate(layer, kept[layer.group.name], config)
                 merged, negative = merged + scaling.merged, negative + scaling.negative
                 operations += _folds(layer, scaling)
-    return Plan(operations, {"merged": merged, "negative_scales": negative, "left": left, "protected": []})
+    notes = {"restore": restore, "merged": merged, "negative_scales": negative, "left": left, "protected": []}
+    plan = Plan(operations, notes)
+    return calibrate(model, graph, plan, images) if restore == "calibrate" and images is not None else plan
 
 
 def mergeable_layers(model: nn.Module, graph: Graph) -> tuple[list[Layer], dict[str, str]]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from prunekit.plan import Plan
+    from prunekit.restore.images import Images
     from prunekit.surgery import Graph
 
 
@@ -24,11 +25,12 @@ class SlimConfig(Config):
     aggregate: str = option(
         "max", help="How the gammas of coupled channels become one score.", choices=("max", "mean", "sum")
     )
-    restore: str = option(
-        "constants",
-        help="'constants' folds what a removed channel is worth on average, act(beta), into the next layer; 'none' "
+    restore: str | None = option(
+        None,
+        help="'calibrate' refits what stays to unlabelled images (the default when there are any); 'constants' folds "
+        "what a removed channel is worth on average, act(beta), into the next layer (the default without); 'none' "
         "drops it as the paper's release does.",
-        choices=("constants", "none"),
+        choices=("calibrate", "constants", "none"),
     )
 
 
@@ -43,12 +45,12 @@ class Slim(Method):
     )
     Config: ClassVar[type[Config]] = SlimConfig
 
-    def plan(self, model: nn.Module, graph: Graph, config: Any) -> Plan:
+    def plan(self, model: nn.Module, graph: Graph, config: Any, images: Images | None = None) -> Plan:
         """Remove the units with the smallest aggregated |gamma| until the budget is met (section 3 of the paper).
 
         Raises:
-            InputError: no batch norm, nothing prunable, or a budget that cannot be met.
+            InputError: no batch norm, nothing prunable, a budget that cannot be met, or images that do not fit.
         """
         from prunekit.methods.slimming import plan_slimming
 
-        return plan_slimming(model, graph, config)
+        return plan_slimming(model, graph, config, images)

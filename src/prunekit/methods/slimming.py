@@ -11,10 +11,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import InputError
+from prunekit.methods.base import restoration
 from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
 from prunekit.methods.ranking import keep_after, protected_within, removal_order, round_widths
+from prunekit.methods.streams import with_unread_streams
 from prunekit.plan import Keep, Plan
+from prunekit.restore.calibrate import calibrate
 from prunekit.restore.constants import constant_folds
+from prunekit.restore.images import Images
 from prunekit.surgery import ChannelGroup, Cost, Graph, predict
 
 if TYPE_CHECKING:
@@ -23,8 +27,9 @@ if TYPE_CHECKING:
 _REDUCE = {"max": np.fmax, "sum": np.add, "mean": np.add}
 
 
-def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig) -> Plan:
+def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig, images: Images | None = None) -> Plan:
     """The plan of one pass of Network Slimming; see `Slim.plan`."""
+    restore = restoration(config.restore, images, "constants")
     scores = gamma_scores(model, graph, config.aggregate)
     groups = _prunable(graph, scores, config.scope)
     if isinstance(config.ratio, dict):
@@ -33,9 +38,10 @@ def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig) -> Plan:
         keeps, protected = _by_threshold(graph, groups, scores, config)
     if not keeps:
         raise InputError("the budget is too small to remove a single channel", hint="ask for more, or lower --round-to")
-    folds = constant_folds(model, graph, keeps) if config.restore == "constants" else []
-    notes = {"protected": protected, "threshold": _threshold(groups, scores, keeps)}
-    return Plan([*(Keep(name, index) for name, index in keeps.items()), *folds], notes)
+    folds = [] if restore == "none" else constant_folds(model, graph, keeps)
+    notes = {"restore": restore, "protected": protected, "threshold": _threshold(groups, scores, keeps)}
+    plan = Plan([*(Keep(name, index) for name, index in keeps.items()), *folds], notes)
+    return calibrate(model, graph, plan, images) if restore == "calibrate" and images is not None else plan
 
 
 def gamma_scores(model: nn.Module, graph: Graph, aggregate: str) -> dict[str, NDArray[np.float64]]:
@@ -56,7 +62,7 @@ def gamma_scores(model: nn.Module, graph: Graph, aggregate: str) -> dict[str, ND
     for group in graph.groups:
         total = np.full(group.size, np.nan)
         number = np.zeros(group.size)
-        for member in group.followers:
+        for member in (*group.producers, *group.followers):
             if member.module in norms and member.parameter.endswith("weight"):
                 gamma = norms[member.module].weight.detach().double().abs().cpu().numpy()[member.positions]
                 for position, unit in enumerate(member.units):
@@ -88,7 +94,8 @@ def _by_threshold(
     removal = removal_order(groups, scores, max(config.min_channels, 1))
 
     def keeps_at(count: int) -> dict[str, list[int]]:
-        return round_widths(groups, scores, keep_after(groups, removal, count), config.round_to)
+        widths = round_widths(groups, scores, keep_after(groups, removal, count), config.round_to)
+        return with_unread_streams(graph, widths)
 
     if budget.kind == "ratio":
         total = sum(len(group.free) for group in groups)

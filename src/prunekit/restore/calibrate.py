@@ -10,6 +10,7 @@ positions, and the pruned one's refits each layer at the moment when its input h
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +67,15 @@ def calibrate(
         batch = gather(images, model, graph, memory)
         layers, left = refittable(model, graph, plan)
         targets = _targets(model, graph, plan, layers, batch, rows, seed)
-        left |= {name: "its forward is not run as a module" for name in layers if name not in targets}
         refits, failed = _walk(edit(model, plan, graph), graph, targets, batch, ridge)
-    notes = {"images": len(batch), "layers": len(targets) - len(failed), "left": left | failed}
+    done = {operation.layer for operation in refits}
+    left |= {name: failed.get(name, "its forward is not called") for name in layers if name not in done}
+    notes = {"images": len(batch), "layers": len(done.intersection(layers)), "left": left}
     return Plan([*plan.operations, *refits], {**plan.notes, "calibration": notes}, plan.example)
 
 
 def refittable(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[str], dict[str, str]]:
-    """The layers whose inputs `plan` changes, in execution order; and those among them that are left, with the reason."""
+    """The layers whose inputs `plan` changes, in execution order; and those that cannot be refitted, why."""
     modules = dict(model.named_modules())
     layers: list[str] = []
     left: dict[str, str] = {}
@@ -105,7 +107,7 @@ def _changed(graph: Graph, plan: Plan) -> list[str]:
 def _obstacle(graph: Graph, name: str, module: nn.Module | None) -> str | None:
     if not isinstance(module, Layer) or _weight(name) not in graph.parameters:
         return f"a {type(module).__name__} cannot be refitted"
-    if sum(node.op in _OPS for node in graph.calls(name)) != 1:
+    if len(_calls(graph, name, lambda op: op in _OPS)) != 1:
         return "it is used more than once"
     return None
 
@@ -148,7 +150,7 @@ def _walk(
     def meet(name: str) -> None:
         norm = _norm_behind(graph, name)
 
-        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
+        def hook(_layer: Any, args: tuple[Tensor, ...]) -> None:
             try:
                 found = _fitted(small, name, norm, args[0], targets.pop(name), ridge)
             except FloatingPointError as error:
@@ -170,12 +172,15 @@ def _norm_behind(graph: Graph, layer: str) -> str | None:
     norm = graph.batch_norm_after(layer)
     if norm is None or f"{norm}.running_mean" not in graph.shapes:
         return None
-    return norm if sum(is_batch_norm(node.op) for node in graph.calls(norm)) == 1 else None
+    return norm if len(_calls(graph, norm, is_batch_norm)) == 1 else None
 
 
-def _fitted(
-    small: nn.Module, name: str, norm: str | None, x: Tensor, target: _Target, ridge: float
-) -> list[Refit]:
+def _calls(graph: Graph, module: str, kind: Callable[[str], bool]) -> set[int]:
+    """The nodes in which a module does its work (a node counts once, however many of its parameters it uses)."""
+    return {node.index for node in graph.calls(module) if kind(node.op)}
+
+
+def _fitted(small: nn.Module, name: str, norm: str | None, x: Tensor, target: _Target, ridge: float) -> list[Refit]:
     """The refits of one layer, and of the batch norm that takes its constant, to meet the target from the input `x`.
 
     Raises:
@@ -184,12 +189,11 @@ def _fitted(
     layer: Any = small.get_submodule(name)
     weight, groups = layer.weight, getattr(layer, "groups", 1)
     wide = torch.promote_types(weight.dtype, torch.float32)
-    wanted = target.values.unflatten(1, (groups, -1)).transpose(0, 1).to(wide)  # (groups, rows, outputs)
+    wanted = target.values.reshape(len(target.where), groups, -1).transpose(0, 1).to(wide)  # (groups, rows, outputs)
     chunks = ((part.to(wide), wanted[:, rows]) for rows, part in inputs_at(x, layer, target.where))
     constant = layer.bias is not None or norm is not None
-    fit = fit_towards(
-        weight.flatten(1).unflatten(0, (groups, -1)), chunks, len(target.where), ridge, constant=constant
-    )
+    present = weight.reshape(groups, weight.size(0) // groups, -1)
+    fit = fit_towards(present, chunks, len(target.where), ridge, constant=constant)
     values = {"weight": fit.weight.reshape(weight.shape).to(weight)}
     if layer.bias is not None:
         return [Refit(name, {**values, "bias": fit.constant.flatten().to(layer.bias)})]

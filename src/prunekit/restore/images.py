@@ -61,4 +61,3 @@ def bytes_per_image(graph: Graph) -> int:
         live -= sum(size.get(value, 0) for value in {*node.inputs, *node.outputs} if last[value] == node.index)
     itemsize = max((leaf.element_size() for leaf in graph.example if isinstance(leaf, Tensor)), default=4)
     return max(1, most * itemsize // graph.batch)
-

@@ -86,6 +86,7 @@ def _penalty(spread: Tensor, ridge: float) -> Tensor:
 
 
 def _factor(moments: Tensor) -> Tensor:
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(moments)
     if bool(failed.any()) or not bool(torch.isfinite(factor).all()):
         raise FloatingPointError("the normal equations cannot be solved")

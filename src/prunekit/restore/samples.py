@@ -48,7 +48,7 @@ def inputs_at(x: Tensor, layer: Layer, where: Tensor) -> Iterator[tuple[slice, T
             yield rows, x.reshape(-1, x.size(-1))[where[rows]].unsqueeze(0)
         else:
             patches = _patches(x, layer, where[rows])  # (n, taps, channels)
-            yield rows, patches.unflatten(2, (groups, -1)).permute(2, 0, 3, 1).flatten(2)
+            yield rows, patches.reshape(*patches.shape[:2], groups, -1).permute(2, 0, 3, 1).flatten(2)
 
 
 def _patches(x: Tensor, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, where: Tensor) -> Tensor:
@@ -72,7 +72,8 @@ def _patches(x: Tensor, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, where: Tensor) 
 def _padding(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[list[int], list[int]]:
     """Padding before and after, for each axis; "same" puts the odd one after."""
     if isinstance(conv.padding, str):
-        spans = [d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        spans = reach if conv.padding == "same" else [0] * len(reach)
         return [span // 2 for span in spans], [span - span // 2 for span in spans]
     return list(conv.padding), list(conv.padding)
 
@@ -83,4 +84,3 @@ def _unravel(place: Tensor, shape: list[int]) -> list[Tensor]:
         along.append(place % size)
         place = place // size
     return along[::-1]
-

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from prunekit.surgery.fold import folded
 from prunekit.surgery.graph import Graph, resolve
 from prunekit.surgery.groups import Mask
 from prunekit.surgery.labels import Ids
+from prunekit.surgery.layers import ChannelSelect, SelectedNorm
 
 
 def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
@@ -49,6 +51,7 @@ def remove(model: nn.Module, graph: Graph, kept: Mask, changed: Mapping[str, Ten
     small = _copy(model, memo)
     _make_biases(small, changed, tensors, indices)
     _fit_modules(small, graph, kept, {name for name, _ in indices})
+    _select_channels(small, graph, kept)
     return small
 
 
@@ -117,6 +120,31 @@ def _fit_norm(module: nn.Module | None, channels: int) -> None:
         module.normalized_shape = (channels,)
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = channels
+
+
+def _select_channels(small: nn.Module, graph: Graph, kept: Mask) -> None:
+    """Put a selection before each batch norm that lost channels of a stream, or narrow the one that stands there."""
+    selected = {name.removesuffix(".select") + ".norm" for name in graph.selections}
+    private = {link.norm: kept[link.private] for link in graph.links}
+    for name, selection in graph.selections.items():
+        stays = private.get(name.removesuffix(".select") + ".norm", kept[selection.inputs[selection.index]])
+        _set_index(small.get_submodule(name), _renumber(kept[selection.inputs], selection.index[stays]))
+    for link in graph.links:
+        in_front, behind = kept[link.stream], kept[link.private]
+        if link.norm not in selected and not np.array_equal(in_front, behind):
+            norm = small.get_submodule(link.norm)
+            index = torch.from_numpy(_renumber(in_front, np.flatnonzero(behind))).to(next(norm.buffers()).device)
+            small.set_submodule(link.norm, SelectedNorm(norm, index).train(norm.training))
+
+
+def _renumber(kept: Mask, places: Ids) -> Ids:
+    """Where `places` of a stream are once only its `kept` channels are left."""
+    return (np.cumsum(kept) - 1)[places]
+
+
+def _set_index(select: nn.Module, index: Ids) -> None:
+    assert isinstance(select, ChannelSelect)
+    select.index = torch.from_numpy(index).to(select.index.device)
 
 
 def refit(model: nn.Module, plan: Plan) -> None:

@@ -20,6 +20,23 @@ from prunekit.surgery.record import Node
 
 
 @dataclass(frozen=True)
+class LinkedNorm:
+    """A batch norm that reads a shared stream: classes in front of it and behind it, place by place."""
+
+    norm: str
+    stream: Ids
+    private: Ids
+
+
+@dataclass(frozen=True)
+class SelectedChannels:
+    """What a `ChannelSelect` reads: places in its input, whose classes are `inputs`."""
+
+    index: Ids
+    inputs: Ids
+
+
+@dataclass(frozen=True)
 class Graph:
     """One recorded network. Nothing in it refers to the network's weights.
 
@@ -34,6 +51,8 @@ class Graph:
     slots: Mapping[tuple[str, int], Ids]
     roles: Mapping[tuple[str, int], str]
     pads: Mapping[str, tuple[Ids, Ids]]
+    links: tuple[LinkedNorm, ...]
+    selections: Mapping[str, SelectedChannels]
     normalised: Mapping[int, tuple[str, Ids]]
     shapes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
@@ -77,7 +96,22 @@ class Graph:
             stays = np.zeros(self.groups[self._numbers[name]].size, dtype=np.bool_)
             stays[list(units)] = True
             kept[members] = stays[self.unit_of[members]]
+        for link in self.links:  # what a stream loses, its readers lose
+            kept[link.private[~kept[link.stream]]] = False
         return kept
+
+    def kept_units(self, kept: Mask) -> dict[str, tuple[int, ...]]:
+        """The kept units, by name, of every group that loses some."""
+        gone = np.flatnonzero(~kept)
+        return {
+            self.groups[number].name: tuple(
+                np.flatnonzero(np.isin(np.arange(self.groups[number].size), self._lost(gone, number), invert=True))
+            )
+            for number in np.unique(self.group_of[gone])
+        }
+
+    def _lost(self, gone: Ids, number: int) -> Ids:
+        return self.unit_of[gone[self.group_of[gone] == number]]
 
     def kept_indices(self, kept: Mask) -> dict[tuple[str, int], Ids]:
         """The surviving indices of each parameter dimension that loses some."""
@@ -100,7 +134,7 @@ class Graph:
     def outputs(self) -> Iterator[tuple[str, int]]:
         """The slots that are the output channels of a convolution or linear layer, depthwise ones included."""
         for (name, dim), role in self.roles.items():
-            if role == "out" or (role == "along" and dim == 0 and len(self.shapes[name]) > 1):
+            if len(self.shapes[name]) > 1 and (role == "out" or (role == "along" and dim == 0)):
                 yield name, dim
 
     @cached_property
@@ -156,7 +190,19 @@ def resolve(graph: Graph, plan: Plan) -> dict[str, tuple[int, ...]]:
         if group.name in keeps:
             raise SurgeryError(f"the plan names channel group '{group.name}' twice (as '{keep.group}')")
         keeps[group.name] = _checked(group, keep.index)
+    if graph.links:
+        keeps = graph.kept_units(graph.kept_classes(keeps))
+    for name, index in keeps.items():
+        _check_layers(graph.group(name), index)
     return keeps
+
+
+def _check_layers(group: ChannelGroup, index: tuple[int, ...]) -> None:
+    stays = np.zeros(group.size, dtype=np.bool_)
+    stays[list(index)] = True
+    for member in group.producers:
+        if not stays[member.units].any():
+            raise SurgeryError(f"the plan leaves '{member.module}' without a single channel")
 
 
 def _checked(group: ChannelGroup, index: tuple[int, ...]) -> tuple[int, ...]:
@@ -170,7 +216,4 @@ def _checked(group: ChannelGroup, index: tuple[int, ...]) -> tuple[int, ...]:
     for unit, reason in group.frozen.items():
         if not stays[unit]:
             raise SurgeryError(f"channel {unit} of group '{group.name}' cannot be removed: {reason}")
-    for member in group.producers:
-        if not stays[member.units].any():
-            raise SurgeryError(f"the plan leaves '{member.module}' without a single channel")
     return tuple(sorted(index))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunekit.surgery import labels as lb
-from prunekit.surgery.record import Call, ParameterView, Recorder, Rule
+from prunekit.surgery.layers import ChannelSelect
+from prunekit.surgery.record import Call, Link, ParameterView, Recorder, Rule, Selection
 from prunekit.surgery.rules import unknown
 
 
@@ -77,8 +78,31 @@ def batch_norm(recorder: Recorder, call: Call) -> None:
     vector = lb.vector_along(recorder.labels(x), 1)
     if vector is None:
         return unknown(recorder, call)
+    if bool((vector != 0).any()):
+        vector = _private(recorder, call, vector)
     recorder.set(call.results[0], _ride_along(recorder, call, vector, 1))
     return _statistics(recorder, call)
+
+
+def _private(recorder: Recorder, call: Call, stream: Tensor) -> Tensor:
+    """Labels of its own for what a batch norm passes on, linked to those of what it reads.
+
+    Whether that is a stream with other readers is known only at the end; see `Recorder.settle_links`.
+    """
+    views = [recorder.parameter(tensor) for tensor in call.tensors[1:]]
+    if not views or views[0] is None:
+        return stream
+    scale = views[0].name
+    link = recorder.recording.links.get(scale)
+    if link is None:
+        slot = recorder.recording.slots.get((scale, 0))
+        if slot is not None and slot.role == "along":  # settled by an earlier recording: no stream
+            return stream
+        link = Link(scale, stream, recorder.recording.produced(scale, 0, stream.numel()))
+        recorder.recording.links[scale] = link
+    recorder.ledger.unify(link.stream, stream, call.where)
+    link.reads.append(recorder.value(call.args[0]))
+    return link.private
 
 
 def _ride_along(recorder: Recorder, call: Call, vector: Tensor, dim: int) -> Tensor:
@@ -136,13 +160,25 @@ def embedding(recorder: Recorder, call: Call) -> None:
 
 
 def index_select(recorder: Recorder, call: Call) -> None:
-    """A fixed selection along positions keeps labels; along channels it is fixed by the code."""
+    """A fixed selection along positions keeps labels; along channels it is the business of `ChannelSelect`."""
     x, dim = call.args[0], call.args[1] % call.args[0].dim()
     labels, result = recorder.labels(x), call.results[0]
+    if isinstance(recorder.modules.get(call.where), ChannelSelect):
+        return _select_channels(recorder, call, labels)
     if dim in lb.varying(labels):
         return unknown(recorder, call)
     small = labels.narrow(dim, 0, min(1, labels.size(dim)))
     return recorder.set(result, small.expand(result.shape))
+
+
+def _select_channels(recorder: Recorder, call: Call, labels: Tensor) -> None:
+    index = recorder.values.get(f"{call.where}.index")
+    vector = lb.vector_along(labels, 1)
+    if index is None or index.is_meta or vector is None:
+        return unknown(recorder, call)
+    index = index.cpu()
+    recorder.recording.selections[call.where] = Selection(call.where, index, vector)
+    return recorder.set(call.results[0], lb.along(vector[index], 1, call.results[0].shape))
 
 
 def is_batch_norm(op: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,3 +50,10 @@ class ChannelSelect(nn.Module):
     def extra_repr(self) -> str:
         """How many channels are read."""
         return f"channels={self.index.numel()}"
+
+
+class SelectedNorm(nn.Sequential):
+    """A batch norm behind a channel selection, standing in the place of the batch norm alone."""
+
+    def __init__(self, norm: nn.Module, index: Tensor) -> None:
+        super().__init__(OrderedDict(select=ChannelSelect(index), norm=norm))

@@ -6,6 +6,7 @@ is run on real tensors instead. `Recorder` is the dispatch mode; what each op me
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,34 @@ class Pad:
     after: Tensor
 
 
+@dataclass
+class Link:
+    """A batch norm that reads a shared stream: it may lose channels that the stream keeps for its other readers.
+
+    `private` labels the channels behind the norm, `stream` those in front of it, place by place: what goes from the
+    stream goes behind the norm too, but not the other way round. `reads` are the values that the norm was called on.
+    """
+
+    scale: str
+    stream: Tensor
+    private: Tensor
+    reads: list[int] = field(default_factory=list)
+
+    @property
+    def norm(self) -> str:
+        """The batch norm's module."""
+        return self.scale.rpartition(".")[0]
+
+
+@dataclass
+class Selection:
+    """A `ChannelSelect` module: which of its input's channels it reads."""
+
+    module: str
+    index: Tensor
+    inputs: Tensor
+
+
 Rule = Callable[["Recorder", Call], None]
 
 
@@ -101,6 +130,8 @@ class Recording:
     nodes: list[Node] = field(default_factory=list)
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     pads: dict[str, Pad] = field(default_factory=dict)
+    links: dict[str, Link] = field(default_factory=dict)
+    selections: dict[str, Selection] = field(default_factory=dict)
     normalised: dict[int, tuple[str, Tensor]] = field(default_factory=dict)  # by node: module, labels it mixes
     used: set[str] = field(default_factory=set)
 
@@ -123,6 +154,9 @@ class Recording:
         return self.slot(parameter, dim, "out", known.labels if known else self.ledger.fresh(size))
 
 
+_LAYERS = ("convolution", "addmm", "mm")
+
+
 class Recorder(DispatchMode):
     """Records every op into a `Recording`, following labels by the given rules."""
 
@@ -133,9 +167,11 @@ class Recorder(DispatchMode):
         rules: Mapping[str, Rule],
         fallback: Rule,
         modules: Mapping[str, nn.Module],
+        values: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
         self.recording = recording
+        self.values = values
         self.ledger = recording.ledger
         self.modules = modules
         self.stack: list[str] = []
@@ -164,12 +200,27 @@ class Recorder(DispatchMode):
         self.recording.nodes.append(node)
         return out
 
+    def settle_links(self, first: int) -> None:
+        """A batch norm that alone reads the layer in front of it shares its channels: that is no stream.
+
+        `first` is the index of the first node that this recorder has written.
+        """
+        nodes = self.recording.nodes[first:]
+        readers = Counter(value for node in nodes for value in set(node.inputs))
+        made = {value for node in nodes if node.op in _LAYERS for value in node.outputs}
+        for scale, link in list(self.recording.links.items()):
+            if link.reads and all(readers[value] == 1 and value in made for value in link.reads):
+                self.ledger.unify(link.stream, link.private)
+                self.recording.slots[scale, 0].role = "along"
+                del self.recording.links[scale]
+            link.reads.clear()
+
     def _node(self, call: Call, out: Any) -> Node:
         activations, parameters = [], []
         for tensor in call.tensors:
             view = self.parameter(tensor)
             if view is None:
-                activations.append(self._value(tensor))
+                activations.append(self.value(tensor))
             else:
                 parameters.append(view.name)
         self.recording.used.update(parameters)
@@ -180,7 +231,8 @@ class Recorder(DispatchMode):
         index = len(self.recording.nodes)
         return Node(index, call.op, call.where, tuple(activations), outputs, tuple(parameters), macs, shape)
 
-    def _value(self, tensor: Tensor) -> int:
+    def value(self, tensor: Tensor) -> int:
+        """The number of an activation's present value."""
         known = self._values.get(id(tensor))
         return self._new_value(tensor) if known is None else known
 

@@ -7,19 +7,26 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.errors import InputError
 from prunekit.surgery import attributes
+from prunekit.surgery.layers import SelectedNorm
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """What surgery may have changed: `{"parameters": {name: shape}, "attributes": {module: {name: value}}}`.
+    """What surgery may have changed: shapes, the numbers that modules keep about them, and inserted selections.
 
-    Parameters include buffers that a state dict holds.
+    `{"parameters": {name: shape}, "attributes": {module: {name: value}}, "selected": [batch norm, ...]}`; parameters
+    include buffers that a state dict holds.
     """
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     modules = {name: attributes.read(module) for name, module in model.named_modules()}
-    return {"parameters": shapes, "attributes": {name: values for name, values in modules.items() if values}}
+    return {
+        "parameters": shapes,
+        "attributes": {name: values for name, values in modules.items() if values},
+        "selected": [name for name, module in model.named_modules() if isinstance(module, SelectedNorm)],
+    }
 
 
 def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
@@ -28,6 +35,8 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     Raises:
         InputError: the structure names a parameter or module that this architecture does not have.
     """
+    for name in structure.get("selected", ()):
+        _insert_selection(model, name)
     own = model.state_dict(keep_vars=True)
     resized: dict[int, torch.Tensor] = {}  # a tied weight stays one tensor under all of its names
     for name, shape in structure["parameters"].items():
@@ -41,6 +50,14 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
             raise InputError(f"the file describes a module '{name}' that its architecture does not have")
         attributes.write(modules[name], values)
     return model
+
+
+def _insert_selection(model: nn.Module, name: str) -> None:
+    norm = dict(model.named_modules()).get(name)
+    if not isinstance(norm, _NormBase):
+        raise InputError(f"the file puts a channel selection before '{name}', which is no batch norm here")
+    first = torch.zeros(1, dtype=torch.int64, device=next(norm.parameters()).device)
+    model.set_submodule(name, SelectedNorm(norm, first))
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunekit.errors import InputError, SurgeryError
 from prunekit.surgery import layer_rules, rules
 from prunekit.surgery.edit import remove
-from prunekit.surgery.graph import Graph
+from prunekit.surgery.graph import Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.groups import build_groups, classify
 from prunekit.surgery.labels import ids
 from prunekit.surgery.meta import DispatchMode
@@ -86,13 +86,13 @@ def _unfused_attention() -> Iterator[None]:
 
 def _record(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Recording, nn.Module, tuple[Any, ...]]:
     """The recording, the copy that was recorded, and the input it ran on."""
-    bare, empty = skeleton(model).eval(), to_meta(inputs)
+    bare, empty, values = skeleton(model).eval(), to_meta(inputs), dict(model.named_buffers())
     try:
-        recording = _run(bare, empty)
+        recording = _run(bare, empty, values)
     except Exception as error:  # whatever a stranger's forward raises without values, it may manage with them
         _log.debug("recording on the meta device failed (%s); recording real tensors", error)
         return _record_real(model, inputs, error)
-    _record_training(bare, empty, recording)
+    _record_training(bare, empty, values, recording)
     return recording, bare, empty
 
 
@@ -103,7 +103,7 @@ def _record_real(
     real = tree_map(lambda t: _with_values(t).to(device) if isinstance(t, Tensor) else t, inputs)
     subject = copy.deepcopy(model).eval()
     try:
-        return _run(subject, real), subject, real
+        return _run(subject, real, dict(subject.named_buffers())), subject, real
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves(inputs) if isinstance(t, Tensor))
         raise InputError(
@@ -120,30 +120,36 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _run(subject: nn.Module, inputs: tuple[Any, ...], recording: Recording | None = None) -> Recording:
+def _run(
+    subject: nn.Module, inputs: tuple[Any, ...], values: Mapping[str, Tensor], recording: Recording | None = None
+) -> Recording:
+    """Record one forward; `values` are the real buffers of the network, which the subject may have on meta."""
     recording = recording or Recording()
     names = {id(t): name for name, t in [*subject.named_parameters(), *subject.named_buffers()]}
     modules = dict(subject.named_modules())
-    recorder = Recorder(recording, names, _RULES, rules.unknown, modules)
-    handles = track_modules(subject, recorder.stack)
+    recorder = Recorder(recording, names, _RULES, rules.unknown, modules, values)
+    handles, first = track_modules(subject, recorder.stack), len(recording.nodes)
     try:
         with recorder:
             output = subject(*inputs)
         recorder.freeze_output(output)
+        recorder.settle_links(first)
     finally:
         for handle in handles:
             handle.remove()
     return recording
 
 
-def _record_training(bare: nn.Module, empty: tuple[Any, ...], recording: Recording) -> None:
+def _record_training(
+    bare: nn.Module, empty: tuple[Any, ...], values: Mapping[str, Tensor], recording: Recording
+) -> None:
     """Auxiliary heads read pruned channels too, but only run in training mode: record them as well."""
     if all(name in recording.used for name, _ in bare.named_parameters()):
         return
     two = tree_map(lambda t: torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() else t, empty)
     first_pass = len(recording.nodes)
     try:
-        _run(bare.train(), two, recording)
+        _run(bare.train(), two, values, recording)
     except Exception as error:  # some networks cannot be trained on such an input; what ran so far still counts
         _log.debug("the training-mode pass stopped: %s", error)
     finally:
@@ -164,6 +170,14 @@ def _build(recording: Recording, subject: nn.Module, example: tuple[Any, ...]) -
         pads={
             name: (classes.of_label[ids(pad.before)], classes.of_label[ids(pad.after)])
             for name, pad in recording.pads.items()
+        },
+        links=tuple(
+            LinkedNorm(link.norm, classes.of_label[ids(link.stream)], classes.of_label[ids(link.private)])
+            for link in recording.links.values()
+        ),
+        selections={
+            name: SelectedChannels(ids(selection.index), classes.of_label[ids(selection.inputs)])
+            for name, selection in recording.selections.items()
         },
         normalised={n: (where, classes.of_label[ids(labels)]) for n, (where, labels) in recording.normalised.items()},
         shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},

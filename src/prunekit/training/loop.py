@@ -21,7 +21,7 @@ from prunekit.training.learner import Learner
 from prunekit.training.run import Run
 from prunekit.training.signals import StopSignals
 from prunekit.training.state import State, identity
-from prunekit.training.world import World, joined
+from prunekit.training.world import World, join
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def train(
     config.check()
     began = time.monotonic()
     path = None if state_path is None else Path(state_path)
-    with joined(config.device) as world, StopSignals() as stop, _placed([model, teacher], config, world), _quiet(world):
+    world = join(config.device)
+    with StopSignals() as stop, _placed([model, teacher], config, world), _quiet(world):
         _check_data(model, train_set, val_set)
         settings = {
             **config.settings(),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,23 +77,26 @@ class World:
         return values
 
 
-@contextmanager
-def joined(device: str) -> Iterator[World]:
-    """The world that the environment describes (torchrun sets RANK, LOCAL_RANK and WORLD_SIZE), left at the end."""
+def join(device: str) -> World:
+    """The world that the environment describes: torchrun sets RANK, LOCAL_RANK and WORLD_SIZE.
+
+    Joined once, for as long as the process lives: a second group of the same processes would read the addresses that
+    the first left in torchrun's store, and wait for them for ever.
+    """
     chosen = _device(device)
     running = dist.is_available() and dist.is_initialized()
     if not running and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World(0, 1, chosen)
-        return
+        return World(0, 1, chosen)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if running:
-        yield World(dist.get_rank(), dist.get_world_size(), chosen)
-        return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield World(dist.get_rank(), dist.get_world_size(), chosen)
-    finally:
+    if not running:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        atexit.register(_leave)
+    return World(dist.get_rank(), dist.get_world_size(), chosen)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
