@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from prunekit import checkpoint, models
 from prunekit.cli.app import run
@@ -288,6 +289,20 @@ def test_an_empty_pipe_is_said_so(arguments: list[str], capsys: Capture, monkeyp
     status, _, err = call(capsys, *arguments, *(["-o", "-"] if "slim" in arguments else []))
     assert status == 2
     assert "standard input is empty" in err
+
+
+def test_images_that_were_left_out_are_counted(network: Path, here: Path, capsys: Capture) -> None:
+    for name in "0123456789":
+        (here / "images" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), int(name)).save(here / "images" / name / "one.png")
+    (here / "images" / "3" / "two.png").write_bytes(b"no picture")
+    arguments = ["eval", network, "--data", "images", "--no-latency"]
+    status, _, err = call(capsys, *arguments)
+    assert status == 2
+    assert "two.png" in err
+    status, _, err = call(capsys, *arguments, "--skip-bad")
+    assert status == 0
+    assert "1 unreadable images left out" in err
 
 
 def test_statistics_said_once_are_kept(network: Path, capsys: Capture) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,11 +54,13 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_help_is_quick() -> None:
+    """In processor time, which a busy machine does not stretch: a quarter of a second, Typer's share included."""
     seconds = []
     for _ in range(5):
-        before = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([*PRUNEKIT, "--help"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - before)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.25
 
 
@@ -89,10 +91,10 @@ def test_completion_knows_the_commands() -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_an_interrupted_run_goes_on_to_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     training = ["train", "--arch", "vgg_digits", "--arch-args", "config=8-M-8", "--data", "digits"]
-    settings = ["--epochs", "30", "--device", "cpu", "-o"]
+    settings = ["--epochs", "16", "--device", "cpu", "-o"]
     process = start(*training, *settings, "net.pt", cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stderr is not None
-    while b"epoch 2/30" not in process.stderr.readline():
+    while b"epoch 2/16" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -14,7 +14,7 @@ import prunekit
 ROOT = Path(prunekit.__file__).parent
 LAYERS = [
     *("errors", "spec", "plan", "surgery", "models", "data", "checkpoint", "evaluate", "training"),
-    *("restore", "methods", "api", "report", "cli"),
+    *("restore", "methods", "api", "passes", "report", "cli"),
 ]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from prunekit.data import ImageSet
+    from prunekit.report.output import Output
 
 READING = "How the model is read"
 DATA = "Data"
@@ -67,18 +68,24 @@ class DataOptions:
 
     data: str | None = option(
         metavar="WHERE",
-        help="digits (bundled), a folder with one sub-folder a class, or a torchvision data set.",
+        help="The images: digits (bundled), a folder with one sub-folder a class, or a torchvision data set.",
     )
     data_root: str | None = option(metavar="FOLDER", help="Where a torchvision data set lies.")
     skip_bad: bool = option(False, help="Leave unreadable images out instead of stopping at the first.")
 
-    def open(self, split: Split, spec: InputSpec | None) -> ImageSet:
-        """The images of `split`, prepared as `spec` says; raises `InputError` without `--data`."""
+    def open(self, output: Output, split: Split, spec: InputSpec | None) -> ImageSet:
+        """The images of `split`, prepared as `spec` says, with a warning where some were left out.
+
+        Raises `InputError` without `--data`.
+        """
         from prunekit.data import open_data
 
         if self.data is None:
             raise InputError("no data given", hint="say which with --data digits, a folder or a torchvision data set")
-        return open_data(self.data, split, root=self.data_root, input_spec=spec, skip_bad=self.skip_bad)
+        images = open_data(self.data, split, root=self.data_root, input_spec=spec, skip_bad=self.skip_bad)
+        if images.skipped:
+            output.warn(f"{len(images.skipped)} unreadable images left out, the first: {images.skipped[0]}")
+        return images
 
 
 @dataclass(frozen=True)

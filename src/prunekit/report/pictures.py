@@ -1,0 +1,87 @@
+"""Pictures of a pruning: gammas, widths, accuracy against cost. Needs the extra `pictures` (Matplotlib)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunekit.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from prunekit.passes import PassResult
+
+_BEFORE, _AFTER = "#9aa5b1", "#2563eb"
+
+
+def require_matplotlib() -> Any:
+    """Matplotlib's object-oriented `Figure`, which needs no display.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("pictures need Matplotlib", hint="pip install 'prunekit[pictures]'") from error
+    return Figure
+
+
+def gammas_of(model: nn.Module) -> torch.Tensor:
+    """|gamma| of every batch norm, `(channels,)`."""
+    scales = [m.weight.detach().abs().flatten() for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
+    return torch.cat(scales).cpu() if scales else torch.zeros(0)
+
+
+def draw_gammas(before: torch.Tensor, after: torch.Tensor, threshold: float | None, path: Path) -> None:
+    """Histograms of |gamma| before and after, with the threshold between what went and what stayed."""
+    axes = _axes(xlabel="|gamma|", ylabel="channels", title="Batch-norm scales")
+    top = float(max([t.max() for t in (before, after) if t.numel()], default=torch.tensor(1.0)))
+    bins = torch.linspace(0, top or 1.0, 61).tolist()
+    axes.hist(before.tolist(), bins=bins, color=_BEFORE, label="before")
+    axes.hist(after.tolist(), bins=bins, color=_AFTER, label="after", histtype="step", linewidth=1.6)
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}")
+    _write(axes, path)
+
+
+def draw_widths(before: Mapping[str, int], after: Mapping[str, int], path: Path) -> None:
+    """Output channels of each layer before and after, in execution order."""
+    axes = _axes(xlabel="", ylabel="channels", title="Widths", width=max(6.0, 0.22 * len(before)))
+    places = range(len(before))
+    axes.bar(places, list(before.values()), color=_BEFORE, label="before")
+    axes.bar(places, [after.get(name, 0) for name in before], color=_AFTER, label="after", width=0.5)
+    axes.set_xticks(list(places), list(before), rotation=90, fontsize=6)
+    _write(axes, path)
+
+
+def draw_passes(passes: Sequence[PassResult], start_accuracy: float, path: Path) -> None:
+    """Accuracy against MACs over the passes, right after pruning and after tuning."""
+    axes = _axes(xlabel="MACs (millions)", ylabel="accuracy (%)", title="Accuracy over the passes")
+    macs = [passes[0].before.macs / 1e6, *(p.after.macs / 1e6 for p in passes)]
+    axes.plot(
+        macs, [100 * start_accuracy, *(100 * p.accuracy_tuned for p in passes)], "o-", color=_AFTER, label="tuned"
+    )
+    axes.plot(macs[1:], [100 * p.accuracy_pruned for p in passes], "x", color=_BEFORE, label="right after pruning")
+    axes.invert_xaxis()
+    _write(axes, path)
+
+
+def _axes(*, xlabel: str, ylabel: str, title: str, width: float = 6.0) -> Axes:
+    figure = require_matplotlib()(figsize=(min(width, 40.0), 4.0), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _write(axes: Axes, path: Path) -> None:
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    axes.figure.savefig(path, dpi=120)
