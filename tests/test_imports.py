@@ -13,7 +13,7 @@ import prunekit
 
 ROOT = Path(prunekit.__file__).parent
 LAYERS = [
-    *("errors", "spec", "plan", "surgery", "models", "data", "checkpoint", "evaluate", "training"),
+    *("errors", "spec", "plan", "surgery", "models", "data", "checkpoint", "evaluation", "training"),
     *("restore", "methods", "api", "passes", "report", "cli"),
 ]
 

@@ -21,7 +21,7 @@ from prunekit import api
 from prunekit.checkpoint import atomic_write, load, save
 from prunekit.data import ImageSet
 from prunekit.errors import InputError, TrainingError
-from prunekit.evaluate import accuracy
+from prunekit.evaluation import accuracy
 from prunekit.methods.base import Config
 from prunekit.methods.budget import read_budget
 from prunekit.spec import origin_of, remember

@@ -11,7 +11,7 @@ from rich.table import Table
 from prunekit.report import numbers
 
 if TYPE_CHECKING:
-    from prunekit.evaluate import EvalResult
+    from prunekit.evaluation import EvalResult
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, left: int = 1) -> Table:

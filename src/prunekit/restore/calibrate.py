@@ -35,10 +35,14 @@ _OPS = ("convolution", "addmm", "mm")
 
 @dataclass(frozen=True)
 class _Target:
-    """Where a layer's output was sampled, and what the original gave there on the kept channels, `(rows, C)`."""
+    """Where a layer's output was sampled, and what the original gave there on the kept channels, `(rows, C)`.
+
+    `stream` is what the original's stream held at the same places, for a layer that adds into one.
+    """
 
     where: Tensor
-    values: Tensor
+    output: Tensor
+    stream: Tensor | None = None
 
 
 def calibrate(
@@ -117,53 +121,69 @@ def _weight(layer: str) -> str:
 
 
 def _targets(
-    model: nn.Module, graph: Graph, plan: Plan, layers: list[str], batch: Tensor, rows: int, seed: int
+    model: nn.Module, graph: Graph, plan: Plan, joins: dict[str, Join | None], batch: Tensor, rows: int, seed: int
 ) -> dict[str, _Target]:
     """What the original network gives at samples of the outputs of these layers, in execution order."""
     kept = graph.kept_indices(graph.kept_classes(resolve(graph, plan)))
-    original = copy.deepcopy(model).eval()
+    watch, original = Watch(graph, filter(None, joins.values())), copy.deepcopy(model).eval()
     targets: dict[str, _Target] = {}
 
-    def watch(name: str, generator: torch.Generator) -> None:
+    def note(name: str, generator: torch.Generator) -> None:
         stays = kept.get((_weight(name), 0))
 
         def hook(layer: Any, _args: Any, output: Tensor) -> None:
-            where = positions(output, layer, rows, generator)
-            values = outputs_at(output, layer, where)
-            targets[name] = _Target(where, values if stays is None else values[:, torch.from_numpy(stays)])
+            with watch.aside():
+                where = positions(output, layer, rows, generator)
+                stream = watch.take(joins[name], output.shape)
+                samples = [outputs_at(whole, layer, where) for whole in (output, stream) if whole is not None]
+                cut = samples if stays is None else [sample[:, torch.from_numpy(stays)] for sample in samples]
+                targets[name] = _Target(where, *cut)
 
         original.get_submodule(name).register_forward_hook(hook)
 
-    for number, name in enumerate(layers):
-        watch(name, torch.Generator().manual_seed(seed + number))
-    _forward(original, batch)
-    return targets
+    for number, name in enumerate(joins):
+        note(name, torch.Generator().manual_seed(seed + number))
+    _forward(original, batch, watch)
+    plain = {name for name, join in joins.items() if join is None or join.sum in watch.weighted}
+    return {name: replace(t, stream=None) if name in plain else t for name, t in targets.items()}
 
 
 def _walk(
-    small: nn.Module, graph: Graph, targets: dict[str, _Target], batch: Tensor, ridge: float
+    small: nn.Module,
+    graph: Graph,
+    targets: dict[str, _Target],
+    joins: dict[str, Join | None],
+    batch: Tensor,
+    ridge: float,
 ) -> tuple[list[Refit], dict[str, str]]:
     """Refit the layers of `small` in place, each just before it runs: the refits, and the layers that failed."""
+    watch = Watch(graph, filter(None, joins.values()))
     refits: list[Refit] = []
     failed: dict[str, str] = {}
 
     def meet(name: str) -> None:
         norm = _norm_behind(graph, name)
 
-        def hook(_layer: Any, args: tuple[Tensor, ...]) -> None:
-            try:
-                found = _fitted(small, name, norm, args[0], targets.pop(name), ridge)
-            except FloatingPointError as error:
-                failed[name] = str(error)
-                return
-            refit(small, Plan(found))
-            refits.extend(found)
+        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
+            with watch.aside():
+                target, stream = targets.pop(name), watch.take(joins[name])
+                wanted = target.output
+                if target.stream is not None and stream is not None:
+                    missing = target.stream - outputs_at(stream, layer, target.where)
+                    wanted = wanted + _before_norm(small, joins[name], missing)
+                try:
+                    found = _fitted(small, name, norm, args[0], target.where, wanted, ridge)
+                except FloatingPointError as error:
+                    failed[name] = str(error)
+                    return
+                refit(small, Plan(found))
+                refits.extend(found)
 
         small.get_submodule(name).register_forward_pre_hook(hook)
 
     for name in targets:
         meet(name)
-    _forward(small.eval(), batch)
+    _forward(small.eval(), batch, watch)
     return refits, failed
 
 

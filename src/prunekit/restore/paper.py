@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 _SILENT = 1e-12  # a gamma below this scales nothing
+# On the paper's networks no scale exceeds 3. One of 10 means a removed gamma near zero: a channel that is nearly
+# constant, as sparsity training makes them, and that no multiple of another can stand for.
+_LARGEST_SCALE = 10.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def scaling_batch_norm(
     """Merge by cosine and bias distance, for layers followed by batch norm (section 3.3 of the paper).
 
     Minimises `lam (1 - cos) + (1 - lam) minmax(d)` over the kept filters. A removed channel with `gamma = 0` is a
-    constant and merges with nothing; a kept one with `gamma = 0` is no candidate.
+    constant and merges with nothing, nor does one whose scale runs away because its gamma is almost zero; a kept one
+    with `gamma = 0` is no candidate.
     """
     cosine, ratio = _compare(filters, kept, removed)
     gamma_i, beta_i, mean_i, var_i = (v[removed].unsqueeze(1) for v in _fields(norm))
@@ -62,7 +66,7 @@ def scaling_batch_norm(
     distance = torch.where(usable, shift.abs() / scale, torch.inf)
     score = lam * (1 - cosine) + (1 - lam) * _min_max(distance, usable)
     best = torch.where(usable, score, torch.inf).argmin(dim=1)
-    allowed = _take(usable, best)
+    allowed = _take(usable, best) & (_take(scale, best).abs() <= _LARGEST_SCALE)
     if threshold:
         allowed = allowed & (_take(cosine, best) >= threshold)
     return _scaling(best, _take(scale, best), allowed, kept.numel())

@@ -6,16 +6,17 @@ output, plus the difference of the two copies' streams, divided by the scale of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from prunekit.surgery import Graph
 from prunekit.surgery.layer_rules import is_batch_norm
 from prunekit.surgery.meta import DispatchMode
-from prunekit.surgery.record import Node
 
 
 @dataclass(frozen=True)
@@ -50,32 +51,46 @@ def find_join(graph: Graph, layer: str) -> Join | None:
 class Watch(DispatchMode):
     """Counts the ops of a forward pass along the graph's nodes, and holds what those in `wanted` return.
 
-    `lost` says that the pass was not the one that the graph recorded, or that a sum in `sums` was a weighted one.
+    Where a pass leaves the recorded path it is lost, and nothing is held from there on. `weighted` are the sums of
+    joins that were more than plain ones.
     """
 
     def __init__(self, graph: Graph, joins: Iterable[Join]) -> None:
         super().__init__()
         self.values: dict[int, Tensor] = {}
-        self.paused = False
-        self.lost = False
+        self.weighted: set[int] = set()
         joins = list(joins)
         self._wanted = {join.stream for join in joins}
         self._sums = {join.sum for join in joins}
         self._nodes = graph.nodes
         self._next = 0
+        self._lost = self._paused = False
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What runs in here is no part of the forward."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op and look at what it was."""
         out = func(*args, **(kwargs or {}))
-        if not self.paused and not self.lost:
-            index, self._next = self._next, self._next + 1
-            weighted = index in self._sums and (kwargs or {}).get("alpha", 1) != 1
-            self.lost = weighted or index >= len(self._nodes) or not _same(self._nodes[index], func)
-            if index in self._wanted and not self.lost:
-                self.values[index] = out if isinstance(out, Tensor) else out[0]
+        if not self._paused and not self._lost:
+            self._follow(func, args, kwargs or {}, out)
         return out
 
-
-def _same(node: Node, func: Any) -> bool:
-    op = str(func._schema.name).removeprefix("aten::").rstrip("_")
-    return node.op == op or (is_batch_norm(node.op) and is_batch_norm(op))
+    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        op = str(func._schema.name).removeprefix("aten::").rstrip("_")
+        index, node = self._next, self._nodes[self._next] if self._next < len(self._nodes) else None
+        if node is None or not (node.op == op or (is_batch_norm(node.op) and is_batch_norm(op))):
+            # devices differ in the memory that their ops ask for, and in nothing else
+            self._lost = any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
+            return
+        self._next += 1
+        if index in self._sums and kwargs.get("alpha", 1) != 1:
+            self.weighted.add(index)
+        if index in self._wanted:
+            self.values[index] = out if isinstance(out, Tensor) else out[0]

@@ -21,7 +21,7 @@ from prunekit.report.output import Output
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.evaluate import EvalResult
+    from prunekit.evaluation import EvalResult
 
 # file name -> what the model is
 _CHAPTERS = {
@@ -132,7 +132,7 @@ def _keep(output: Output, model: nn.Module, path: Path, options: DemoOptions) ->
     """Write the model and measure it on the test digits."""
     from prunekit import checkpoint
     from prunekit.data import open_data
-    from prunekit.evaluate import evaluate
+    from prunekit.evaluation import evaluate
 
     checkpoint.save(model, path, force=options.force)
     output.note(f"{path}: {_CHAPTERS[path.stem]}")

@@ -18,7 +18,7 @@ from prunekit.report.output import Output
 
 if TYPE_CHECKING:
     from prunekit.cli.options import Split
-    from prunekit.evaluate import EvalResult
+    from prunekit.evaluation import EvalResult
 
 Models = Annotated[
     list[str],
@@ -69,7 +69,7 @@ def _check(models: list[str], data: DataOptions, options: EvalOptions) -> None:
 def _measure(
     output: Output, source: str, data: DataOptions, options: EvalOptions, reading: ReadingOptions
 ) -> EvalResult:
-    from prunekit.evaluate import evaluate
+    from prunekit.evaluation import evaluate
     from prunekit.report.progress import counting
 
     model, size = read_model(source, reading)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from prunekit.data import ImageSet
 from prunekit.errors import InputError
-from prunekit.evaluate import accuracy, evaluate, measure_latency
+from prunekit.evaluation import accuracy, evaluate, measure_latency
 from prunekit.spec import InputSpec, Origin, remember
 
 SPEC = InputSpec((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
