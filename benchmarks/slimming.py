@@ -124,7 +124,9 @@ def main() -> None:
         if row.l1_control:
             settings = {**amount, "restore": "none", "criterion": "l1-norm"}
             for name, model in (("baseline", start), ("sparse", sparse)):
-                results.append(_pruned(f"L1 norm {_said(amount)} of {name}", "merge", model, settings, None, row, bench))
+                results.append(
+                    _pruned(f"L1 norm {_said(amount)} of {name}", "merge", model, settings, None, row, bench)
+                )
     _report(options, results)
 
 
@@ -169,9 +171,7 @@ def _report(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     for line in results:
         pruned = line.get("accuracy_pruned")
         first = "" if pruned is None else f"{100 * pruned:.2f}"
-        table.add_row(
-            line["label"], first, f"{100 * line['accuracy']:.2f}", f"{line['params']:,}", f"{line['macs']:,}"
-        )
+        table.add_row(line["label"], first, f"{100 * line['accuracy']:.2f}", f"{line['params']:,}", f"{line['macs']:,}")
     Console(width=120).print(table)
     document = {"schema": "prunekit.bench.slimming", "version": 1, "row": options.row, "results": results}
     (options.folder / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ import prunekit
 
 ROOT = Path(prunekit.__file__).parent
 LAYERS = [
-    *("errors", "spec", "plan", "surgery", "models", "data", "checkpoint", "evaluation", "training"),
+    *("errors", "spec", "plan", "recipe", "surgery", "models", "data", "checkpoint", "evaluation", "training"),
     *("restore", "methods", "api", "passes", "report", "cli"),
 ]
 
@@ -50,7 +50,9 @@ def test_every_package_has_a_layer() -> None:
     assert packages - {"__init__", "__main__"} == set(LAYERS)
 
 
-@pytest.mark.parametrize("module", ["prunekit", "prunekit.cli", "prunekit.methods.slim", "prunekit.methods.merge"])
+@pytest.mark.parametrize(
+    "module", ["prunekit", "prunekit.cli", "prunekit.methods.slim", "prunekit.methods.merge", "prunekit.recipe"]
+)
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

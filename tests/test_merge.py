@@ -142,7 +142,9 @@ def test_a_gamma_near_zero_does_not_run_away() -> None:
     w = torch.rand(3, 9, dtype=torch.float64)
     ones = torch.ones(3, dtype=torch.float64)
     tiny = torch.tensor([1.0, 1e-6, 0.5], dtype=torch.float64)
-    scaling = scaling_batch_norm(w, BatchNormStatistics(tiny, ones, ones, ones), torch.tensor([0]), torch.tensor([1, 2]), 0.1, 0.85)
+    scaling = scaling_batch_norm(
+        w, BatchNormStatistics(tiny, ones, ones, ones), torch.tensor([0]), torch.tensor([1, 2]), 0.1, 0.85
+    )
     assert scaling.merged == 1
     assert float(scaling.matrix.abs().max()) < 10
 

@@ -82,9 +82,7 @@ def test_both_relu_orders_compute_the_same() -> None:
 def test_parameter_free_shortcut_is_a_module_that_surgery_can_edit() -> None:
     pads = [m for m in models.build("resnet20_cifar").modules() if isinstance(m, ChannelPad)]
     assert [(pad.before, pad.after) for pad in pads] == [(8, 8), (16, 16)]
-    assert not any(
-        isinstance(m, ChannelPad) for m in models.build("resnet20_cifar", PUBLISHED_RESNET56).modules()
-    )
+    assert not any(isinstance(m, ChannelPad) for m in models.build("resnet20_cifar", PUBLISHED_RESNET56).modules())
 
 
 def test_gamma_starts_where_it_is_asked_to() -> None:
@@ -279,9 +277,7 @@ def test_an_edited_file_is_read_again(user_file: Path) -> None:
         ("Net", {"depth": 3}, "unexpected keyword argument"),
     ],
 )
-def test_users_code_that_does_not_work(
-    user_file: Path, name: str, args: dict[str, int], message: str
-) -> None:
+def test_users_code_that_does_not_work(user_file: Path, name: str, args: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         models.build(f"{user_file}:{name}", args)
 
@@ -365,9 +361,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, mean: object, std
     ("every", "resnet56", "resnet20"),
     [(40, 94.4, 92.8), pytest.param(1, 93.88, 91.73, marks=pytest.mark.slow)],
 )
-def test_published_accuracies(
-    assets: Path, cifar_test: Images, every: int, resnet56: float, resnet20: float
-) -> None:
+def test_published_accuracies(assets: Path, cifar_test: Images, every: int, resnet56: float, resnet20: float) -> None:
     images, labels = cifar_test(every)
     spec = models.default_input("resnet56_cifar")
     assert spec is not None

@@ -83,7 +83,9 @@ def test_no_layer_dies_and_the_ratio_is_met_elsewhere() -> None:
 @pytest.mark.parametrize("arch", ["vgg11_cifar", "resnet20_cifar", "densenet40_12", "preresnet164"])
 @pytest.mark.parametrize("target", ["70%", "30%"])
 def test_macs_are_met_within_one_percent(arch: str, target: str) -> None:
-    result = pk.prune("slim", with_random_gammas(arch, {"width": 0.25} if arch == "vgg11_cifar" else {}), target_macs=target)
+    result = pk.prune(
+        "slim", with_random_gammas(arch, {"width": 0.25} if arch == "vgg11_cifar" else {}), target_macs=target
+    )
     wanted = float(target.rstrip("%")) / 100
     assert result.after.macs / result.before.macs == pytest.approx(wanted, rel=0.01)
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from prunekit.methods.base import Config
 from prunekit.methods.budget import read_budget
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost
+from prunekit.surgery.groups import frozen_by_reason
 from prunekit.training import Sink, TrainConfig, is_main_process, train
 
 
@@ -33,7 +35,8 @@ from prunekit.training import Sink, TrainConfig, is_main_process, train
 class PassResult:
     """One pass: `accuracy_pruned` right after surgery, `accuracy_tuned` after tuning, on the scoring images (0 to 1).
 
-    `widths` are the output channels of every convolution and linear layer after the pass.
+    `widths` are the output channels of every convolution and linear layer after the pass; `plan`, `frozen` and
+    `verify` (`difference`, `seconds`) are those of its surgery, as JSON.
     """
 
     number: int
@@ -42,7 +45,15 @@ class PassResult:
     accuracy_pruned: float
     accuracy_tuned: float
     widths: dict[str, int]
-    notes: dict[str, Any]
+    plan: dict[str, Any]
+    frozen: dict[str, list[str]]
+    verify: dict[str, float]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the method noted beside its plan."""
+        notes: dict[str, Any] = self.plan["notes"]
+        return notes
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
@@ -65,6 +76,7 @@ class Recipe:
 
     tuning: TrainConfig
     iterations: int = 1
+    teacher: nn.Module | None = None
 
     def tuning_of(self, number: int) -> TrainConfig:
         """The tuning of pass `number`, counted from 1: only what will be pruned again is made sparse."""
@@ -98,7 +110,7 @@ def run_passes(
     steps = _Steps(folder, {"method": name, "config": config.to_json(), "iterations": recipe.iterations}, resume)
     results: list[PassResult] = []
     for number, budget in enumerate(_budgets(model, config, recipe.iterations), start=1):
-        pruned, facts = steps.pruned(number, lambda m=model, b=budget: _prune(name, m, b, images))
+        pruned, facts = steps.pruned(number, partial(_prune, name, model, budget, images))
         tuned = steps.path(number, "tuned")
         if tuned.exists():
             model = load(tuned, trust_pickle=True)  # the run's own file, whatever code its architecture is
@@ -109,6 +121,7 @@ def run_passes(
                 run,
                 images.train,
                 images.val,
+                teacher=recipe.teacher,
                 state_path=steps.path(number, "state"),
                 resume=steps.path(number, "state").exists(),
                 on_event=on_event,
@@ -134,21 +147,16 @@ def _prune(name: str, model: nn.Module, config: Config, images: Images) -> tuple
         "after": pruned.after.to_json(),
         "accuracy_pruned": accuracy(pruned.model, images.score).accuracy,
         "widths": {layer.name: layer.channels for layer in layers if layer.channels},
-        "notes": dict(pruned.plan.notes),
+        "plan": pruned.plan.to_json(),
+        "frozen": frozen_by_reason(pruned.graph.groups),
+        "verify": {"difference": pruned.difference, "seconds": pruned.verify_seconds},
     }
     return pruned.model, facts
 
 
 def _result(number: int, facts: dict[str, Any], tuned: float) -> PassResult:
-    return PassResult(
-        number=number,
-        before=Cost(**facts["before"]),
-        after=Cost(**facts["after"]),
-        accuracy_pruned=facts["accuracy_pruned"],
-        accuracy_tuned=tuned,
-        widths=facts["widths"],
-        notes=facts["notes"],
-    )
+    costs = {key: Cost(**facts[key]) for key in ("before", "after")}
+    return PassResult(number=number, accuracy_tuned=tuned, **{**facts, **costs})
 
 
 def _budgets(model: nn.Module, config: Config, passes: int) -> Iterator[Config]:

@@ -12,19 +12,10 @@ from prunekit.report import numbers
 from prunekit.report.tables import table
 
 if TYPE_CHECKING:
-    from prunekit.surgery import ChannelGroup
+    pass
 
 _NAMES_SHOWN = 3
 TITLES = {"params": "parameters", "macs": "MACs", "channels": "channels"}
-
-
-def frozen_channels(groups: Sequence[ChannelGroup]) -> dict[str, list[str]]:
-    """For each reason why channels may not go, the groups that it holds in."""
-    reasons: dict[str, list[str]] = {}
-    for group in groups:
-        for reason in dict.fromkeys(group.frozen.values()):
-            reasons.setdefault(reason, []).append(group.name)
-    return reasons
 
 
 def inspection(facts: Mapping[str, Any]) -> Group:

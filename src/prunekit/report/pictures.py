@@ -84,4 +84,6 @@ def _axes(*, xlabel: str, ylabel: str, title: str, width: float = 6.0) -> Axes:
 def _write(axes: Axes, path: Path) -> None:
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    axes.figure.savefig(path, dpi=120)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(path, dpi=120)

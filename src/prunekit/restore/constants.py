@@ -27,7 +27,7 @@ _STEADY = 1e-4  # how much a "constant" may move with the input, relative to 1 +
 def constant_folds(model: nn.Module, graph: Graph, keeps: Mapping[str, Sequence[int]]) -> list[Fold]:
     """A fold with `A = 0`, `b` = the constant of each removed input, for every consumer that loses inputs."""
     kept = graph.kept_classes(keeps)
-    silent = _silenced(model, graph, {key: (~kept[classes]).nonzero()[0] for key, classes in graph.slots.items()})
+    silent = _silenced(model, {key: (~kept[classes]).nonzero()[0] for key, classes in graph.slots.items()})
     lost = _lost_inputs(graph, keeps)
     means = _input_constants(silent, graph, list(lost))
     folds = []
@@ -56,7 +56,7 @@ def _lost_inputs(graph: Graph, keeps: Mapping[str, Sequence[int]]) -> dict[str, 
     return {consumer: (group, width, torch.cat(parts)) for consumer, (group, width, parts) in found.items()}
 
 
-def _silenced(model: nn.Module, graph: Graph, gone: Mapping[tuple[str, int], Ids]) -> nn.Module:
+def _silenced(model: nn.Module, gone: Mapping[tuple[str, int], Ids]) -> nn.Module:
     """A copy in which every batch norm multiplies the removed channels by zero."""
     silent = copy.deepcopy(model).eval()
     for name, module in silent.named_modules():

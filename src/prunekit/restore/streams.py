@@ -7,16 +7,20 @@ output, plus the difference of the two copies' streams, divided by the scale of 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunekit.surgery import Graph
 from prunekit.surgery.layer_rules import is_batch_norm
 from prunekit.surgery.meta import DispatchMode
+
+_FAINT = 1e-3  # a channel that a norm scales by less than this part of its strongest one cannot make up for anything
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ def find_join(graph: Graph, layer: str) -> Join | None:
             return None
         reader = readers[0]
         if reader.op == "add" and len(set(reader.inputs)) == 2:
-            other = next(v for v in reader.inputs if v != value)
-            maker = next((node.index for node in graph.nodes if other in node.outputs[:1]), call.index)
+            stream = next(v for v in reader.inputs if v != value)
+            maker = next((node.index for node in graph.nodes if stream in node.outputs[:1]), call.index)
             return Join(maker, reader.index, norm) if maker < call.index else None
         if is_batch_norm(reader.op) and norm is None and reader.parameters:
             norm = reader.parameters[0].rpartition(".")[0]
@@ -48,20 +52,31 @@ def find_join(graph: Graph, layer: str) -> Join | None:
         value = reader.outputs[0]
 
 
+def scale_to_stream(model: nn.Module, join: Join) -> Tensor:
+    """By how much the norm on the way multiplies each channel, `(C,)`; infinite where that is next to nothing."""
+    if join.norm is None:
+        return torch.ones(1, device=next(model.parameters()).device)
+    norm: Any = model.get_submodule(join.norm)
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    return torch.where(scale.abs() > _FAINT * scale.abs().max(), scale, torch.inf)
+
+
 class Watch(DispatchMode):
-    """Counts the ops of a forward pass along the graph's nodes, and holds what those in `wanted` return.
+    """Counts the ops of a forward pass along the graph's nodes, and holds the streams that some layers add into.
 
     Where a pass leaves the recorded path it is lost, and nothing is held from there on. `weighted` are the sums of
-    joins that were more than plain ones.
+    joins that turned out to be more than plain ones.
     """
 
-    def __init__(self, graph: Graph, joins: Iterable[Join]) -> None:
+    def __init__(self, graph: Graph, joins: Iterable[Join | None]) -> None:
         super().__init__()
-        self.values: dict[int, Tensor] = {}
+        found = [join for join in joins if join is not None]
         self.weighted: set[int] = set()
-        joins = list(joins)
-        self._wanted = {join.stream for join in joins}
-        self._sums = {join.sum for join in joins}
+        self._readers = Counter(join.stream for join in found)
+        self._sums = {join.sum for join in found}
+        self._streams: dict[int, Tensor] = {}
         self._nodes = graph.nodes
         self._next = 0
         self._lost = self._paused = False
@@ -74,6 +89,13 @@ class Watch(DispatchMode):
             yield
         finally:
             self._paused = False
+
+    def take(self, join: Join | None) -> Tensor | None:
+        """The stream of a join, once for each layer that joins it; None where it was not seen."""
+        if join is None or join.stream not in self._streams:
+            return None
+        self._readers[join.stream] -= 1
+        return self._streams[join.stream] if self._readers[join.stream] else self._streams.pop(join.stream)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op and look at what it was."""
@@ -92,5 +114,5 @@ class Watch(DispatchMode):
         self._next += 1
         if index in self._sums and kwargs.get("alpha", 1) != 1:
             self.weighted.add(index)
-        if index in self._wanted:
-            self.values[index] = out if isinstance(out, Tensor) else out[0]
+        if index in self._readers:
+            self._streams[index] = out if isinstance(out, Tensor) else out[0]

@@ -111,7 +111,8 @@ class Graph:
         }
 
     def _lost(self, gone: Ids, number: int) -> Ids:
-        return self.unit_of[gone[self.group_of[gone] == number]]
+        lost: Ids = self.unit_of[gone[self.group_of[gone] == number]]
+        return lost
 
     def kept_indices(self, kept: Mask) -> dict[tuple[str, int], Ids]:
         """The surviving indices of each parameter dimension that loses some."""

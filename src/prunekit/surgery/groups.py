@@ -63,6 +63,15 @@ class ChannelGroup:
                 yield member.module
 
 
+def frozen_by_reason(groups: Sequence[ChannelGroup]) -> dict[str, list[str]]:
+    """For each reason why channels may not go, the groups that it holds in."""
+    reasons: dict[str, list[str]] = {}
+    for group in groups:
+        for reason in dict.fromkeys(group.frozen.values()):
+            reasons.setdefault(reason, []).append(group.name)
+    return reasons
+
+
 @dataclass(frozen=True)
 class Classes:
     """For each recorded label the class of labels that name one channel; class 0 is "no channel of ours"."""

@@ -19,6 +19,9 @@ Args = tuple[Any, ...]
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that runs every op with `run_op`; subclasses look at what passes by."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
@@ -66,15 +69,18 @@ def _mean(args: Args) -> Tensor | None:
     if not dims:
         return None
     gone = {d % x.dim() for d in dims}
-    return x.new_empty([1 if d in gone else size for d, size in enumerate(x.shape) if keep or d not in gone])
+    result: Tensor = x.new_empty([1 if d in gone else size for d, size in enumerate(x.shape) if keep or d not in gone])
+    return result
 
 
 def _addmm(args: Args) -> Tensor:
-    return args[0].new_empty(args[1].size(0), args[2].size(1))
+    result: Tensor = args[0].new_empty(args[1].size(0), args[2].size(1))
+    return result
 
 
 def _mm(args: Args) -> Tensor:
-    return args[0].new_empty(args[0].size(0), args[1].size(1))
+    result: Tensor = args[0].new_empty(args[0].size(0), args[1].size(1))
+    return result
 
 
 _TABLE: Mapping[str, Callable[[Args], Any]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunekit.training.config import TrainConfig
+from prunekit.recipe import TrainConfig
 from prunekit.training.events import EpochEvent, Event, SaveEvent, Sink, StartEvent, StepEvent
 from prunekit.training.loop import TrainResult, train
 from prunekit.training.sinks import MetricsFile, TensorBoard

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunekit.data import ImageSet, augmentation, seeded
 from prunekit.errors import TrainingError
-from prunekit.training.config import TrainConfig
+from prunekit.recipe import TrainConfig
 from prunekit.training.world import World
 
 _ORDER, _VIEWS = 0, 1  # what random numbers are for: the last entry of their key

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from prunekit.data import ImageSet
 from prunekit.errors import TrainingError
-from prunekit.training.config import TrainConfig
+from prunekit.recipe import TrainConfig
 from prunekit.training.feed import shares
 from prunekit.training.objective import Objective, at_least_float
 from prunekit.training.optimizer import build_optimizer

@@ -14,7 +14,7 @@ from torch import nn
 
 from prunekit.data import ImageSet, check_classes
 from prunekit.errors import InputError, TrainingError
-from prunekit.training.config import TrainConfig
+from prunekit.recipe import TrainConfig
 from prunekit.training.events import EpochEvent, Sink
 from prunekit.training.feed import Feed
 from prunekit.training.learner import Learner

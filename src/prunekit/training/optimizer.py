@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn, optim
 
 from prunekit.errors import TrainingError
-from prunekit.training.config import TrainConfig
+from prunekit.recipe import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> optim.Optimizer:

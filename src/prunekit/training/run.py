@@ -13,7 +13,7 @@ import torch
 from prunekit.data import ImageSet
 from prunekit.data.randomness import seed_of
 from prunekit.errors import Interrupted, TrainingError
-from prunekit.training.config import TrainConfig
+from prunekit.recipe import TrainConfig
 from prunekit.training.events import EpochEvent, Event, SaveEvent, Sink, StartEvent, StepEvent
 from prunekit.training.feed import Feed, resident
 from prunekit.training.learner import Learner

@@ -9,7 +9,6 @@ from prunekit.cli.build import Command
 from prunekit.cli.models import describe_source, read_model, spec_of
 from prunekit.cli.options import READING, ModelArgument, ReadingOptions
 from prunekit.report.documents import document
-from prunekit.report.inspection import frozen_channels
 from prunekit.report.output import Output
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 def run(output: Output, model: ModelArgument, reading: ReadingOptions) -> None:
     """Trace the model, and show its layers, its channel groups, what is frozen and its history."""
     from prunekit import api
+    from prunekit.surgery.groups import frozen_by_reason
 
     network, size = read_model(model, reading)
     spec_of(network)
@@ -30,7 +30,7 @@ def run(output: Output, model: ModelArgument, reading: ReadingOptions) -> None:
         **_identity(network),
         **_cost(found.cost, size),
         "groups": [_group(group) for group in found.groups],
-        "frozen": frozen_channels(found.groups),
+        "frozen": frozen_by_reason(found.groups),
     }
     if output.json:
         output.document(document("inspect", facts))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.cli import tuning as tune_by
 from prunekit.cli.build import Command
 from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
-from prunekit.cli.options import READING, ModelArgument, OutputOptions, ReadingOptions
+from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
+from prunekit.cli.tuning import TUNING, PassOptions, Tuning
 from prunekit.report.documents import document
 from prunekit.report.output import Output
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from prunekit.api import Pruned
+    from prunekit.passes import PassResult
 
 
 def command_for(name: str) -> Command:
@@ -20,22 +26,47 @@ def command_for(name: str) -> Command:
 
     method = registry.get(name)
 
-    def run(output: Output, model: ModelArgument, config: Any, where: OutputOptions, reading: ReadingOptions) -> None:
-        _prune(output, name, model, config, where, reading)
+    def run(
+        output: Output,
+        model: ModelArgument,
+        config: Any,
+        where: OutputOptions,
+        data: DataOptions,
+        passes: PassOptions,
+        tuning: Tuning,
+        reading: ReadingOptions,
+    ) -> None:
+        target = output_path(model, where, name, output)
+        tune_by.check(data, tuning, passes, target)
+        network, _ = read_model(model, reading)
+        spec_of(network)
+        if tuning.epochs and not where.dry_run:
+            _tune(output, name, network, config, Path(target), where, data, passes, tuning)
+        else:
+            _prune(output, name, network, config, target, where, data, passes)
 
     # the generator of options reads the annotation, which is known only now
     run.__annotations__["config"] = method.Config
-    return Command(run, tuple(method.examples), {"config": "Method", "where": "Output", "reading": READING})
+    sections = {"config": "Method", "where": "Output", "data": DATA, "passes": TUNING, "tuning": TUNING}
+    return Command(run, tuple(method.examples), {**sections, "reading": READING}, {"distill": "--distill-share"})
 
 
-def _prune(output: Output, name: str, source: str, config: Any, where: OutputOptions, reading: ReadingOptions) -> None:
+def _prune(
+    output: Output,
+    name: str,
+    network: nn.Module,
+    config: Any,
+    target: str,
+    where: OutputOptions,
+    data: DataOptions,
+    passes: PassOptions,
+) -> None:
     """Prune, prove it, write it, and say what changed."""
     from prunekit import api
 
-    target = output_path(source, where, name, output)
-    network, _ = read_model(source, reading)
-    spec_of(network)
-    pruned = api.prune(name, network, config=config)
+    pruned = api.prune(name, network, config=config, images=tune_by.calibration_images(output, network, data, passes))
+    if passes.pictures and not where.dry_run:
+        tune_by.draw(passes.pictures, network, pruned.model, dict(pruned.plan.notes))
     written = None if where.dry_run else write_model(pruned.model, target, output, force=where.force)
     if output.json:
         output.document(document(name, {"output": written, "settings": config.to_json(), **_facts(pruned)}))
@@ -47,16 +78,66 @@ def _prune(output: Output, name: str, source: str, config: Any, where: OutputOpt
             output.data(str(written))
 
 
+def _tune(
+    output: Output,
+    name: str,
+    network: nn.Module,
+    config: Any,
+    target: Path,
+    where: OutputOptions,
+    data: DataOptions,
+    passes: PassOptions,
+    tuning: Tuning,
+) -> None:
+    """Prune and tune in passes, write the last network, and say what each pass did."""
+    import time
+
+    from prunekit.passes import clear
+    from prunekit.report.passes import report_passes
+
+    started = time.perf_counter()
+    tuned, results, start = tune_by.tune(output, name, network, config, target, data, tuning, passes)
+    if passes.pictures and output.first:
+        from prunekit.report.pictures import draw_passes
+
+        tune_by.draw(passes.pictures, network, tuned, results[-1].notes)
+        draw_passes(results, start, Path(passes.pictures) / "passes.png")
+    written = write_model(tuned, str(target), output, force=where.force)
+    if output.first:
+        clear(tune_by.steps_folder(target))
+    if output.json:
+        facts = _pass_facts(results, start, time.perf_counter() - started)
+        output.document(document(name, {"output": written, "settings": config.to_json(), **facts}))
+    else:
+        report_passes(output, results, start)
+        output.data(written)
+
+
 def _facts(pruned: Pruned) -> dict[str, Any]:
     """What a program may want to know about a finished surgery."""
-    from prunekit.report.inspection import frozen_channels
+    from prunekit.surgery.groups import frozen_by_reason
 
     return {
         "before": pruned.before.to_json(),
         "after": pruned.after.to_json(),
         "plan": pruned.plan.to_json(),
         "protected": list(pruned.plan.notes.get("protected", [])),
-        "frozen": frozen_channels(pruned.graph.groups),
+        "frozen": frozen_by_reason(pruned.graph.groups),
         "seconds": pruned.seconds,
         "verify": {"difference": pruned.difference, "seconds": pruned.verify_seconds},
+    }
+
+
+def _pass_facts(results: list[PassResult], start: float, seconds: float) -> dict[str, Any]:
+    """The same keys for a run of passes, and what each pass did; plan and proof are the last pass's."""
+    last = results[-1]
+    return {
+        "before": {**results[0].before.to_json(), "accuracy": start},
+        "after": {**last.after.to_json(), "accuracy": last.accuracy_tuned},
+        "plan": last.plan,
+        "protected": last.notes.get("protected", []),
+        "frozen": last.frozen,
+        "seconds": seconds,
+        "verify": last.verify,
+        "passes": [done.to_json() for done in results],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunekit.cli.build import Command
+from prunekit.cli.events import sinks
 from prunekit.cli.history import remember_run
 from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
 from prunekit.cli.options import DATA, READING, DataOptions, OutputOptions, ReadingOptions, input_spec, option
 from prunekit.errors import InputError
+from prunekit.recipe import TrainConfig
 from prunekit.report import numbers
 from prunekit.report.documents import document
 from prunekit.report.output import Output
-from prunekit.report.training import watching
-from prunekit.training import MetricsFile, TensorBoard, TrainConfig, TrainResult, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import nn
 
     from prunekit.data import ImageSet
-    from prunekit.training import Event, Sink
+    from prunekit.training import TrainResult
 
 ModelOrNothing = Annotated[
     str | None,
@@ -78,12 +75,14 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Train, write the artefact, and say how it went."""
+    from prunekit.training import train
+
     config.check()
     job = _prepare(output, model, data, config, where, reading, options)
     if where.dry_run:
         _show(output, job, config)
         return
-    with _sinks(output, job, options) as sink:
+    with sinks(output, job.metrics, options.tensorboard) as sink:
         result = train(
             job.model,
             config,
@@ -142,23 +141,6 @@ def _from_scratch(
     torch.manual_seed(config.seed)
     asked = {} if arguments and "num_classes" in arguments else {"num_classes": len(train_set.classes)}
     return models.build(arch, arguments, **asked), train_set
-
-
-@contextlib.contextmanager
-def _sinks(output: Output, job: Job, options: RunOptions) -> Iterator[Sink]:
-    """Everywhere that the events of a run go."""
-    with contextlib.ExitStack() as stack:
-        sinks: list[Sink] = [stack.enter_context(watching(output)), MetricsFile(job.metrics)]
-        if options.tensorboard is not None:
-            board = TensorBoard(options.tensorboard)
-            stack.callback(board.close)
-            sinks.append(board)
-
-        def everywhere(event: Event) -> None:
-            for sink in sinks:
-                sink(event)
-
-        yield everywhere
 
 
 def _show(output: Output, job: Job, config: TrainConfig) -> None:

@@ -1,4 +1,7 @@
-"""`TrainConfig`: everything that decides what a training run computes, and how often it saves and reports."""
+"""`TrainConfig`: everything that decides what a training run computes, and how often it saves and reports.
+
+Stands below the layers that need torch, so that a command can show its flags without importing it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunekit.data import AUGMENTATIONS
 from prunekit.errors import InputError, TrainingError, unknown_name
+
+AUGMENTATIONS = ("none", "shift", "cifar", "imagenet")
 
 # Settings that change nothing in the result, so that a run may go on with others.
 _FREE = {"free": True}

@@ -1,0 +1,122 @@
+"""What the commands of methods do with `--data`: restore from images, tune, and do it all again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.cli.events import sinks
+from prunekit.cli.models import read_model, spec_of
+from prunekit.cli.options import DataOptions, ReadingOptions, option
+from prunekit.errors import InputError
+from prunekit.recipe import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from prunekit.data import ImageSet
+    from prunekit.passes import PassResult
+    from prunekit.report.output import Output
+
+TUNING = "Tuning (with --data)"
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How often, and what is kept of it."""
+
+    iterations: int = option(1, metavar="COUNT", help="Passes of prune and tune towards the one target.")
+    calibration: int = option(1000, metavar="COUNT", help="Training images that restoration looks at, without labels.")
+    resume: bool = option(False, help="Go on with an interrupted run: the same command, and this flag.")
+    teacher: str | None = option(flag="--distill", metavar="MODEL", help="Learn from this model's outputs too.")
+    tensorboard: str | None = option(metavar="FOLDER", help="Write TensorBoard's files there.")
+    pictures: str | None = option(metavar="FOLDER", help="Draw gammas, widths and accuracies there (needs Matplotlib).")
+
+
+@dataclass(frozen=True)
+class Tuning(TrainConfig):
+    """The settings of training, as they suit the tuning of a pruned network."""
+
+    epochs: int = option(0, help="Passes over the training images after each pruning; 0 leaves the network untuned.")
+    lr: float | None = option(0.02, help="Learning rate at its peak.")
+
+
+def check(data: DataOptions, tuning: Tuning, passes: PassOptions, target: str) -> None:
+    """Raise `InputError` for flags that do not go together."""
+    if data.data is None and (tuning.epochs or passes.resume):
+        raise InputError("tuning needs images", hint="say which with --data digits, a folder or a data set's name")
+    if not tuning.epochs and (passes.iterations > 1 or passes.resume):
+        raise InputError("several passes, and --resume, need a tuning", hint="add --epochs")
+    if tuning.epochs:
+        tuning.check()
+        if target == "-":
+            raise InputError("a tuned model goes to a file: its state lies beside it", hint="name one with -o FILE")
+
+
+def calibration_images(output: Output, model: nn.Module, data: DataOptions, passes: PassOptions) -> Tensor | None:
+    """Normalised training images `(N, C, H, W)`, without their labels; None without `--data`."""
+    if data.data is None:
+        return None
+    return _sample(data.open(output, "train", spec_of(model)), passes)
+
+
+def _sample(train_set: ImageSet, passes: PassOptions) -> Tensor:
+    if passes.calibration < 1:
+        raise InputError(f"--calibration must be at least 1, not {passes.calibration}")
+    images = train_set.sample(min(passes.calibration, len(train_set)), seed=0)
+    return next(images.batches(len(images)))[0]
+
+
+def tune(
+    output: Output,
+    name: str,
+    model: nn.Module,
+    config: Any,
+    target: Path,
+    data: DataOptions,
+    tuning: Tuning,
+    options: PassOptions,
+) -> tuple[nn.Module, list[PassResult], float]:
+    """Run the passes; the tuned network, what each did, and the accuracy before. The steps' folder stays."""
+    from prunekit.evaluation import accuracy
+    from prunekit.passes import Images, Recipe, run_passes
+    from prunekit.report.passes import say_pass
+
+    spec = spec_of(model)
+    train_set, test_set = data.open(output, "train", spec), data.open(output, "test", spec)
+    images = Images(train_set, data.open(output, "val", spec), test_set, _sample(train_set, options))
+    teacher = read_model(options.teacher, ReadingOptions())[0] if options.teacher else None
+    start = accuracy(model, test_set).accuracy
+    with sinks(output, target.with_suffix(".metrics.jsonl"), options.tensorboard) as sink:
+        tuned, results = run_passes(
+            name,
+            model,
+            config,
+            images,
+            Recipe(tuning, options.iterations, teacher),
+            steps_folder(target),
+            resume=options.resume,
+            on_event=sink,
+            on_pass=lambda done: say_pass(output, done),
+        )
+    return tuned, results, start
+
+
+def steps_folder(target: Path) -> Path:
+    """Where the finished steps of a run are kept while it lasts."""
+    return target.with_suffix(".steps")
+
+
+def draw(folder: str, before: nn.Module, after: nn.Module, notes: dict[str, Any]) -> None:
+    """Pictures of the gammas and the widths before and after."""
+    from prunekit import api
+    from prunekit.report import pictures
+
+    widths = [
+        {layer.name: layer.channels for layer in api.inspect(m).cost.layers if layer.channels} for m in (before, after)
+    ]
+    pictures.draw_widths(widths[0], widths[1], Path(folder) / "widths.png")
+    pictures.draw_gammas(
+        pictures.gammas_of(before), pictures.gammas_of(after), notes.get("threshold"), Path(folder) / "gammas.png"
+    )

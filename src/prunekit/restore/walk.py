@@ -1,0 +1,130 @@
+"""The two passes of a calibration: the original tells what it computes, the pruned copy is refitted as it runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.plan import Plan, Refit
+from prunekit.restore.least_squares import fit_towards
+from prunekit.restore.samples import inputs_at, outputs_at, positions
+from prunekit.restore.sites import Site
+from prunekit.restore.streams import Watch, scale_to_stream
+from prunekit.surgery import Graph
+from prunekit.surgery.edit import refit
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a layer's output was sampled, and what the original gave there on the kept channels, `(rows, C)`.
+
+    `stream` is what the original's residual stream held at the same places, for a layer that adds into one.
+    """
+
+    where: Tensor
+    output: Tensor
+    stream: Tensor | None = None
+
+
+def note_targets(
+    model: nn.Module, graph: Graph, sites: Sequence[Site], batch: Tensor, rows: int, seed: int
+) -> dict[str, Target]:
+    """Run the original network once: what it gives at random positions of the outputs of these layers."""
+    original, watch = copy.deepcopy(model).eval(), Watch(graph, [site.join for site in sites])
+    targets: dict[str, Target] = {}
+
+    def hook_for(site: Site, generator: torch.Generator) -> Callable[..., None]:
+        def hook(layer: Any, _args: Any, output: Tensor) -> None:
+            with watch.aside():
+                where, stream = positions(output, layer, rows, generator), watch.take(site.join)
+                wholes = [output] if stream is None or stream.shape != output.shape else [output, stream]
+                parts = [outputs_at(whole, layer, where) for whole in wholes]
+                targets[site.layer] = Target(where, *(p if site.kept is None else p[:, site.kept] for p in parts))
+
+        return hook
+
+    for number, site in enumerate(sites):
+        hook = hook_for(site, torch.Generator().manual_seed(seed + number))
+        original.get_submodule(site.layer).register_forward_hook(hook)
+    _forward(original, batch, watch)
+    for site in sites:
+        if site.join and site.join.sum in watch.weighted and site.layer in targets:
+            targets[site.layer] = replace(targets[site.layer], stream=None)
+    return targets
+
+
+def refit_in_order(
+    small: nn.Module, graph: Graph, sites: Sequence[Site], targets: dict[str, Target], batch: Tensor, ridge: float
+) -> tuple[list[Refit], dict[str, str]]:
+    """Run the pruned network once, refitting each layer in place just before it runs; also, what failed and why.
+
+    `targets` is used up on the way.
+    """
+    watch = Watch(graph, [site.join for site in sites])
+    refits: list[Refit] = []
+    failed: dict[str, str] = {}
+
+    def hook_for(site: Site) -> Callable[..., None]:
+        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
+            with watch.aside():
+                target, stream = targets.pop(site.layer), watch.take(site.join)
+                wanted = target.output
+                if site.join and target.stream is not None and stream is not None:
+                    missing = target.stream - outputs_at(stream, layer, target.where)
+                    wanted = wanted + missing / scale_to_stream(small, site.join)
+                try:
+                    found = _fitted(small, site, args[0], target.where, wanted, ridge)
+                except FloatingPointError as error:
+                    failed[site.layer] = str(error)
+                    return
+                refit(small, Plan(found))
+                refits.extend(found)
+
+        return hook
+
+    for site in sites:
+        if site.layer in targets:
+            small.get_submodule(site.layer).register_forward_pre_hook(hook_for(site))
+    _forward(small.eval(), batch, watch)
+    return refits, failed
+
+
+def _fitted(small: nn.Module, site: Site, x: Tensor, where: Tensor, wanted: Tensor, ridge: float) -> list[Refit]:
+    """The refits of a layer, and of the batch norm that takes its constant, to give `wanted` from its input `x`.
+
+    Raises:
+        FloatingPointError: the layer's input, or what is wanted of it, is not finite.
+    """
+    layer: Any = small.get_submodule(site.layer)
+    weight, groups = layer.weight, getattr(layer, "groups", 1)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    present = weight.reshape(groups, weight.size(0) // groups, -1)
+    y = wanted.reshape(len(where), groups, -1).transpose(0, 1).to(wide)  # (groups, rows, outputs)
+    chunks = ((part.to(wide), y[:, rows]) for rows, part in inputs_at(x, layer, where))
+    constant = layer.bias is not None or site.norm is not None
+    fit = fit_towards(present, chunks, len(where), ridge, constant=constant)
+    values = {"weight": fit.weight.reshape(weight.shape).to(weight)}
+    if layer.bias is not None:
+        return [Refit(site.layer, {**values, "bias": fit.constant.flatten().to(layer.bias)})]
+    if site.norm is None:
+        return [Refit(site.layer, values)]
+    mean = small.get_buffer(f"{site.norm}.running_mean")
+    shifted = (mean - fit.constant.flatten()).to(mean)
+    return [Refit(site.layer, values), Refit(site.norm, {"running_mean": shifted})]
+
+
+def _forward(model: nn.Module, batch: Tensor, watch: Watch) -> None:
+    try:
+        with watch:
+            model(batch)
+    except RuntimeError as error:
+        raise InputError(
+            f"the network fails on {len(batch)} calibration images at once: {' '.join(str(error).split())[:160]}",
+            hint="pass fewer images",
+        ) from error
