@@ -188,7 +188,7 @@ def test_text_that_is_no_argument(text: str) -> None:
         ("resnet65_cifar", {}, "did you mean resnet56_cifar"),
         ("prunekit:resnet57", {}, "did you mean resnet56_cifar"),
         ("torchvision:resnet5", {}, "did you mean resnet50"),
-        ("resnet50@IMAGENET", {}, "did you mean IMAGENET1K_V2"),
+        ("resnet50@IMAGENET", {}, "did you mean IMAGENET1K_V1 or IMAGENET1K_V2"),
         ("nothing_like_it", {}, "known: "),
         ("", {}, "unknown architecture ''"),
         ("resnet56_cifar", {"relu": "both"}, "must be output or input, not 'both'"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.plan import Plan
 from prunekit.restore.samples import Layer
-from prunekit.restore.streams import Join, find_join
+from prunekit.restore.streams import Join, find_join, private_norm
 from prunekit.surgery import Graph, resolve
 from prunekit.surgery.layer_rules import is_batch_norm
 
@@ -75,9 +75,7 @@ def _obstacle(graph: Graph, name: str, weight: str, module: nn.Module | None) ->
 def _norm_for_constant(graph: Graph, layer: str) -> str | None:
     """The batch norm behind a layer, if it serves this layer alone and has a running mean to be shifted."""
     norm = graph.batch_norm_after(layer)
-    if norm is None or f"{norm}.running_mean" not in graph.shapes:
-        return None
-    return norm if _uses(graph, norm, is_batch_norm) == 1 else None
+    return private_norm(graph, norm) if norm and _uses(graph, norm, is_batch_norm) == 1 else None
 
 
 def _uses(graph: Graph, module: str, kind: Callable[[str], bool]) -> int:

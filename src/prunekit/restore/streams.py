@@ -46,10 +46,18 @@ def find_join(graph: Graph, layer: str) -> Join | None:
             maker = next((node.index for node in graph.nodes if stream in node.outputs[:1]), call.index)
             return Join(maker, reader.index, norm) if maker < call.index else None
         if is_batch_norm(reader.op) and norm is None and reader.parameters:
-            norm = reader.parameters[0].rpartition(".")[0]
+            norm = private_norm(graph, reader.parameters[0].rpartition(".")[0])
+            if norm is None:
+                return None
         elif reader.op not in ("view", "_unsafe_view"):
             return None
         value = reader.outputs[0]
+
+
+def private_norm(graph: Graph, norm: str) -> str | None:
+    """The batch norm, if it has running statistics and channels of its own, not a selection from a shared stream."""
+    selecting = any(link.norm == norm for link in graph.links)
+    return None if selecting or f"{norm}.running_mean" not in graph.shapes else norm
 
 
 def scale_to_stream(model: nn.Module, join: Join) -> Tensor:
@@ -108,8 +116,9 @@ class Watch(DispatchMode):
         op = str(func._schema.name).removeprefix("aten::").rstrip("_")
         index, node = self._next, self._nodes[self._next] if self._next < len(self._nodes) else None
         if node is None or not (node.op == op or (is_batch_norm(node.op) and is_batch_norm(op))):
-            # devices differ in the memory that their ops ask for, and in nothing else
-            self._lost = any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
+            # more than was recorded: a selection that surgery put in, or memory that a device asks for
+            known = op == "index_select" or not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
+            self._lost = not known
             return
         self._next += 1
         if index in self._sums and kwargs.get("alpha", 1) != 1:

@@ -1,0 +1,139 @@
+"""Prune, tune, and again: budgets of passes, resuming, and the command line around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import prunekit as pk
+from prunekit import models
+from prunekit.api import make_config
+from prunekit.cli.app import run as cli
+from prunekit.errors import InputError, TrainingError
+from prunekit.passes import Images, PassResult, Recipe, run_passes
+from prunekit.recipe import TrainConfig
+from prunekit.training import EpochEvent, Event
+
+TUNING = TrainConfig(epochs=1, batch_size=32, lr=0.02, log_every=1000)
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    train = pk.open_data("digits", "train").sample(128, seed=0)
+    test = pk.open_data("digits", "test").sample(64, seed=0)
+    return Images(train, None, test)
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return models.build("vgg_digits")
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.state_dict())
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
+
+
+def run(folder: Path, images: Images, iterations: int = 2, **more: object) -> tuple[torch.nn.Module, list[PassResult]]:
+    config = make_config("slim", target_macs="40%")
+    return run_passes("slim", network(), config, images, Recipe(TUNING, iterations), folder, **more)  # type: ignore[arg-type]
+
+
+def test_passes_reach_one_target_by_equal_factors(tmp_path: Path, images: Images) -> None:
+    model, results = run(tmp_path / "steps", images)
+    first, second = results
+    assert first.after.macs / first.before.macs == pytest.approx(0.4**0.5, rel=0.02)
+    assert second.after.macs / first.before.macs == pytest.approx(0.4, rel=0.02)
+    assert second.before == first.after
+    assert pk.inspect(model).cost.macs == second.after.macs
+    assert all(0 <= r.accuracy_pruned <= 1 and 0 <= r.accuracy_tuned <= 1 for r in results)
+    assert json.dumps([r.to_json() for r in results])
+
+
+def test_the_last_tuning_has_no_penalty() -> None:
+    recipe = Recipe(TrainConfig(sparsity=1e-3), iterations=2)
+    assert recipe.tuning_of(1).sparsity == 1e-3
+    assert recipe.tuning_of(2).sparsity == 0
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 2])
+def test_a_run_that_was_killed_goes_on_to_the_same_network(tmp_path: Path, images: Images, stop_at: int) -> None:
+    whole, expected = run(tmp_path / "whole", images)
+    seen = 0
+
+    def stop(event: Event) -> None:
+        nonlocal seen
+        seen += isinstance(event, EpochEvent)
+        if seen == stop_at:
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(tmp_path / "steps", images, on_event=stop)
+    with pytest.raises(TrainingError, match="unfinished run"):
+        run(tmp_path / "steps", images)
+    again, results = run(tmp_path / "steps", images, resume=True)
+    assert same(whole, again)
+    assert [r.accuracy_tuned for r in results] == [r.accuracy_tuned for r in expected]
+
+
+def test_other_settings_are_not_resumed(tmp_path: Path, images: Images) -> None:
+    run(tmp_path / "steps", images)
+    with pytest.raises(TrainingError, match="another iterations"):
+        run(tmp_path / "steps", images, iterations=1, resume=True)
+
+
+def test_iterations_must_be_positive(tmp_path: Path, images: Images) -> None:
+    with pytest.raises(InputError, match="--iterations must be at least 1"):
+        run(tmp_path / "steps", images, iterations=0)
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = cli([*arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_the_command_tunes_reports_each_pass_and_cleans_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    source, target = tmp_path / "m.pt", tmp_path / "small.pt"
+    pk.save(network(), source)
+    code, out, err = command(
+        capsys,
+        *("slim", str(source), "--ratio", "0.5", "--data", "digits", "--epochs", "1", "--iterations", "2"),
+        *("-o", str(target), "--json", "--pictures", str(tmp_path / "pictures")),
+    )
+    assert code == 0, err
+    document = json.loads(out)
+    assert [p["number"] for p in document["passes"]] == [1, 2]
+    assert document["output"] == str(target)
+    assert pk.inspect(pk.load(target)).cost.params == document["after"]["params"]
+    assert not target.with_suffix(".steps").exists()
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"gammas.png", "widths.png", "passes.png"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--epochs", "2"), "tuning needs images"),
+        (("--data", "digits", "--iterations", "2"), "need a tuning"),
+        (("--data", "digits", "--calibration", "0"), "--calibration must be at least 1"),
+        (("--data", "digits", "--epochs", "1", "-o", "-"), "goes to a file"),
+    ],
+)
+def test_flags_that_do_not_go_together(
+    tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pk.save(network(), tmp_path / "m.pt")
+    code, out, err = command(capsys, "slim", str(tmp_path / "m.pt"), "--ratio", "0.5", *flags)
+    assert (code, out) == (2, "")
+    assert message in err

@@ -1,0 +1,334 @@
+"""Restoration from unlabelled images: exact where it can be, proven everywhere, blind to labels, and repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from networks import Dense, FlattenHead, Residual, lively, random_network, random_plan
+from prunekit import api, models, surgery
+from prunekit.checkpoint import load
+from prunekit.errors import InputError
+from prunekit.plan import Keep, Plan, Refit
+from prunekit.restore.calibrate import calibrate
+from prunekit.restore.images import bytes_per_image
+from prunekit.restore.least_squares import fit_towards
+from prunekit.restore.samples import inputs_at, outputs_at, positions
+from prunekit.restore.streams import find_join
+
+
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model(x)
+    return result
+
+
+def restored(model: nn.Module, plan: Plan, images: Tensor, **settings: float) -> tuple[nn.Module, Plan]:
+    """The pruned network, refitted to the images and proven."""
+    graph = surgery.trace(model, images[:2])
+    plan = calibrate(model, graph, plan, images, **settings)  # type: ignore[arg-type]
+    small = surgery.edit(model, plan, graph)
+    assert surgery.verify(model, small, plan, graph) <= 1e-10
+    return small, plan
+
+
+def duplicate(layer: nn.Conv2d | nn.Linear, source: int, copies: dict[int, float]) -> None:
+    """Makes output channels that are multiples of another."""
+    assert layer.bias is not None
+    with torch.no_grad():
+        for channel, factor in copies.items():
+            layer.weight[channel] = factor * layer.weight[source]
+            layer.bias[channel] = factor * layer.bias[source]
+
+
+# -- the regression -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inputs", [6, 60], ids=["more rows than inputs", "fewer rows than inputs"])
+@pytest.mark.parametrize("constant", [True, False])
+def test_regression_meets_its_definition(inputs: int, constant: bool) -> None:
+    blocks, rows, wanted = 3, 40, 2
+    x = torch.randn(blocks, rows, inputs, dtype=torch.float64) + 0.5
+    y = torch.randn(blocks, rows, wanted, dtype=torch.float64) + 2
+    start = torch.randn(blocks, wanted, inputs, dtype=torch.float64)
+    fit = fit_towards(start, zip(x.split(7, 1), y.split(7, 1), strict=True), rows, 0.1, constant=constant)
+    for b in range(blocks):
+        centre = x[b].mean(0) if constant else torch.zeros(inputs)
+        penalty = 0.1 * (x[b] - centre).square().mean()
+        error = x[b] @ fit.weight[b].T + fit.constant[b] - y[b]
+        gradient = error.T @ x[b] / rows + penalty * (fit.weight[b] - start[b])
+        assert gradient.abs().max() < 1e-10
+        assert (error.mean(0).abs().max() < 1e-10) if constant else (fit.constant == 0).all()
+
+
+def test_inputs_that_hardly_vary_do_not_drown_in_rounding() -> None:
+    x = 1000 + 1e-2 * torch.randn(1, 300, 4)
+    y = (x - 1000) @ torch.tensor([[1.0, 2.0, 3.0, 4.0]]).T + 7
+    fit = fit_towards(torch.zeros(1, 1, 4), zip(x.split(60, 1), y.split(60, 1), strict=True), 300, 1e-6, constant=True)
+    assert torch.allclose(fit.weight[0, 0], torch.tensor([1.0, 2, 3, 4], dtype=torch.float64), atol=1e-2)
+
+
+def test_silent_inputs_keep_their_weights() -> None:
+    start = torch.randn(1, 2, 3)
+    fit = fit_towards(start, [(torch.zeros(1, 10, 3), torch.ones(1, 10, 2))], 10, 1e-2, constant=True)
+    assert torch.equal(fit.weight, start.double())
+    assert torch.allclose(fit.constant, torch.ones(1, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(6, 8, 3, padding=1, stride=2),
+        nn.Conv2d(6, 8, (3, 5), padding="same", groups=2),
+        nn.Conv2d(6, 12, 3, groups=6, dilation=2, padding=(2, 1), bias=False),
+        nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(6, 8, 1),
+        nn.Conv1d(6, 4, 4, padding="same", dilation=2),
+        nn.Conv1d(6, 4, 5, padding=2, stride=3),
+        nn.Conv3d(6, 4, 2, padding=1),
+        nn.Linear(6, 4),
+    ],
+    ids=repr,
+)
+def test_rows_reproduce_the_layer(layer: nn.Conv2d | nn.Linear) -> None:
+    """Weights times what was gathered is the layer's output: strides, paddings, dilations, groups and all."""
+    layer.double()
+    dims = layer.weight.dim()
+    x = torch.randn(4, 6, *[9, 8, 7][: dims - 2]) if dims > 2 else torch.randn(4, 5, 6)
+    x = x.double()
+    out = outputs(layer, x)
+    for wanted in (50, 10_000):
+        where = positions(out, layer, wanted, torch.Generator().manual_seed(0))
+        assert len(where) == min(wanted, out.numel() // layer.weight.size(0))
+        assert (where.diff() >= 0).all()
+        groups = getattr(layer, "groups", 1)
+        weight = layer.weight.detach().reshape(groups, layer.weight.size(0) // groups, -1)
+        rows = torch.cat([part @ weight.transpose(1, 2) for _, part in inputs_at(x, layer, where)], 1)
+        found = rows.transpose(0, 1).reshape(len(where), -1) + (0 if layer.bias is None else layer.bias.detach())
+        assert torch.allclose(found, outputs_at(out, layer, where))
+
+
+# -- networks -----------------------------------------------------------------------------------------------------
+
+
+def test_linear_combinations_are_restored_exactly() -> None:
+    """Without batch norm, across a flatten: removed channels that are multiples of kept ones leave no trace."""
+    body = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU()),
+        *(nn.MaxPool2d(2), FlattenHead(8 * 16)),
+    ).double()
+    duplicate(body[0], 1, {0: 2.0, 4: 0.5})
+    duplicate(body[2], 7, {2: 1.5, 3: 3.0})
+    duplicate(body[5].hidden, 0, {5: 2.0, 6: 1.0})
+    images = torch.randn(200, 3, 8, 8, dtype=torch.float64)
+    plan = Plan(
+        [
+            Keep("0", [1, 2, 3, 5]),
+            Keep("2", [0, 1, 4, 5, 6, 7]),
+            Keep("5.hidden", [u for u in range(12) if u not in (5, 6)]),
+        ]
+    )
+    plain = surgery.edit(body, plan, surgery.trace(body, images[:2]))
+    small, found = restored(body, plan, images, ridge=1e-13)
+    assert found.notes["calibration"] == {"images": 200, "layers": 3, "left": {}}
+    fresh = torch.randn(20, 3, 8, 8, dtype=torch.float64)
+    want = outputs(body, fresh)
+    assert (outputs(plain, fresh) - want).abs().max() > 1e-2
+    assert (outputs(small, fresh) - want).abs().max() < 1e-7
+
+
+class Embracing(nn.Module):
+    """One group with two readers behind batch norm and a residual sum, and a depthwise convolution on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.left = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6))
+        self.right = nn.Sequential(nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6))
+        self.deep = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(self.left(x) + self.right(x))
+        logits: Tensor = self.head(torch.relu(self.deep(x)).mean((2, 3)))
+        return logits
+
+
+def test_several_readers_batch_norms_and_streams_are_restored_exactly() -> None:
+    model = lively(Embracing())
+    assert isinstance(model, Embracing)
+    with torch.no_grad():  # channels 0 and 5 of the stem repeat channel 2, batch norm and all
+        for tensor in (model.stem[0].weight, *model.stem[1].parameters(), *model.stem[1].buffers()):
+            if tensor.dim():
+                tensor[0] = tensor[5] = tensor[2]
+    images = torch.randn(150, 3, 8, 8, dtype=torch.float64)
+    graph = surgery.trace(model, images[:1])
+    assert find_join(graph, "left.0") is None  # the other branch has not run yet
+    join = find_join(graph, "right.0")
+    assert join is not None
+    assert join.norm == "right.1"
+    small, _ = restored(model, Plan([Keep("stem.0", [1, 2, 3, 4, 6, 7])]), images, ridge=1e-13)
+    fresh = torch.randn(20, 3, 8, 8, dtype=torch.float64)
+    assert (outputs(small, fresh) - outputs(model, fresh)).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_networks_come_nearer(seed: int) -> None:
+    """Any mix of residual, dense, gated, grouped and shuffled blocks: proven, finite, and no worse for it."""
+    model = random_network(seed)
+    images = torch.randn(120, 3, 8, 8, dtype=torch.float64)
+    graph = surgery.trace(model, images[:2])
+    plan = random_plan(graph, seed, most=0.5)
+    if not plan.keeps:
+        pytest.skip("nothing was removed")
+    small, found = restored(model, plan, images)
+    plain, want = surgery.edit(model, plan, graph), outputs(model, images)
+    assert found.refits or found.notes["calibration"]["left"] or torch.equal(outputs(plain, images), want)
+    after, before = (float((outputs(net, images) - want).square().mean()) for net in (small, plain))
+    assert after <= before * 1.001 + 1e-20
+
+
+@pytest.mark.parametrize(
+    ("arch", "args"),
+    [("vgg_digits", {}), ("preresnet164", {"width": 0.25}), ("densenet40_12", {}), ("resnet20_cifar", {})],
+)
+def test_bundled_architectures(arch: str, args: dict[str, object]) -> None:
+    model = lively(models.build(arch, args))
+    graph = surgery.trace(model, torch.zeros(1, 1 if arch == "vgg_digits" else 3, 8, 8, dtype=torch.float64))
+    images = torch.randn(12, *graph.example_shapes[0][1:], dtype=torch.float64)
+    plan = random_plan(graph, 3, most=0.5)
+    small, found = restored(model, plan, images, rows=400)
+    assert found.notes["calibration"]["left"] == {}
+    want, plain = outputs(model, images), outputs(surgery.edit(model, plan, graph), images)
+    assert (outputs(small, images) - want).square().mean() < (plain - want).square().mean()
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t"])
+def test_torchvision_architectures_run(name: str) -> None:
+    """Attention projections that are not called as modules are left, and said to be."""
+    model = lively(torchvision.models.get_model(name, weights=None, num_classes=10)).float()
+    images = torch.randn(2, 3, 64, 64)
+    graph = surgery.trace(model, images[:1])
+    group = next(g for g in graph.groups if g.free and len(g.producers) == 1 and g.size > 8)
+    plan = calibrate(model, graph, Plan([Keep(group.name, range(group.size // 2))]), images, rows=100)
+    small = surgery.edit(model, plan, graph)
+    assert surgery.verify(model, small, plan, graph) <= 1e-4
+    assert plan.refits
+    left = plan.notes["calibration"]["left"]
+    assert all(name.endswith(("attn.qkv", "attn.proj")) for name in left), left
+
+
+def test_dense_connections_and_shared_layers() -> None:
+    """A layer that runs twice has two things to reproduce: it is left plain, and said to be."""
+    shared = nn.Conv2d(6, 6, 3, padding=1)
+    model = lively(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), Residual(shared), Residual(shared), Dense(nn.Conv2d(6, 4, 1)), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 5),
+        )
+    )  # fmt: skip
+    _, plan = restored(model, Plan([Keep("0", [0, 1, 3, 4])]), torch.randn(60, 3, 8, 8, dtype=torch.float64))
+    assert plan.notes["calibration"]["left"] == {"1.body": "it is used more than once"}
+    assert plan.notes["calibration"]["layers"] == 2
+
+
+# -- how it is asked for ------------------------------------------------------------------------------------------
+
+
+def small_resnet() -> nn.Module:
+    torch.manual_seed(1)
+    return lively(models.build("resnet20_cifar", {"width": 0.5})).float()
+
+
+def test_two_runs_give_identical_bytes_and_leave_the_model_alone() -> None:
+    model, images = small_resnet().train(), torch.randn(40, 3, 32, 32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second = (api.prune("merge", model, ratio=0.5, restore="calibrate", images=images) for _ in range(2))
+    state, again = first.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    assert model.training
+    assert first.model.training
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert any(isinstance(operation, Refit) for operation in first.plan)
+
+
+@pytest.mark.parametrize(("method", "without"), [("slim", "constants"), ("merge", "paper")])
+def test_images_choose_calibration(method: str, without: str) -> None:
+    model, images = small_resnet(), torch.randn(20, 3, 32, 32)
+    assert api.prune(method, model, ratio=0.4).plan.notes["restore"] == without
+    assert api.prune(method, model, ratio=0.4, images=images).plan.notes["restore"] == "calibrate"
+    left_alone = api.prune(method, model, ratio=0.4, restore="none", images=images).plan
+    assert left_alone.notes["restore"] == "none"
+    assert not left_alone.refits
+    with pytest.raises(InputError, match="--restore calibrate needs images") as caught:
+        api.prune(method, model, ratio=0.4, restore="calibrate")
+    assert "--data" in str(caught.value)
+
+
+def test_batches_are_as_good_as_a_tensor() -> None:
+    model, images = small_resnet(), torch.randn(30, 3, 32, 32)
+    whole = api.prune("merge", model, ratio=0.5, images=images).model.state_dict()
+    parts = api.prune("merge", model, ratio=0.5, images=iter(images.split(7))).model.state_dict()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(0, 3, 32, 32), "no calibration images"),
+        ([], "no calibration images"),
+        (torch.zeros(4, 1, 32, 32), r"shape \(1, 32, 32\); the network reads \(3, 32, 32\)"),
+        (torch.zeros(4, 3, 16, 16), r"shape \(3, 16, 16\)"),
+        (torch.full((4, 3, 32, 32), torch.nan), "not finite"),
+        ([(torch.zeros(4, 3, 32, 32), torch.zeros(4))], "a tuple"),
+    ],
+    ids=["none", "no batches", "channels", "size", "nan", "with labels"],
+)
+def test_bad_images(images: Tensor | list[Tensor], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        api.prune("merge", small_resnet(), ratio=0.5, images=images)
+
+
+def test_images_beyond_the_memory_are_left_out() -> None:
+    model, images = small_resnet(), torch.randn(20, 3, 32, 32)
+    graph = surgery.trace(model, images[:1])
+    each = bytes_per_image(graph)
+    assert 3 * 8 * 32 * 32 * 4 <= each <= 8 * 8 * 32 * 32 * 4  # a few activations of the widest stage
+    plan = calibrate(model, graph, Plan([Keep("layer1.0.conv1", [0, 1, 2])]), images, memory=6 * each)
+    assert plan.notes["calibration"]["images"] == 6
+
+
+def test_degenerate_statistics_stay_finite() -> None:
+    """Dead channels, a gamma of zero and constant images: finite weights."""
+    model = small_resnet()
+    with torch.no_grad():
+        for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.weight[:2] = 0
+            norm.bias[:2] = -1
+    small = api.prune("merge", model, ratio=0.5, images=torch.ones(10, 3, 32, 32)).model
+    assert all(torch.isfinite(value).all() for value in small.state_dict().values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ratio", "least"), [(0.3, 88.0), (0.5, 80.0)])
+def test_the_paper_network(
+    assets: Path, cifar_test: Callable[[int], tuple[Tensor, Tensor]], ratio: float, least: float
+) -> None:
+    """ResNet-56 refitted to 500 unlabelled images, judged on others: Neuron Merging gives 83.7 and 57.1."""
+    file = assets / "checkpoints" / "ResNet.cifar10.original.56.pth.tar"
+    model = load(file, arch="resnet56_cifar", arch_args={"shortcut": "conv", "relu": "input"})
+    pixels, labels = cifar_test(5)
+    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
+    images = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    seen, unseen = order[:500], order[500:]
+    small = api.prune("merge", model, ratio=ratio, images=images[seen]).model
+    right = [outputs(small, images[part]).argmax(1) == labels[part] for part in unseen.split(250)]
+    assert 100 * float(torch.cat(right).float().mean()) >= least
