@@ -54,6 +54,16 @@ def test_bundled_architectures(arch: str, args: dict[str, object]) -> None:
     assert after.params < before.params
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", models.names())
+def test_every_bundled_architecture(arch: str) -> None:
+    model = lively(models.build(arch))
+    origin = origin_of(model)
+    assert origin is not None
+    assert origin.input is not None
+    prove(model, torch.zeros(2, *origin.input.shape, dtype=torch.float64), seed=5)
+
+
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision_architectures(name: str) -> None:
     extra = {"init_weights": False} if name == "googlenet" else {}

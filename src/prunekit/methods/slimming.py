@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import InputError
+from prunekit.methods import modes
 from prunekit.methods.base import restoration
 from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
 from prunekit.methods.ranking import keep_after, protected_within, removal_order, round_widths
@@ -39,7 +40,9 @@ def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig, images: Im
     if not keeps:
         raise InputError("the budget is too small to remove a single channel", hint="ask for more, or lower --round-to")
     folds = [] if restore == "none" else constant_folds(model, graph, keeps)
-    notes = {"restore": restore, "protected": protected, "threshold": _threshold(groups, scores, keeps)}
+    threshold = _threshold(groups, scores, keeps)
+    warning = modes.warning(np.concatenate([scores[group.name] for group in groups]), threshold)
+    notes = {"restore": restore, "protected": protected, "threshold": threshold, "warning": warning}
     plan = Plan([*(Keep(name, index) for name, index in keeps.items()), *folds], notes)
     return calibrate(model, graph, plan, images) if restore == "calibrate" and images is not None else plan
 

@@ -19,13 +19,14 @@ _OPS = ("convolution", "addmm", "mm")
 
 @dataclass(frozen=True)
 class Site:
-    """A layer to be refitted: the outputs it keeps (None for all), and the batch norm that can take its constant.
+    """A layer to be refitted: the outputs it keeps (None for all), and where it adds into a residual stream.
 
-    `join` says where it adds into a residual stream.
+    Its constant goes into its `bias`, if the original has one, or else into the running mean of `norm`.
     """
 
     layer: str
     kept: Tensor | None
+    bias: bool
     norm: str | None
     join: Join | None
 
@@ -42,7 +43,8 @@ def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], 
         if reason is None:
             stays = kept.get((weight, 0))
             index = None if stays is None else torch.from_numpy(stays)
-            sites.append(Site(name, index, _norm_for_constant(graph, name), find_join(graph, name)))
+            bias = weight.removesuffix("weight") + "bias" in graph.parameters
+            sites.append(Site(name, index, bias, _norm_for_constant(graph, name), find_join(graph, name)))
         else:
             left[name] = reason
     return sites, left

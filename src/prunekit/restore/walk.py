@@ -102,16 +102,17 @@ def _fitted(small: nn.Module, site: Site, x: Tensor, where: Tensor, wanted: Tens
         FloatingPointError: the layer's input, or what is wanted of it, is not finite.
     """
     layer: Any = small.get_submodule(site.layer)
-    weight, groups = layer.weight, getattr(layer, "groups", 1)
+    weight, bias, groups = layer.weight, layer.bias, getattr(layer, "groups", 1)
+    if bias is not None and not site.bias:  # a fold made it, at full width: it stays what it is
+        wanted, bias = wanted - bias, None
     wide = torch.promote_types(weight.dtype, torch.float32)
     present = weight.reshape(groups, weight.size(0) // groups, -1)
     y = wanted.reshape(len(where), groups, -1).transpose(0, 1).to(wide)  # (groups, rows, outputs)
     chunks = ((part.to(wide), y[:, rows]) for rows, part in inputs_at(x, layer, where))
-    constant = layer.bias is not None or site.norm is not None
-    fit = fit_towards(present, chunks, len(where), ridge, constant=constant)
+    fit = fit_towards(present, chunks, len(where), ridge, constant=bias is not None or site.norm is not None)
     values = {"weight": fit.weight.reshape(weight.shape).to(weight)}
-    if layer.bias is not None:
-        return [Refit(site.layer, {**values, "bias": fit.constant.flatten().to(layer.bias)})]
+    if bias is not None:
+        return [Refit(site.layer, {**values, "bias": fit.constant.flatten().to(bias)})]
     if site.norm is None:
         return [Refit(site.layer, values)]
     mean = small.get_buffer(f"{site.norm}.running_mean")
