@@ -398,3 +398,29 @@ def test_the_paper_network(
     small = api.prune("merge", model, ratio=ratio, images=images[seen]).model
     right = [outputs(small, images[part]).argmax(1) == labels[part] for part in unseen.split(250)]
     assert 100 * float(torch.cat(right).float().mean()) >= least
+
+
+def test_a_bias_that_a_fold_has_made_is_refitted_too() -> None:
+    class Bare(nn.Module):
+        """The second convolution has neither a bias nor a batch norm of its own behind it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.second, self.after, self.head = nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.second(torch.relu(self.norm(self.first(x))))
+            return self.head(torch.relu(self.after(torch.relu(x))))
+
+    model = Bare().double().eval()
+    nn.init.uniform_(model.norm.weight, 0.1, 1.0)
+    nn.init.uniform_(model.norm.bias, 0.5, 1.0)
+    nn.init.uniform_(model.after.weight, 0.1, 1.0)
+    images = torch.randn(32, 3, 8, 8, dtype=torch.float64)
+    result = api.prune("slim", model, images[:1], images=images, ratio=0.5, restore="calibrate")
+    assert any(refit.layer == "second" and "bias" in refit.values for refit in result.plan.refits)
+    plain = api.prune("slim", model, images[:1], ratio=0.5, restore="none").model
+    wanted = outputs(model, images)
+    gaps = [float((outputs(small, images) - wanted).norm()) for small in (result.model, plain)]
+    assert gaps[0] < 0.9 * gaps[1]

@@ -21,12 +21,11 @@ _OPS = ("convolution", "addmm", "mm")
 class Site:
     """A layer to be refitted: the outputs it keeps (None for all), and where it adds into a residual stream.
 
-    Its constant goes into its `bias`, if the original has one, or else into the running mean of `norm`.
+    Its constant goes into its bias, if it has one, or else into the running mean of `norm`.
     """
 
     layer: str
     kept: Tensor | None
-    bias: bool
     norm: str | None
     join: Join | None
 
@@ -43,8 +42,7 @@ def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], 
         if reason is None:
             stays = kept.get((weight, 0))
             index = None if stays is None else torch.from_numpy(stays)
-            bias = weight.removesuffix("weight") + "bias" in graph.parameters
-            sites.append(Site(name, index, bias, _norm_for_constant(graph, name), find_join(graph, name)))
+            sites.append(Site(name, index, _norm_for_constant(graph, name), find_join(graph, name)))
         else:
             left[name] = reason
     return sites, left

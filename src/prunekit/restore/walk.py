@@ -103,8 +103,6 @@ def _fitted(small: nn.Module, site: Site, x: Tensor, where: Tensor, wanted: Tens
     """
     layer: Any = small.get_submodule(site.layer)
     weight, bias, groups = layer.weight, layer.bias, getattr(layer, "groups", 1)
-    if bias is not None and not site.bias:  # a fold made it, at full width: it stays what it is
-        wanted, bias = wanted - bias, None
     wide = torch.promote_types(weight.dtype, torch.float32)
     present = weight.reshape(groups, weight.size(0) // groups, -1)
     y = wanted.reshape(len(where), groups, -1).transpose(0, 1).to(wide)  # (groups, rows, outputs)

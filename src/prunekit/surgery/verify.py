@@ -91,8 +91,10 @@ def _scatter_refits(
         for leaf, values in operation.values.items():
             name = f"{operation.layer}.{leaf}" if operation.layer else leaf
             full = changed[name].clone() if name in changed else tensors[name].detach().clone()
+            # a bias that a fold has made has the outputs of its layer's weight
+            known = name if name in tensors else f"{operation.layer}.weight"
             grid = [
-                torch.from_numpy(indices[name, d]) if (name, d) in indices else torch.arange(full.size(d))
+                torch.from_numpy(indices[known, d]) if (known, d) in indices else torch.arange(full.size(d))
                 for d in range(full.dim())
             ]
             if full.dim():
