@@ -20,7 +20,7 @@ from prunekit.restore.images import Images
 from prunekit.restore.paper import BatchNormStatistics, Scaling, scaling_batch_norm, scaling_linear
 from prunekit.surgery import ChannelGroup, Graph, predict
 from prunekit.surgery.layer_rules import is_batch_norm
-from prunekit.surgery.record import Node
+from prunekit.surgery.recording import Node
 
 if TYPE_CHECKING:
     from prunekit.methods.merge import MergeConfig

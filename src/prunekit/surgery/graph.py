@@ -16,7 +16,7 @@ from prunekit.plan import Plan
 from prunekit.surgery.groups import ChannelGroup, Mask
 from prunekit.surgery.labels import Ids
 from prunekit.surgery.layer_rules import is_batch_norm
-from prunekit.surgery.record import Node
+from prunekit.surgery.recording import Node
 
 
 @dataclass(frozen=True)

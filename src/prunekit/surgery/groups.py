@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunekit.surgery.labels import Ids, ids, settle
-from prunekit.surgery.record import Recording
+from prunekit.surgery.recording import Recording
 
 Mask = NDArray[np.bool_]
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from prunekit.surgery import labels as lb
 from prunekit.surgery.layers import ChannelSelect
-from prunekit.surgery.record import Call, Link, ParameterView, Recorder, Rule, Selection
+from prunekit.surgery.record import Recorder, Rule
+from prunekit.surgery.recording import Call, Link, ParameterView, Selection
 from prunekit.surgery.rules import unknown
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,142 +16,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
-from prunekit.surgery.labels import Ledger, along, none_like
+from prunekit.surgery.labels import along, none_like
 from prunekit.surgery.meta import DispatchMode, run_op
-
-
-@dataclass(frozen=True)
-class ParameterView:
-    """A parameter or buffer seen through `t`, `permute` or added singleton dimensions.
-
-    `dims[i]` is the parameter's own dimension behind dimension `i` of the view, None for an added one of size 1.
-    """
-
-    name: str
-    dims: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One recorded operation. `inputs` and `outputs` number the values (tensors that are not parameters)."""
-
-    index: int
-    op: str
-    module: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    parameters: tuple[str, ...]
-    macs: int
-    shape: tuple[int, ...]
-
-
-@dataclass
-class Call:
-    """An op as the rules see it: its arguments, its results, and the module whose forward ran it."""
-
-    op: str
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    results: list[Tensor]
-    where: str
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or by name, however it was given."""
-        if position < len(self.args):
-            return self.args[position]
-        return self.kwargs.get(name, default)
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Every tensor among the arguments, in order."""
-        return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
-
-
-@dataclass
-class Slot:
-    """One dimension of one parameter, with a label for each index along it.
-
-    `role` is "out" (the layer makes these channels), "in" (it reads them) or "along" (batch norm, scales, biases).
-    """
-
-    parameter: str
-    dim: int
-    role: str
-    labels: Tensor
-
-
-@dataclass
-class Pad:
-    """The zero channels that a `ChannelPad` module adds: labels before and after its input's."""
-
-    module: str
-    before: Tensor
-    after: Tensor
-
-
-@dataclass
-class Link:
-    """A batch norm that reads a shared stream: it may lose channels that the stream keeps for its other readers.
-
-    `private` labels the channels behind the norm, `stream` those in front of it, place by place: what goes from the
-    stream goes behind the norm too, but not the other way round. `reads` are the values that the norm was called on.
-    """
-
-    scale: str
-    stream: Tensor
-    private: Tensor
-    reads: list[int] = field(default_factory=list)
-
-    @property
-    def norm(self) -> str:
-        """The batch norm's module."""
-        return self.scale.rpartition(".")[0]
-
-
-@dataclass
-class Selection:
-    """A `ChannelSelect` module: which of its input's channels it reads."""
-
-    module: str
-    index: Tensor
-    inputs: Tensor
-
+from prunekit.surgery.recording import Call, Node, ParameterView, Recording
 
 Rule = Callable[["Recorder", Call], None]
-
-
-@dataclass
-class Recording:
-    """Everything that one or more recorded forwards have told."""
-
-    ledger: Ledger = field(default_factory=Ledger)
-    nodes: list[Node] = field(default_factory=list)
-    slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
-    pads: dict[str, Pad] = field(default_factory=dict)
-    links: dict[str, Link] = field(default_factory=dict)
-    selections: dict[str, Selection] = field(default_factory=dict)
-    normalised: dict[int, tuple[str, Tensor]] = field(default_factory=dict)  # by node: module, labels it mixes
-    used: set[str] = field(default_factory=set)
-
-    def slot(self, parameter: str, dim: int, role: str, labels: Tensor) -> Tensor:
-        """Say that index `i` of `parameter` along `dim` is channel `labels[i]`; returns the slot's labels."""
-        key = (parameter, dim)
-        known = self.slots.get(key)
-        if known is None:
-            self.slots[key] = Slot(parameter, dim, role, labels)
-            return labels
-        if known.labels.shape == labels.shape:
-            self.ledger.unify(known.labels, labels)
-        if role == "out":
-            known.role = "out"
-        return known.labels
-
-    def produced(self, parameter: str, dim: int, size: int) -> Tensor:
-        """The labels of the channels that `parameter` makes, the same ones each time the layer is called."""
-        known = self.slots.get((parameter, dim))
-        return self.slot(parameter, dim, "out", known.labels if known else self.ledger.fresh(size))
-
 
 _LAYERS = ("convolution", "addmm", "mm")
 

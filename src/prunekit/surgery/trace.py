@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import InputError, SurgeryError
-from prunekit.surgery import layer_rules, rules
+from prunekit.surgery import layer_rules, rules, view_rules
 from prunekit.surgery.edit import remove
 from prunekit.surgery.graph import Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.groups import build_groups, classify
 from prunekit.surgery.labels import ids
 from prunekit.surgery.meta import DispatchMode
-from prunekit.surgery.record import Recorder, Recording, track_modules
+from prunekit.surgery.record import Recorder, track_modules
+from prunekit.surgery.recording import Recording
 
-_RULES = {**rules.TABLE, **layer_rules.TABLE}
+_RULES = {**rules.TABLE, **view_rules.TABLE, **layer_rules.TABLE}
 _log = logging.getLogger(__name__)
 
 
