@@ -62,6 +62,16 @@ def test_the_last_tuning_has_no_penalty() -> None:
     assert recipe.tuning_of(2).sparsity == 0
 
 
+def test_from_scratch_nothing_of_the_weights_is_left(tmp_path: Path, images: Images) -> None:
+    config = make_config("slim", target_macs="40%")
+    model, results = run_passes("slim", network(), config, images, Recipe(TUNING, scratch=True), tmp_path / "a")
+    kept, _ = run_passes("slim", network(), config, images, Recipe(TUNING), tmp_path / "b")
+    assert results[0].widths == {
+        layer.name: layer.channels for layer in pk.inspect(model).cost.layers if layer.channels
+    }
+    assert not same(model, kept)
+
+
 class StopError(Exception):
     pass
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prunekit import api
@@ -72,11 +73,16 @@ class Images:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How often, and how the network is tuned each time. The L1 penalty is left out of the last tuning."""
+    """How often, and how the network is tuned each time. The L1 penalty is left out of the last tuning.
+
+    With `scratch` each tuning starts from new random weights in the pruned shape: the control of Liu et al.,
+    "Rethinking the Value of Network Pruning" (ICLR 2019).
+    """
 
     tuning: TrainConfig
     iterations: int = 1
     teacher: nn.Module | None = None
+    scratch: bool = False
 
     def tuning_of(self, number: int) -> TrainConfig:
         """The tuning of pass `number`, counted from 1: only what will be pruned again is made sparse."""
@@ -107,7 +113,12 @@ def run_passes(
     """
     if recipe.iterations < 1:
         raise InputError(f"--iterations must be at least 1, not {recipe.iterations}")
-    steps = _Steps(folder, {"method": name, "config": config.to_json(), "iterations": recipe.iterations}, resume)
+    settings = {"method": name, "config": config.to_json(), "iterations": recipe.iterations, "scratch": recipe.scratch}
+    steps = _Steps(folder, settings, resume)
+        folder,
+        {"method": name, "config": config.to_json(), "iterations": recipe.iterations, "scratch": recipe.scratch},
+        resume,
+    )
     results: list[PassResult] = []
     for number, budget in enumerate(_budgets(model, config, recipe.iterations), start=1):
         pruned, facts = steps.pruned(number, partial(_prune, name, model, budget, images))
@@ -116,6 +127,8 @@ def run_passes(
             model = load(tuned, trust_pickle=True)  # the run's own file, whatever code its architecture is
         else:
             run = recipe.tuning_of(number)
+            if recipe.scratch:
+                reinitialise(pruned, run.seed)
             done = train(
                 pruned,
                 run,
@@ -137,6 +150,16 @@ def run_passes(
         if on_pass:
             on_pass(results[-1])
     return model, results
+
+
+def reinitialise(model: nn.Module, seed: int) -> None:
+    """Give every layer new random weights, in place, as PyTorch initialises it."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
 
 
 def _prune(name: str, model: nn.Module, config: Config, images: Images) -> tuple[nn.Module, dict[str, Any]]:

@@ -73,16 +73,20 @@ class DataOptions:
     data_root: str | None = option(metavar="FOLDER", help="Where a torchvision data set lies.")
     skip_bad: bool = option(False, help="Leave unreadable images out instead of stopping at the first.")
 
-    def open(self, output: Output, split: Split, spec: InputSpec | None) -> ImageSet:
+    def open(self, output: Output, split: Split, spec: InputSpec | None, reading: ReadingOptions) -> ImageSet:
         """The images of `split`, prepared as `spec` says, with a warning where some were left out.
 
-        Raises `InputError` without `--data`.
+        They are resized only where `--input-size` was given, or where they come from a folder. Raises
+        `InputError` without `--data`.
         """
         from prunekit.data import open_data
 
         if self.data is None:
             raise InputError("no data given", hint="say which with --data digits, a folder or a torchvision data set")
-        images = open_data(self.data, split, root=self.data_root, input_spec=spec, skip_bad=self.skip_bad)
+        resize = reading.input_size is not None
+        images = open_data(
+            self.data, split, root=self.data_root, input_spec=spec, skip_bad=self.skip_bad, resize=resize
+        )
         if images.skipped:
             output.warn(f"{len(images.skipped)} unreadable images left out, the first: {images.skipped[0]}")
         return images

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.events import sinks
 from prunekit.cli.models import read_model, spec_of
-from prunekit.cli.options import DataOptions, ReadingOptions, option
+from prunekit.cli.options import DataOptions, OutputOptions, ReadingOptions, Split, option
 from prunekit.errors import InputError
 from prunekit.recipe import TrainConfig
 
@@ -28,6 +28,7 @@ class PassOptions:
 
     iterations: int = option(1, metavar="COUNT", help="Passes of prune and tune towards the one target.")
     calibration: int = option(1000, metavar="COUNT", help="Training images that restoration looks at, without labels.")
+    scratch: bool = option(False, help="Tune from new random weights: the control that says what pruning was worth.")
     resume: bool = option(False, help="Go on with an interrupted run: the same command, and this flag.")
     teacher: str | None = option(flag="--distill", metavar="MODEL", help="Learn from this model's outputs too.")
     tensorboard: str | None = option(metavar="FOLDER", help="Write TensorBoard's files there.")
@@ -46,66 +47,73 @@ def check(data: DataOptions, tuning: Tuning, passes: PassOptions, target: str) -
     """Raise `InputError` for flags that do not go together."""
     if data.data is None and (tuning.epochs or passes.resume):
         raise InputError("tuning needs images", hint="say which with --data digits, a folder or a data set's name")
-    if not tuning.epochs and (passes.iterations > 1 or passes.resume):
-        raise InputError("several passes, and --resume, need a tuning", hint="add --epochs")
+    if not tuning.epochs and (passes.iterations > 1 or passes.resume or passes.scratch):
+        raise InputError("several passes, --resume and --scratch need a tuning", hint="add --epochs")
     if tuning.epochs:
         tuning.check()
         if target == "-":
             raise InputError("a tuned model goes to a file: its state lies beside it", hint="name one with -o FILE")
 
 
-def calibration_images(output: Output, model: nn.Module, data: DataOptions, passes: PassOptions) -> Tensor | None:
+@dataclass(frozen=True)
+class Job:
+    """One call of a method's command, read and checked."""
+
+    output: Output
+    name: str
+    network: nn.Module
+    config: Any
+    target: str
+    where: OutputOptions
+    data: DataOptions
+    passes: PassOptions
+    tuning: Tuning
+    reading: ReadingOptions
+
+    @property
+    def steps(self) -> Path:
+        """Where the finished steps of a run are kept while it lasts."""
+        return Path(self.target).with_suffix(".steps")
+
+    def images(self, split: Split) -> ImageSet:
+        """The images of a split, as the network reads them."""
+        return self.data.open(self.output, split, spec_of(self.network), self.reading)
+
+
+def calibration_images(job: Job, train_set: ImageSet | None = None) -> Tensor | None:
     """Normalised training images `(N, C, H, W)`, without their labels; None without `--data`."""
-    if data.data is None:
+    if job.data.data is None:
         return None
-    return _sample(data.open(output, "train", spec_of(model)), passes)
-
-
-def _sample(train_set: ImageSet, passes: PassOptions) -> Tensor:
-    if passes.calibration < 1:
-        raise InputError(f"--calibration must be at least 1, not {passes.calibration}")
-    images = train_set.sample(min(passes.calibration, len(train_set)), seed=0)
+    if job.passes.calibration < 1:
+        raise InputError(f"--calibration must be at least 1, not {job.passes.calibration}")
+    train_set = train_set or job.images("train")
+    images = train_set.sample(min(job.passes.calibration, len(train_set)), seed=0)
     return next(images.batches(len(images)))[0]
 
 
-def tune(
-    output: Output,
-    name: str,
-    model: nn.Module,
-    config: Any,
-    target: Path,
-    data: DataOptions,
-    tuning: Tuning,
-    options: PassOptions,
-) -> tuple[nn.Module, list[PassResult], float]:
+def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
     """Run the passes; the tuned network, what each did, and the accuracy before. The steps' folder stays."""
     from prunekit.evaluation import accuracy
     from prunekit.passes import Images, Recipe, run_passes
     from prunekit.report.passes import say_pass
 
-    spec = spec_of(model)
-    train_set, test_set = data.open(output, "train", spec), data.open(output, "test", spec)
-    images = Images(train_set, data.open(output, "val", spec), test_set, _sample(train_set, options))
+    train_set, test_set, options = job.images("train"), job.images("test"), job.passes
+    images = Images(train_set, job.images("val"), test_set, calibration_images(job, train_set))
     teacher = read_model(options.teacher, ReadingOptions())[0] if options.teacher else None
-    start = accuracy(model, test_set).accuracy
-    with sinks(output, target.with_suffix(".metrics.jsonl"), options.tensorboard) as sink:
+    start = accuracy(job.network, test_set).accuracy
+    with sinks(job.output, Path(job.target).with_suffix(".metrics.jsonl"), options.tensorboard) as sink:
         tuned, results = run_passes(
-            name,
-            model,
-            config,
+            job.name,
+            job.network,
+            job.config,
             images,
-            Recipe(tuning, options.iterations, teacher),
-            steps_folder(target),
+            Recipe(job.tuning, options.iterations, teacher, options.scratch),
+            job.steps,
             resume=options.resume,
             on_event=sink,
-            on_pass=lambda done: say_pass(output, done),
+            on_pass=lambda done: say_pass(job.output, done),
         )
     return tuned, results, start
-
-
-def steps_folder(target: Path) -> Path:
-    """Where the finished steps of a run are kept while it lasts."""
-    return target.with_suffix(".steps")
 
 
 def draw(folder: str, before: nn.Module, after: nn.Module, notes: dict[str, Any]) -> None:

@@ -20,11 +20,12 @@ SPEC = InputSpec((1, 8, 8), (0.3051,), (0.376,))
 CLASSES = tuple(str(digit) for digit in range(10))
 
 
-def digits(split: str, asked: InputSpec | None) -> ImageSet:
+def digits(split: str, asked: InputSpec | None, *, resize: bool = True) -> ImageSet:
     """The digits of `split`: 1,264 train, 178 val, 355 test, the same share of each class."""
     with resources.files("prunekit.data").joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
         grey, labels = arrays["images"], torch.from_numpy(arrays["labels"].astype(np.int64))
     # Stored as they were counted, 0 to 16 dark pixels of a 4×4 block.
     images = torch.from_numpy((grey.astype(np.uint16) * 255 + 8) // 16).to(torch.uint8)[:, None]
     index = every(labels, _TENTHS[split])
-    return from_arrays("digits", split, images[index], labels[index], CLASSES, fit_spec(asked, SPEC), mirrors=False)
+    spec = fit_spec(asked, SPEC, fixed=not resize)
+    return from_arrays("digits", split, images[index], labels[index], CLASSES, spec, mirrors=False)

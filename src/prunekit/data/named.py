@@ -93,7 +93,7 @@ def plain(name: str) -> str:
     return name.lower().removeprefix("torchvision:").replace("-", "").replace("_", "")
 
 
-def named(name: str, split: str, root: Path | None, asked: InputSpec | None) -> ImageSet:
+def named(name: str, split: str, root: Path | None, asked: InputSpec | None, *, resize: bool = True) -> ImageSet:
     """The torchvision data set of that (plain) name under `root`, downloaded if it is not there."""
     entry = _TABLE[name]
     if root is None:
@@ -106,7 +106,7 @@ def named(name: str, split: str, root: Path | None, asked: InputSpec | None) -> 
     dataset = _construct(name, entry, entry.splits["train" if held else stored], root)
     labels = _labels(dataset)
     index = held_out(labels, split, name=name) if held else torch.arange(len(labels))
-    spec = fit_spec(asked, entry.spec)
+    spec = fit_spec(asked, entry.spec, fixed=not resize and entry.spec.shape != PHOTO)
     classes = entry.classes or tuple(str(c) for c in getattr(dataset, "classes", ()))
     classes = classes or tuple(str(c) for c in range(int(labels.max()) + 1))
     pixels = _pixels(dataset)

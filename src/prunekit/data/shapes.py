@@ -25,8 +25,11 @@ def native_spec(channels: int, height: int, width: int) -> InputSpec:
     return InputSpec((channels, height, width), _grey(IMAGENET[0]), _grey(IMAGENET[1]))
 
 
-def fit_spec(asked: InputSpec | None, native: InputSpec) -> InputSpec:
-    """`asked` completed by the data set's own normalisation; `native` where nothing was asked."""
+def fit_spec(asked: InputSpec | None, native: InputSpec, *, fixed: bool = False) -> InputSpec:
+    """`asked` completed by the data set's own normalisation; `native` where nothing was asked.
+
+    With `fixed`, another shape than the images' own is an `InputError`.
+    """
     if asked is None:
         return native
     if len(asked.shape) != 3 or asked.shape[0] not in (1, 3) or min(asked.shape) < 1:
@@ -34,6 +37,9 @@ def fit_spec(asked: InputSpec | None, native: InputSpec) -> InputSpec:
             f"images cannot be read as input of shape {tuple(asked.shape)}",
             hint="expected (C, H, W) with 1 or 3 channels",
         )
+    if fixed and asked.shape != native.shape:
+        have, want = ("x".join(map(str, spec.shape)) for spec in (native, asked))
+        raise InputError(f"the images are {have}, the network reads {want}", hint=f"--input-size {want} resizes them")
     channels = asked.shape[0]
     mean = _channels(asked.mean or native.mean, channels, "mean")
     std = _channels(asked.std or native.std, channels, "std")

@@ -22,6 +22,7 @@ def open_data(
     root: str | Path | None = None,
     input_spec: InputSpec | None = None,
     skip_bad: bool = False,
+    resize: bool = True,
 ) -> ImageSet:
     """The images of one split of `source`.
 
@@ -29,18 +30,19 @@ def open_data(
     may be downloaded to), or a folder with `train/` and `val/` or `test/`, or the classes themselves, in it
     (`folder.folder` says how a missing split is filled). `input_spec` says the shape and normalisation that
     the network expects; what it leaves open, the data set decides. `skip_bad` leaves unreadable files out and
-    lists them in `ImageSet.skipped`.
+    lists them in `ImageSet.skipped`. Pictures in folders are always brought to the network's size; those of
+    data sets whose images are all of one shape only with `resize`.
 
-    Raises `InputError` for an unknown name, a folder without images or with one class, or an unreadable
-    image.
+    Raises `InputError` for an unknown name, a folder without images or with one class, an unreadable image, or
+    images of another shape than the network reads.
     """
     if split not in get_args(Split):
         raise unknown_name("split", split, get_args(Split))
     name, path = plain(str(source)), Path(source)
     if isinstance(source, str) and name == "digits":
-        return digits(split, input_spec)
+        return digits(split, input_spec, resize=resize)
     if isinstance(source, str) and name in names():
-        return named(name, split, None if root is None else Path(root), input_spec)
+        return named(name, split, None if root is None else Path(root), input_spec, resize=resize)
     if path.is_dir():
         try:
             return folder(path, split, input_spec, skip_bad=skip_bad)

@@ -74,7 +74,7 @@ def _measure(
 
     model, size = read_model(source, reading)
     spec = spec_of(model)
-    images = data.open(output, cast("Split", options.split), spec) if data.data is not None else None
+    images = data.open(output, cast("Split", options.split), spec, reading) if data.data is not None else None
     name = describe_source(source)
     with counting(output, f"evaluating {name}") as progress:
         result = evaluate(

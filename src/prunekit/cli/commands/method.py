@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli import tuning as tune_by
 from prunekit.cli.build import Command
 from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
 from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
-from prunekit.cli.tuning import TUNING, PassOptions, Tuning
+from prunekit.cli.tuning import TUNING, Job, PassOptions, Tuning, calibration_images, check, draw, tune
 from prunekit.report.documents import document
 from prunekit.report.output import Output
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from prunekit.api import Pruned
     from prunekit.passes import PassResult
 
@@ -37,13 +35,14 @@ def command_for(name: str) -> Command:
         reading: ReadingOptions,
     ) -> None:
         target = output_path(model, where, name, output)
-        tune_by.check(data, tuning, passes, target)
+        check(data, tuning, passes, target)
         network, _ = read_model(model, reading)
         spec_of(network)
+        job = Job(output, name, network, config, target, where, data, passes, tuning, reading)
         if tuning.epochs and not where.dry_run:
-            _tune(output, name, network, config, Path(target), where, data, passes, tuning)
+            _tune(job)
         else:
-            _prune(output, name, network, config, target, where, data, passes)
+            _prune(job)
 
     # the generator of options reads the annotation, which is known only now
     run.__annotations__["config"] = method.Config
@@ -51,63 +50,44 @@ def command_for(name: str) -> Command:
     return Command(run, tuple(method.examples), {**sections, "reading": READING}, {"distill": "--distill-share"})
 
 
-def _prune(
-    output: Output,
-    name: str,
-    network: nn.Module,
-    config: Any,
-    target: str,
-    where: OutputOptions,
-    data: DataOptions,
-    passes: PassOptions,
-) -> None:
+def _prune(job: Job) -> None:
     """Prune, prove it, write it, and say what changed."""
     from prunekit import api
 
-    pruned = api.prune(name, network, config=config, images=tune_by.calibration_images(output, network, data, passes))
-    if passes.pictures and not where.dry_run:
-        tune_by.draw(passes.pictures, network, pruned.model, dict(pruned.plan.notes))
-    written = None if where.dry_run else write_model(pruned.model, target, output, force=where.force)
+    output, dry_run = job.output, job.where.dry_run
+    pruned = api.prune(job.name, job.network, config=job.config, images=calibration_images(job))
+    if job.passes.pictures and not dry_run:
+        draw(job.passes.pictures, job.network, pruned.model, dict(pruned.plan.notes))
+    written = None if dry_run else write_model(pruned.model, job.target, output, force=job.where.force)
     if output.json:
-        output.document(document(name, {"output": written, "settings": config.to_json(), **_facts(pruned)}))
+        facts = {"output": written, "settings": job.config.to_json(), **_facts(pruned)}
+        output.document(document(job.name, facts))
     else:
         from prunekit.report.pruning import report
 
-        report(output, pruned, dry_run=where.dry_run)
+        report(output, pruned, dry_run=dry_run)
         if written not in (None, STREAM):
             output.data(str(written))
 
 
-def _tune(
-    output: Output,
-    name: str,
-    network: nn.Module,
-    config: Any,
-    target: Path,
-    where: OutputOptions,
-    data: DataOptions,
-    passes: PassOptions,
-    tuning: Tuning,
-) -> None:
+def _tune(job: Job) -> None:
     """Prune and tune in passes, write the last network, and say what each pass did."""
-    import time
-
     from prunekit.passes import clear
     from prunekit.report.passes import report_passes
 
-    started = time.perf_counter()
-    tuned, results, start = tune_by.tune(output, name, network, config, target, data, tuning, passes)
-    if passes.pictures and output.first:
+    started, output = time.perf_counter(), job.output
+    tuned, results, start = tune(job)
+    if job.passes.pictures and output.first:
         from prunekit.report.pictures import draw_passes
 
-        tune_by.draw(passes.pictures, network, tuned, results[-1].notes)
-        draw_passes(results, start, Path(passes.pictures) / "passes.png")
-    written = write_model(tuned, str(target), output, force=where.force)
+        draw(job.passes.pictures, job.network, tuned, results[-1].notes)
+        draw_passes(results, start, Path(job.passes.pictures) / "passes.png")
+    written = write_model(tuned, job.target, output, force=job.where.force)
     if output.first:
-        clear(tune_by.steps_folder(target))
+        clear(job.steps)
     if output.json:
         facts = _pass_facts(results, start, time.perf_counter() - started)
-        output.document(document(name, {"output": written, "settings": config.to_json(), **facts}))
+        output.document(document(job.name, {"output": written, "settings": job.config.to_json(), **facts}))
     else:
         report_passes(output, results, start)
         output.data(written)

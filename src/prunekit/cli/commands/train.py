@@ -118,11 +118,11 @@ def _prepare(
     target = Path(output_path(source or str(reading.arch), where, "trained", output))
     if source is not None:
         model, _ = read_model(source, reading)
-        train_set = data.open(output, "train", spec_of(model))
+        train_set = data.open(output, "train", spec_of(model), reading)
     else:
         model, train_set = _from_scratch(output, data, config, reading)
     teacher = read_model(options.teacher, ReadingOptions())[0] if options.teacher else None
-    return Job(model, train_set, data.open(output, "val", train_set.input_spec), teacher, target)
+    return Job(model, train_set, data.open(output, "val", train_set.input_spec, reading), teacher, target)
 
 
 def _from_scratch(
@@ -137,7 +137,7 @@ def _from_scratch(
     default = models.default_input(arch, arguments)
     # the data set knows its own normalisation better than an architecture does
     shape = dataclasses.replace(default, mean=(), std=()) if default else None
-    train_set = data.open(output, "train", input_spec(reading, shape))
+    train_set = data.open(output, "train", input_spec(reading, shape), reading)
     torch.manual_seed(config.seed)
     asked = {} if arguments and "num_classes" in arguments else {"num_classes": len(train_set.classes)}
     return models.build(arch, arguments, **asked), train_set
