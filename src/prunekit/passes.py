@@ -115,41 +115,42 @@ def run_passes(
         raise InputError(f"--iterations must be at least 1, not {recipe.iterations}")
     settings = {"method": name, "config": config.to_json(), "iterations": recipe.iterations, "scratch": recipe.scratch}
     steps = _Steps(folder, settings, resume)
-        folder,
-        {"method": name, "config": config.to_json(), "iterations": recipe.iterations, "scratch": recipe.scratch},
-        resume,
-    )
     results: list[PassResult] = []
     for number, budget in enumerate(_budgets(model, config, recipe.iterations), start=1):
         pruned, facts = steps.pruned(number, partial(_prune, name, model, budget, images))
-        tuned = steps.path(number, "tuned")
-        if tuned.exists():
-            model = load(tuned, trust_pickle=True)  # the run's own file, whatever code its architecture is
-        else:
-            run = recipe.tuning_of(number)
-            if recipe.scratch:
-                reinitialise(pruned, run.seed)
-            done = train(
-                pruned,
-                run,
-                images.train,
-                images.val,
-                teacher=recipe.teacher,
-                state_path=steps.path(number, "state"),
-                resume=steps.path(number, "state").exists(),
-                on_event=on_event,
-            )
-            origin = origin_of(pruned)
-            if origin is not None:
-                step = {"method": "train", "settings": run.settings(), "accuracy": done.accuracy}
-                remember(pruned, origin.after(step))
-            model = pruned
-            if is_main_process():
-                save(model, tuned, force=True)
+        model = _tune(pruned, number, images, recipe, steps, on_event)
         results.append(_result(number, facts, accuracy(model, images.score).accuracy))
         if on_pass:
             on_pass(results[-1])
     return model, results
+
+
+def _tune(
+    pruned: nn.Module, number: int, images: Images, recipe: Recipe, steps: _Steps, on_event: Sink | None
+) -> nn.Module:
+    """The network after the tuning of pass `number`, from the folder where that is done already."""
+    tuned, state = steps.path(number, "tuned"), steps.path(number, "state")
+    if tuned.exists():
+        return load(tuned, trust_pickle=True)  # the run's own file, whatever code its architecture is
+    config = recipe.tuning_of(number)
+    if recipe.scratch:
+        reinitialise(pruned, config.seed)
+    done = train(
+        pruned,
+        config,
+        images.train,
+        images.val,
+        teacher=recipe.teacher,
+        state_path=state,
+        resume=state.exists(),
+        on_event=on_event,
+    )
+    origin = origin_of(pruned)
+    if origin is not None:
+        remember(pruned, origin.after({"method": "train", "settings": config.settings(), "accuracy": done.accuracy}))
+    if is_main_process():
+        save(pruned, tuned, force=True)
+    return pruned
 
 
 def reinitialise(model: nn.Module, seed: int) -> None:
