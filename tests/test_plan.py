@@ -111,7 +111,7 @@ def test_requires_grad_mode_dtype_and_tied_weights_survive() -> None:
     assert small.head.weight.dtype is torch.bfloat16
 
 
-def test_a_hard_coded_reshape_is_refused_with_the_module_named() -> None:
+def test_a_hard_coded_reshape_freezes_its_channels_with_the_module_named() -> None:
     class Hard(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -121,8 +121,18 @@ def test_a_hard_coded_reshape_is_refused_with_the_module_named() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.fc(torch.relu(self.conv(x)).view(-1, 6 * 64))
 
-    with pytest.raises(SurgeryError, match=r"does not run: in 'Hard'"):
+    reason = "'view' in Hard has sizes written into the code"
+    assert pk.inspect(Hard().eval(), X).graph.group("conv").reason == reason
+    with pytest.raises(SurgeryError, match=f"cannot be removed: {reason}"):
         pk.apply(Hard().eval(), Plan([Keep("conv", [0, 1])]), X)
+
+
+def test_a_network_that_does_not_run_is_refused_with_the_module_named() -> None:
+    model, plan = small_net(), Plan([Keep("0", [0, 1])])
+    broken = pk.apply(model, plan, X)
+    broken[3] = nn.Conv2d(5, 4, 3, padding=1)
+    with pytest.raises(SurgeryError, match="does not run: in '3'"):
+        pk.verify(model, broken, plan, X)
 
 
 def test_a_split_with_fixed_sizes_is_frozen_and_one_by_share_is_not() -> None:
@@ -140,6 +150,6 @@ def test_a_split_with_fixed_sizes_is_frozen_and_one_by_share_is_not() -> None:
 
     fixed = pk.inspect(Split(True).eval(), X).graph.group("conv")
     assert not fixed.free
-    assert "sizes are fixed" in str(fixed.reason)
+    assert fixed.reason == "'split' in Split has sizes written into the code"
     shared = pk.inspect(Split(False).eval(), X).graph.group("conv")
     assert len(shared.free) == 4

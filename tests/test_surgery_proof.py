@@ -110,3 +110,32 @@ def test_the_proof_has_power(arch: str) -> None:
         conv.weight[:, 0] = conv.weight[:, 0].flip(0) + 0.01
     with pytest.raises(SurgeryError, match=rf"first in '{name}'"):
         surgery.verify(model, small, plan, graph)
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t"])
+def test_attention_is_left_alone_and_the_rest_is_pruned(name: str) -> None:
+    """Sizes that a transformer has written into its code are found by running it at another width."""
+    model = torchvision.models.get_model(name, weights=None).eval()
+    x = torch.zeros(1, 3, 224, 224)
+    graph = surgery.trace(model, x)
+    hidden = [group for group in graph.groups if "mlp" in group.name]
+    assert len(hidden) == 12
+    assert all(len(group.free) == group.size for group in hidden)
+    plan = random_plan(graph, 6)
+    surgery.verify(model, surgery.edit(model, plan, graph), plan, graph)
+
+
+def test_a_faint_network_is_proven_on_a_lively_copy() -> None:
+    """With a last layer of zeros every pruned network gives the same output; that proves nothing."""
+    model = models.build("resnet20_cifar")
+    x = torch.zeros(1, 3, 32, 32)
+    with torch.no_grad():
+        model.fc.weight.zero_()
+    graph = surgery.trace(model, x)
+    plan = random_plan(graph, 7)
+    small = surgery.edit(model, plan, graph)
+    assert 0 < surgery.verify(model, small, plan, graph) < 1e-4
+    with torch.no_grad():
+        small.layer1[0].conv1.weight[0, 0, 0, 0] += 1
+    with pytest.raises(SurgeryError, match="does not have the weights"):
+        surgery.verify(model, small, plan, graph)

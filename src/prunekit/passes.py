@@ -206,6 +206,8 @@ class _Steps:
 
     def __init__(self, folder: Path, settings: dict[str, Any], resume: bool) -> None:
         self.folder = folder
+        if not is_main_process():  # the first process looks and writes for all
+            return
         header = folder / "run.json"
         if header.exists():
             self._agree(json.loads(header.read_text(encoding="utf-8")), settings, resume)

@@ -27,7 +27,6 @@ class Ledger:
     count: int = 1  # label 0 is taken: "no channel"
     pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
-    assumed: list[tuple[Ids, str]] = field(default_factory=list)
 
     def fresh(self, number: int) -> Tensor:
         """`number` labels that nobody has used, shape `(number,)`."""
@@ -56,10 +55,6 @@ class Ledger:
         present = present[present != 0]
         if present.size:
             self.frozen.append((present, reason))
-
-    def assume(self, labels: Tensor, reason: str) -> None:
-        """Removing these is right only if the code computes its sizes from its input; a probe run finds out."""
-        self.assumed.append((np.unique(ids(compact(labels))), reason))
 
     def tie_blocks(self, vector: Tensor, blocks: int) -> None:
         """Channels at the same place in each of `blocks` equal stretches of `vector` (1-D) live or die together."""
@@ -158,13 +153,11 @@ def reshape(ledger: Ledger, labels: Tensor, shape: Sequence[int], where: str) ->
         touched = moving.intersection(left)
         if not touched or len(right) <= 1:
             continue
-        reason = f"a reshape in {where} whose sizes are fixed"
         vector = vector_along(labels, left[0]) if len(left) == 1 else None
         if vector is None:
             ledger.freeze(labels, f"a reshape in {where} that mixes channels with other dimensions")
             return none_like(shape)
         ledger.tie_blocks(vector, math.prod(shape[d] for d in right[:-1]))
-        ledger.assume(vector, reason)
     return recompact(labels.reshape(tuple(shape)))
 
 

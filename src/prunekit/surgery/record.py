@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit.surgery.labels import along, none_like
 from prunekit.surgery.meta import DispatchMode, run_op
-from prunekit.surgery.recording import Call, Node, ParameterView, Recording
+from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording
 
 Rule = Callable[["Recorder", Call], None]
 
@@ -42,6 +42,7 @@ class Recorder(DispatchMode):
         self.values = values
         self.ledger = recording.ledger
         self.modules = modules
+        self.root = type(modules[""]).__name__
         self.stack: list[str] = []
         self._rules = rules
         self._fallback = fallback
@@ -59,13 +60,15 @@ class Recorder(DispatchMode):
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         op = func._schema.name
         op = op[len("aten::") :].rstrip("_") if op.startswith("aten::") else op
-        call = Call(op, func, args, kwargs, results, self.stack[-1] if self.stack and self.stack[-1] else "the model")
+        call = Call(op, func, args, kwargs, results, self.stack[-1] if self.stack and self.stack[-1] else self.root)
         node = self._node(call, out)
+        arriving = tuple(self._labels[id(t)] for t in call.tensors if id(t) in self._labels)
         rule = self._rules.get(op)
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = self._rules["pointwise"]
         (rule or self._fallback)(self, call)
         self.recording.nodes.append(node)
+        self.recording.flow.append(Flow(arriving, tuple(self._labels.get(id(t)) for t in results)))
         return out
 
     def settle_links(self, first: int) -> None:

@@ -37,6 +37,14 @@ class Node:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Flow:
+    """The labels that arrive at a node and leave it; None for a result that is a view of a parameter."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor | None, ...]
+
+
 @dataclass
 class Call:
     """An op as the rules see it: its arguments, its results, and the module whose forward ran it."""
@@ -116,6 +124,7 @@ class Recording:
 
     ledger: Ledger = field(default_factory=Ledger)
     nodes: list[Node] = field(default_factory=list)
+    flow: list[Flow] = field(default_factory=list)  # one for each node
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     pads: dict[str, Pad] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)

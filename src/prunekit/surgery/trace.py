@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from prunekit.errors import InputError, SurgeryError
+from prunekit.errors import InputError
 from prunekit.surgery import layer_rules, rules, view_rules
-from prunekit.surgery.edit import remove
 from prunekit.surgery.graph import Graph, LinkedNorm, SelectedChannels
-from prunekit.surgery.groups import build_groups, classify
+from prunekit.surgery.groups import Classes, build_groups, classify
 from prunekit.surgery.labels import ids
-from prunekit.surgery.meta import DispatchMode
+from prunekit.surgery.probe import find_fixed, freeze_inputs
 from prunekit.surgery.record import Recorder, track_modules
 from prunekit.surgery.recording import Recording
 
@@ -49,12 +48,12 @@ def trace(model: nn.Module, x: Any) -> Graph:
     inputs = as_inputs(x)
     with _unfused_attention(), torch.no_grad():
         recording, subject, example = _record(model, inputs)
-        graph = _build(recording, subject, example)
-        if recording.ledger.assumed and not _survives_probe(graph, subject, example):
-            for labels, reason in recording.ledger.assumed:
-                recording.ledger.frozen.append((labels, reason))
-            graph = _build(recording, subject, example)
-    return graph
+        while True:
+            classes = classify(recording)
+            graph = _build(recording, classes, subject, example)
+            fixed = find_fixed(recording, classes, graph, subject, example)
+            if not fixed or not freeze_inputs(recording, classes, fixed):
+                return graph
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -155,11 +154,10 @@ def _record_training(
         _log.debug("the training-mode pass stopped: %s", error)
     finally:
         bare.eval()
-        del recording.nodes[first_pass:]
+        del recording.nodes[first_pass:], recording.flow[first_pass:]
 
 
-def _build(recording: Recording, subject: nn.Module, example: tuple[Any, ...]) -> Graph:
-    classes = classify(recording)
+def _build(recording: Recording, classes: Classes, subject: nn.Module, example: tuple[Any, ...]) -> Graph:
     groups, group_of, unit_of = build_groups(recording, classes)
     tensors = dict([*subject.named_parameters(), *subject.named_buffers()])
     first = next((t for t in tree_leaves(example) if isinstance(t, Tensor) and t.dim()), None)
@@ -189,27 +187,3 @@ def _build(recording: Recording, subject: nn.Module, example: tuple[Any, ...]) -
         example=to_meta(example),
         batch=int(first.size(0)) if first is not None else 1,
     )
-
-
-def _survives_probe(graph: Graph, subject: nn.Module, example: tuple[Any, ...]) -> bool:
-    """Whether the network still runs when every group loses half of its free channels.
-
-    Labels cannot tell `x.chunk(2)` from `x.split(32)`: both look alike until the width changes.
-    """
-    keeps = {}
-    for group in graph.groups:
-        going = set(group.free[1 : 1 + len(group.free) // 2])
-        if going:
-            keeps[group.name] = [unit for unit in range(group.size) if unit not in going]
-    kept = graph.kept_classes(keeps)
-    if not all(kept[classes].any() for key, classes in graph.slots.items() if graph.roles[key] == "out"):
-        return False
-    try:
-        with DispatchMode():
-            remove(subject, graph, kept)(*example)
-    except SurgeryError:
-        raise
-    except Exception as error:  # a forward with fixed sizes fails in as many ways as there are layers
-        _log.debug("the probe failed: %s", error)
-        return False
-    return True

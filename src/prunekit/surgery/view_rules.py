@@ -1,7 +1,7 @@
 """Table: what the ops that move elements around do to channel labels.
 
 Most are simply executed on the labels. What a forward computes from sizes it has written into its code (a split, a
-reshape) is assumed to follow the input's width; a probe run finds out.
+reshape) is taken to follow the input's width; `probe.py` finds out where it does not.
 """
 
 from __future__ import annotations
@@ -123,7 +123,6 @@ def _stretch(recorder: Recorder, call: Call, labels: Tensor, dim: int, start: in
         freeze(recorder, call, labels, "a slice of channels with fixed bounds")
         return part
     recorder.ledger.tie_blocks(vector, total // size)
-    recorder.ledger.assume(vector, f"a split in {call.where} whose sizes are fixed")
     return part
 
 
