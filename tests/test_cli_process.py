@@ -134,3 +134,23 @@ def test_two_processes_write_and_print_once(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (0, "net.pt\n"), done.stderr
     assert done.stderr.count("epoch 2/2") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_prune_and_tune_in_passes(tmp_path: Path) -> None:
+    from prunekit import checkpoint, models
+
+    checkpoint.save(models.build("vgg_digits", {"config": "8-M-8"}), tmp_path / "net.pt")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
+    passes = ["--ratio", "0.4", "--data", "digits", "--epochs", "1", "--iterations", "2", "--device", "cpu"]
+    done = subprocess.run(
+        [*launcher, "-m", "prunekit", "slim", "net.pt", *passes, "-o", "small.pt"],
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "small.pt\n"), done.stderr
+    assert done.stderr.count("pass 2:") == 1
+    assert not (tmp_path / "small.steps").exists()
