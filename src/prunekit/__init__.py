@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunekit.api import Inspection, Pruned, apply, inspect, merge, prune, slim, verify
+    from prunekit.api import Inspection, Pruned, apply, export, inspect, merge, prune, slim, verify
     from prunekit.checkpoint import load, save
     from prunekit.data import open_data
     from prunekit.errors import CheckFailed, InputError, PrunekitError, SurgeryError, TrainingError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "prunekit.api": ("Inspection", "Pruned", "apply", "inspect", "merge", "prune", "slim", "verify"),
+    "prunekit.api": ("Inspection", "Pruned", "apply", "export", "inspect", "merge", "prune", "slim", "verify"),
     "prunekit.checkpoint": ("load", "save"),
     "prunekit.data": ("open_data",),
     "prunekit.errors": ("CheckFailed", "InputError", "PrunekitError", "SurgeryError", "TrainingError"),
@@ -43,6 +43,7 @@ __all__ = [
     "TrainingError",
     "apply",
     "evaluate",
+    "export",
     "inspect",
     "load",
     "merge",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -151,6 +152,14 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None) -> flo
         SurgeryError: masked and sliced outputs disagree.
     """
     return surgery.verify(model, small, plan, surgery.trace(model, _example(model, x, plan)))
+
+
+def export(model: nn.Module, target: str | Path, x: Any = None, *, force: bool = False) -> float:
+    """Write `model` as `.pt2` or `.onnx`, which need neither prunekit nor the model's code; see `checkpoint.export`."""
+    from prunekit.checkpoint.export import export as write
+
+    example = _example(model, x)
+    return write(model, target, example[0] if isinstance(example, tuple | list) else example, force=force)
 
 
 def _example(model: nn.Module, x: Any, plan: Plan | None = None) -> Any:
