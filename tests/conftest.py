@@ -14,6 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+# Networks this small are slower on several threads, and much slower on a busy machine.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

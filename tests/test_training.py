@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,14 +40,6 @@ QUICK = TrainConfig(epochs=1, batch_size=64, lr=0.05, augment="none", device="cp
 
 def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**vars(QUICK), **changes})
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

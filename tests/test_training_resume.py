@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,6 @@ ROOT = Path(__file__).resolve().parents[1]
 def config(**changes: Any) -> TrainConfig:
     settings = {"epochs": 3, "batch_size": 64, "lr": 0.05, "log_every": 1, "device": "cpu", "sparsity": 1e-3}
     return TrainConfig(**{**settings, **changes})
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
