@@ -57,9 +57,9 @@ ROWS = {
     "densenet40": Row("densenet40_12", 1e-5, ({"ratio": 0.4}, {"ratio": 0.6}), _PAPER, _PAPER),
     "resnet20": Row(
         "resnet20_cifar",
-        5e-3,
+        1e-2,
         ({"target_macs": "50%"},),
-        {**_SHORT, "epochs": 4, "lr": 0.05},
+        {**_SHORT, "epochs": 3, "lr": 0.05},
         {**_SHORT, "epochs": 2, "lr": 0.02},
         input=IMAGENET,
         l1_control=True,
