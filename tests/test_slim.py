@@ -188,3 +188,19 @@ def test_an_input_that_the_model_does_not_take() -> None:
         pk.slim(plain(), torch.zeros(1, 5, 16, 16), ratio=0.5)
     with pytest.raises(InputError, match="example input is needed"):
         pk.slim(plain(), ratio=0.5)
+
+
+def test_sizes_written_into_the_code_are_worked_around() -> None:
+    class Hard(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.free, self.n1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.fixed, self.n2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.head = nn.Linear(8 * 256, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.n1(self.free(x)))
+            return self.head(torch.relu(self.n2(self.fixed(x))).view(-1, 8 * 256))
+
+    small, _ = pk.slim(Hard().eval(), X, ratio=0.5)
+    assert (small.free.out_channels, small.fixed.out_channels) == (4, 8)

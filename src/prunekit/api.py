@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from prunekit import surgery
-from prunekit.errors import InputError
+from prunekit.errors import InputError, SurgeryError
 from prunekit.methods import registry
-from prunekit.methods.base import Config
+from prunekit.methods.base import Config, Method
 from prunekit.plan import Plan
 from prunekit.restore.images import Images
 from prunekit.spec import origin_of, remember
@@ -76,18 +77,27 @@ def prune(
     """
     method = registry.get(name)
     config = config or make_config(name, **settings)
+    example = _example(model, x)
     started = time.perf_counter()
-    graph = surgery.trace(model, _example(model, x))
+    if images is None:
+        # Sizes written into the code are rare, and looking for them takes as long as all the rest.
+        with contextlib.suppress(SurgeryError):
+            return _prune(method, model, surgery.trace(model, example, probe=False), config, None, started)
+    return _prune(method, model, surgery.trace(model, example), config, images, started)
+
+
+def _prune(
+    method: Method, model: nn.Module, graph: Graph, config: Config, images: Images | None, started: float
+) -> Pruned:
+    """Plan, edit, verify."""
     plan = method.plan(model, graph, config, images).made_on(graph.example_shapes)
     small = surgery.edit(model, plan, graph)
     edited = time.perf_counter()
     difference = surgery.verify(model, small, plan, graph)
     verified = time.perf_counter()
-    before, after = (
-        surgery.predict(graph, graph.kept_classes({})),
-        surgery.predict(graph, graph.kept_classes(surgery.resolve(graph, plan))),
-    )
-    _record_step(small, name, config, plan, before, after)
+    kept = graph.kept_classes(surgery.resolve(graph, plan))
+    before, after = surgery.predict(graph, graph.kept_classes({})), surgery.predict(graph, kept)
+    _record_step(small, method.name, config, plan, before, after)
     return Pruned(small, plan, graph, before, after, difference, edited - started, verified - edited)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -62,7 +63,7 @@ class Call:
             return self.args[position]
         return self.kwargs.get(name, default)
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, in order."""
         return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,22 +37,23 @@ def example_of(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, device="meta", dtype=next(kinds, torch.float32))
 
 
-def trace(model: nn.Module, x: Any) -> Graph:
+def trace(model: nn.Module, x: Any, *, probe: bool = True) -> Graph:
     """Record `model` on the example input `x` (a tensor, or a tuple of them); the model is left as it is.
 
     Runs on the meta device: no weights are read, no activations stored. A forward that needs values runs on a real
     copy instead. Layers that only run in training (auxiliary heads) are recorded in a second, training-mode pass.
+    Without `probe`, channels whose sizes are written into the code are not looked for: only verification finds them.
 
     Raises:
         InputError: the forward fails on this input.
     """
     inputs = as_inputs(x)
-    with _unfused_attention(), torch.no_grad():
+    with _unfused_attention(), _no_collection(), torch.no_grad():
         recording, subject, example = _record(model, inputs)
         while True:
             classes = classify(recording)
             graph = _build(recording, classes, subject, example)
-            fixed = find_fixed(recording, classes, graph, subject, example)
+            fixed = find_fixed(recording, classes, graph, subject, example) if probe else []
             if not fixed or not freeze_inputs(recording, classes, fixed):
                 return graph
 
@@ -71,6 +73,18 @@ def to_meta(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same inputs without their values."""
     moved: tuple[Any, ...] = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, inputs)
     return moved
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """A recording makes many small objects and no cycles; looking for some takes up to a third of its time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 @contextlib.contextmanager
