@@ -120,18 +120,23 @@ def test_three_steps_through_a_shell_pipe(network: Path, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_two_processes_write_and_print_once(tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
-    training = ["train", "--arch", "vgg_digits", "--arch-args", "config=8-M-8", "--data", "digits"]
-    done = subprocess.run(
-        [*launcher, "-m", "prunekit", *training, "--epochs", "2", "--device", "cpu", "-o", "net.pt"],
+def in_two_processes(folder: Path, port: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One command under torchrun."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    return subprocess.run(
+        [*launcher, "-m", "prunekit", *arguments, "--device", "cpu"],
         env=ONE_THREAD,
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_two_processes_write_and_print_once(tmp_path: Path) -> None:
+    training = ["train", "--arch", "vgg_digits", "--arch-args", "config=8-M-8", "--data", "digits"]
+    done = in_two_processes(tmp_path, 29517, *training, "--epochs", "2", "-o", "net.pt")
     assert (done.returncode, done.stdout) == (0, "net.pt\n"), done.stderr
     assert done.stderr.count("epoch 2/2") == 1
 
@@ -141,16 +146,8 @@ def test_two_processes_prune_and_tune_in_passes(tmp_path: Path) -> None:
     from prunekit import checkpoint, models
 
     checkpoint.save(models.build("vgg_digits", {"config": "8-M-8"}), tmp_path / "net.pt")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
-    passes = ["--ratio", "0.4", "--data", "digits", "--epochs", "1", "--iterations", "2", "--device", "cpu"]
-    done = subprocess.run(
-        [*launcher, "-m", "prunekit", "slim", "net.pt", *passes, "-o", "small.pt"],
-        env=ONE_THREAD,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    passes = ["--ratio", "0.4", "--data", "digits", "--epochs", "1", "--iterations", "2"]
+    done = in_two_processes(tmp_path, 29518, "slim", "net.pt", *passes, "-o", "small.pt")
     assert (done.returncode, done.stdout) == (0, "small.pt\n"), done.stderr
     assert done.stderr.count("pass 2:") == 1
     assert not (tmp_path / "small.steps").exists()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from prunekit.plan import Plan
 from prunekit.restore.samples import Layer
 from prunekit.restore.streams import Join, find_join, private_norm
-from prunekit.surgery import Graph, resolve
+from prunekit.surgery import Graph
+from prunekit.surgery.graph import kept_after
 from prunekit.surgery.layer_rules import is_batch_norm
 
 _OPS = ("convolution", "addmm", "mm")
@@ -33,7 +34,7 @@ class Site:
 def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], dict[str, str]]:
     """The layers whose inputs `plan` changes, in execution order; and those that cannot be refitted, why."""
     modules = dict(model.named_modules())
-    kept = graph.kept_indices(graph.kept_classes(resolve(graph, plan)))
+    kept = graph.kept_indices(kept_after(graph, plan))
     sites: list[Site] = []
     left: dict[str, str] = {}
     for name in _changed(graph, plan):
@@ -50,7 +51,7 @@ def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], 
 
 def _changed(graph: Graph, plan: Plan) -> list[str]:
     """The convolutions and linear layers that lose inputs, or read what has passed through one that does."""
-    kept = graph.kept_classes(resolve(graph, plan))
+    kept = kept_after(graph, plan)
     losing = {name for name, dim in graph.kept_indices(kept) if graph.roles[name, dim] == "in"}
     values: set[int] = set()
     layers: dict[str, None] = {}

@@ -18,7 +18,7 @@ from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
 from prunekit.surgery import attributes
 from prunekit.surgery.fold import folded
-from prunekit.surgery.graph import Graph, resolve
+from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.groups import Mask
 from prunekit.surgery.labels import Ids
 from prunekit.surgery.layers import ChannelSelect, SelectedNorm
@@ -30,7 +30,7 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     Raises:
         SurgeryError: the plan does not fit the network.
     """
-    kept = graph.kept_classes(resolve(graph, plan))
+    kept = kept_after(graph, plan)
     with torch.no_grad():
         small = remove(model, graph, kept, folded(model, plan, graph))
         refit(small, plan)

@@ -56,7 +56,6 @@ class Graph:
     normalised: Mapping[int, tuple[str, Ids]]
     shapes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
-    unused: frozenset[str]
     group_of: Ids
     unit_of: Ids
     example: tuple[Any, ...]
@@ -196,6 +195,11 @@ def resolve(graph: Graph, plan: Plan) -> dict[str, tuple[int, ...]]:
     for name, index in keeps.items():
         _check_layers(graph.group(name), index)
     return keeps
+
+
+def kept_after(graph: Graph, plan: Plan) -> Mask:
+    """For each class whether it stays under `plan`; checked as `resolve` does."""
+    return graph.kept_classes(resolve(graph, plan))
 
 
 def _check_layers(group: ChannelGroup, index: tuple[int, ...]) -> None:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.plan import Plan
 from prunekit.surgery.fold import folded
-from prunekit.surgery.graph import Graph, resolve
+from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.groups import Mask
 from prunekit.surgery.labels import Ids
 from prunekit.surgery.meta import DispatchMode
@@ -24,7 +24,7 @@ from prunekit.surgery.meta import DispatchMode
 
 def masked(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     """The reference: `model` at full width with folds and refits applied and removed inputs masked."""
-    kept = graph.kept_classes(resolve(graph, plan))
+    kept = kept_after(graph, plan)
     indices = graph.kept_indices(kept)
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     changed = folded(model, plan, graph)
@@ -76,7 +76,7 @@ class NormaliseKept(DispatchMode):
 
     def __init__(self, graph: Graph, plan: Plan) -> None:
         super().__init__()
-        kept = graph.kept_classes(resolve(graph, plan))
+        kept = kept_after(graph, plan)
         norms = [n for n in graph.nodes if n.op in ("native_layer_norm", "native_group_norm")]
         self._masks: list[Mask | None] = []
         for node in norms:
@@ -127,11 +127,10 @@ def enliven(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
         elif name.endswith("bias"):
             parameter.mul_(0.1)
     norms = [m for m in lively.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-    for norm in norms:
-        norm.train().register_forward_pre_hook(_take_statistics)
+    handles = [norm.train().register_forward_pre_hook(_take_statistics) for norm in norms]
     lively(*inputs)
-    for norm in norms:
-        norm._forward_pre_hooks.clear()
+    for handle in handles:
+        handle.remove()
     return lively.eval()
 
 

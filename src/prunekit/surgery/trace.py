@@ -195,7 +195,6 @@ def _build(recording: Recording, classes: Classes, subject: nn.Module, example: 
         normalised={n: (where, classes.of_label[ids(labels)]) for n, (where, labels) in recording.normalised.items()},
         shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
         parameters=frozenset(name for name, _ in subject.named_parameters()),
-        unused=frozenset(n for n, _ in subject.named_parameters() if n not in recording.used),
         group_of=group_of,
         unit_of=unit_of,
         example=to_meta(example),

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
 from prunekit.surgery.edit import edit
-from prunekit.surgery.graph import Graph, resolve
+from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.record import plain, track_modules
 from prunekit.surgery.reference import NormaliseKept, enliven, masked
 
@@ -175,7 +175,7 @@ def _first_difference(
     reference: nn.Module, candidate: nn.Module, inputs: tuple[Any, ...], graph: Graph, plan: Plan
 ) -> str:
     """The first leaf module, in execution order, whose outputs differ on the kept channels."""
-    indices = graph.kept_indices(graph.kept_classes(resolve(graph, plan)))
+    indices = graph.kept_indices(kept_after(graph, plan))
     with NormaliseKept(graph, plan):
         expected = _leaf_outputs(reference, inputs)
     found = _leaf_outputs(candidate, inputs)
