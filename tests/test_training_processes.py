@@ -27,7 +27,7 @@ def test_two_processes_train_as_one() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("yes") == 4
+    assert done.stdout.count("yes") == 5
     assert "Warning" not in done.stderr
 
 

@@ -47,6 +47,7 @@ class TrainConfig:
     clip: float | None = _option(None, "largest norm of the gradient")
     ema: float | None = _option(None, "decay of the exponential moving average of the weights, such as 0.999")
     precision: str = _option("off", "mixed precision", choices=("off", "bf16", "fp16"))
+    sync_bn: bool = _option(False, "under torchrun, normalise by the images of all processes, not of each its own")
     channels_last: bool = _option(True, "lay images out channels-last, which is faster")
     augment: str = _option("auto", "augmentation", choices=("auto", *AUGMENTATIONS))
     device: str = _option("auto", "device, such as cpu or cuda (default: a GPU where there is one)")

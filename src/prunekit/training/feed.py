@@ -33,13 +33,13 @@ class Feed:
         """Images `(n, C, H, W)` and labels `(n,)` from step `first` on; `config.accumulate` of them make a step."""
         config, world, count = self._config, self._world, len(self.data)
         order = torch.randperm(count, generator=seeded(config.seed, epoch, _ORDER))
-        steps = order[: self.steps * self.batch].view(self.steps, world.size, -1)
+        parts = order[: self.steps * self.batch].view(self.steps, config.accumulate, world.size, -1)
         draws = self._augment.draws(count, seeded(config.seed, epoch, _VIEWS))
         home = self.data.labels.device
         yield from self.data.batches(
             self.batch // (world.size * config.accumulate),
             device=world.device,
-            order=steps[first:, world.rank].reshape(-1).to(home),
+            order=parts[first:, :, world.rank].reshape(-1).to(home),
             augment=self._augment,
             draws=draws.to(home),
             channels_last=config.channels_last,

@@ -21,6 +21,7 @@ from prunekit.training.learner import Learner
 from prunekit.training.run import Run
 from prunekit.training.signals import StopSignals
 from prunekit.training.state import State, identity
+from prunekit.training.synced_norm import synchronised
 from prunekit.training.world import World, join
 
 
@@ -80,7 +81,8 @@ def train(
         learner = Learner(model, config, world, teacher, penalised)
         feed = Feed(train_set, config, world, learner.dtype)
         state = _state(settings, learner, path, world, resume=resume, force=force)
-        Run(learner, feed, val_set, config, world, stop, state, path, on_event).go()
+        with synchronised(model) if config.sync_bn and world.size > 1 else contextlib.nullcontext():
+            Run(learner, feed, val_set, config, world, stop, state, path, on_event).go()
     history = tuple(EpochEvent(**event) for event in state.history)
     return TrainResult(model, history, time.monotonic() - began)
 

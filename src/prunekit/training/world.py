@@ -61,8 +61,9 @@ class World:
     def wrapped(self, model: nn.Module) -> nn.Module:
         """The model with its gradients averaged over the processes.
 
-        Batch norms normalise by the images of their own process. Their running statistics are not broadcast
-        at every step: being linear in the batches' statistics, they can be averaged whenever they are needed.
+        Batch norms normalise by the images of their own process (`synced_norm` has the other way). Their running
+        statistics are not broadcast at every step: being linear in the batches' statistics, they can be averaged
+        whenever they are needed.
         """
         if self.size == 1:
             return model
