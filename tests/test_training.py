@@ -189,6 +189,19 @@ def test_only_the_named_gammas_are_penalised(few: ImageSet) -> None:
         train(model, config(sparsity=1.0), few, penalised=["5.wight"])
 
 
+def test_the_penalty_can_spare_the_gammas_that_an_addition_shares() -> None:
+    from prunekit import models
+
+    pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    images = ImageSet("black", "train", pixels, torch.arange(4), tuple("abcdefghij"), InputSpec((3, 8, 8)))
+    for scope, penalised in (("all", 698 - 10), ("inner", 336)):
+        events: list[Event] = []
+        model = models.build("resnet20_cifar")
+        train(model, config(sparsity=1e-3, sparsity_scope=scope, batch_size=4), images, on_event=events.append)
+        assert isinstance(events[0], StartEvent)
+        assert events[0].penalised == penalised
+
+
 def test_sparsity_needs_something_to_penalise(few: ImageSet) -> None:
     with pytest.raises(TrainingError, match="nothing to penalise"):
         train(plain_net(), config(sparsity=1e-4), few)

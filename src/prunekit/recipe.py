@@ -41,6 +41,11 @@ class TrainConfig:
     warmup: float = _option(0.0, "epochs in which the learning rate rises linearly")
     label_smoothing: float = _option(0.0, "label smoothing")
     sparsity: float = _option(0.0, "strength of the L1 penalty on batch-norm gamma (Network Slimming's lambda)")
+    sparsity_scope: str = _option(
+        "all",
+        "gammas under the penalty: all, or those of the inner channels that no addition shares",
+        choices=("all", "inner"),
+    )
     proximal: bool = _option(False, "apply the penalty as a soft threshold after the step, which reaches exact zeros")
     distill: float = _option(0.5, "share of the loss that comes from the teacher, where there is one")
     temperature: float = _option(4.0, "temperature of distillation")

@@ -18,6 +18,7 @@ from prunekit.recipe import TrainConfig
 from prunekit.training.events import EpochEvent, Sink
 from prunekit.training.feed import Feed
 from prunekit.training.learner import Learner
+from prunekit.training.penalty import inner_gammas
 from prunekit.training.run import Run
 from prunekit.training.signals import StopSignals
 from prunekit.training.state import State, identity
@@ -55,9 +56,9 @@ def train(
 ) -> TrainResult:
     """Train `model` **in place** and return it; it keeps its device, memory layout and train/eval modes.
 
-    `penalised` names the parameters under the L1 penalty (default: every trainable batch-norm weight). The
-    run's state goes to `state_path`; with `resume` it goes on from there, on one CPU process to the same
-    weights, bit for bit, as if it had never stopped (a layer that draws from another generator than torch's
+    `penalised` names the parameters under the L1 penalty (default: batch-norm weights, as `config.sparsity_scope`
+    says). The run's state goes to `state_path`; with `resume` it goes on from there, on one CPU process to the
+    same weights, bit for bit, as if it had never stopped (a layer that draws from another generator than torch's
     is not covered). A state that exists is overwritten only with `force`. `extra` (JSON) is kept in the state
     and must agree on resuming. Under torchrun every process calls this; the batch is divided among them, and
     the first writes and reports.
@@ -71,6 +72,8 @@ def train(
     world = join(config.device)
     with StopSignals() as stop, _placed([model, teacher], config, world), _quiet(world):
         _check_data(model, train_set, val_set)
+        if penalised is None and config.sparsity and config.sparsity_scope == "inner":
+            penalised = inner_gammas(model, train_set.input_spec.shape)
         settings = {
             **config.settings(),
             **identity(model, train_set, val_set, teacher),

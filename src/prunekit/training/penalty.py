@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunekit import surgery
 from prunekit.errors import TrainingError, unknown_name
+from prunekit.surgery.trace import example_of
 
 _SMALL = 0.01  # of the largest |gamma|: what counts as sparse in reports
 
@@ -68,3 +70,16 @@ class GammaPenalty:
             return None
         sizes = torch.cat([gamma.detach().abs().flatten() for gamma in self._gammas])
         return float((sizes <= _SMALL * sizes.max()).float().mean())
+
+
+def inner_gammas(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
+    """The batch-norm weights of the channels that can go by themselves, since no addition shares them with others.
+
+    Where only these are to be pruned, a penalty on the others costs accuracy and saves nothing. `shape` is that of one
+    image, `(C, H, W)`.
+    """
+    graph = surgery.trace(model, example_of(model, (1, *shape)))
+    inner = [group for group in graph.groups if group.free and not graph.is_stream(group)]
+    members = [member for group in inner for member in (*group.producers, *group.followers)]
+    norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.affine}
+    return sorted({m.parameter for m in members if m.module in norms and m.parameter.endswith(".weight")})
