@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
@@ -105,6 +106,24 @@ def insert_gates(model: nn.Module, gates: Iterable[Gate]) -> nn.Module:
         for name in (*gate.before, gate.norm):
             model.set_submodule(name, nn.Identity())
         model.set_submodule(gate.conv, GatedConv(inner, norm, net, gate).train(norm.training))
+    return model
+
+
+def remove_gates(model: nn.Module, scales: Mapping[str, Tensor]) -> nn.Module:
+    """Take the gates out of `model` **in place**: its original architecture, with each gated layer's channels scaled by
+    `scales[layer]`, `(channels,)`, a constant instead of a saliency. Returns the model.
+    """
+    for name, layer in list(gated_layers(model)):
+        made_by, norm, scale = layer.made_by, layer.norm, scales[name]
+        assert isinstance(norm, _NormBase)
+        with torch.no_grad():
+            ones, zeros = torch.ones_like(scale), torch.zeros_like(scale)
+            norm.weight = nn.Parameter(scale * (ones if norm.weight is None else norm.weight))
+            norm.bias = nn.Parameter(scale * (zeros if norm.bias is None else norm.bias))
+            norm.affine = True
+        modules = list(layer.conv) if made_by.before else [layer.conv]
+        for place, module in zip((*made_by.before, made_by.conv, made_by.norm), (*modules, norm), strict=True):
+            model.set_submodule(place, module)
     return model
 
 
