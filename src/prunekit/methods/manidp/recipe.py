@@ -9,6 +9,8 @@ from typing import Any
 from prunekit.errors import InputError
 from prunekit.methods.base import option
 
+RUNTIMES = ("masked", "gather", "buckets", "auto")
+
 
 @dataclass(frozen=True)
 class GateRecipe:

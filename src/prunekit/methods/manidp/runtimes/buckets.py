@@ -21,6 +21,7 @@ from prunekit.methods.manidp.record import observe
 from prunekit.plan import Keep, Plan
 from prunekit.surgery.buckets import NAME, BucketTable, Router
 from prunekit.surgery.gated import gated_layers, remove_gates
+from prunekit.surgery.norms import fold_batch_norms
 
 _ROUNDS = 25  # of k-means
 _STEPS, _BATCH, _LR = 600, 128, 3e-3  # of the router's training
@@ -109,7 +110,8 @@ def _cut(model: nn.Module, scales: Tensor) -> nn.Module:
     plan = Plan(_keeps(graph, parts), example=graph.example_shapes)
     small = surgery.edit(subject, plan, graph)
     surgery.verify(subject, small, plan, graph)
-    return small.eval()
+    folded, _ = fold_batch_norms(small, graph_of(small))
+    return folded.to(memory_format=torch.channels_last)
 
 
 def _keeps(graph: surgery.Graph, parts: dict[str, Tensor]) -> list[Keep]:
