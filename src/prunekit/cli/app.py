@@ -29,6 +29,7 @@ _BEFORE_METHODS = {"inspect": "What a network is made of: layers, channel groups
 _AFTER_METHODS = {
     "train": "Train or fine-tune any model; with --sparsity, as Network Slimming asks.",
     "eval": "Accuracy, loss, parameters, MACs, size and measured latency; several models side by side.",
+    "export": "A file that needs neither prunekit nor the model's code: ONNX or .pt2, compared with the model first.",
     "demo": "The whole story on the bundled digits: train, slim, merge, evaluate.",
 }
 _BUILT_IN = {**_BEFORE_METHODS, **_AFTER_METHODS}
@@ -41,6 +42,7 @@ Examples:
   prunekit slim model.pt --ratio 0.5
   prunekit merge model.pt --ratio 0.5 -o small.pt
   prunekit eval model.pt small.pt --data digits
+  prunekit export small.pt -o small.onnx
   prunekit slim model.pt --ratio 0.5 -o - | prunekit eval - --data digits --json
 """
 _EPILOG = "A model is a file, - for standard input, torchvision:NAME or prunekit:NAME."
