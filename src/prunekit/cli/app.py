@@ -29,6 +29,8 @@ _BEFORE_METHODS = {"inspect": "What a network is made of: layers, channel groups
 _AFTER_METHODS = {
     "train": "Train or fine-tune any model; with --sparsity, as Network Slimming asks.",
     "eval": "Accuracy, loss, parameters, MACs, size and measured latency; several models side by side.",
+    "compare": "Models side by side as a table, CSV, Markdown, a picture or a page.",
+    "sweep": "Methods over ratios: accuracy against cost, as a table, a picture or a page; resumable.",
     "export": "A file that needs neither prunekit nor the model's code: ONNX or .pt2, compared with the model first.",
     "demo": "The whole story on the bundled digits: train, slim, merge, evaluate.",
 }

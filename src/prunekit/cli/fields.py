@@ -68,6 +68,42 @@ def collect(settings: type, values: Mapping[str, Any]) -> Any:
     return settings(**chosen)
 
 
+def from_text(settings: type, text: str) -> dict[str, Any]:
+    """Read `key=value[,key=value]`, keys as the flags have them, as values of the fields of `settings`.
+
+    Raises:
+        InputError: an unknown key, one given twice, or a value of another type.
+    """
+    hints = get_type_hints(settings)
+    forms = {
+        flag.lstrip("-"): (field, _form(hints[field.name]))
+        for field in dataclasses.fields(settings)
+        for flag in _flags(field)
+    }
+    known = {name: (field, form) for name, (field, form) in forms.items() if form is not None}
+    found: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        name = key.replace("_", "-")
+        if not equals:
+            raise InputError(f"'{item}' is not a setting", hint="expected key=value[,key=value]")
+        if name not in known:
+            raise unknown_name("setting", key, known)
+        field, form = known[name]
+        if field.name in found:
+            raise InputError(f"setting '{key}' is given twice")
+        found[field.name] = _typed(key, value, form)
+    return found
+
+
+def _typed(key: str, text: str, form: Form) -> Any:
+    words = {"true": True, "false": False}
+    try:
+        return words[text.lower()] if form.kind is bool else form.kind(text)
+    except (KeyError, ValueError):
+        raise InputError(f"{key}={text}: expected {'true or false' if form.kind is bool else 'a number'}") from None
+
+
 def _flags(field: dataclasses.Field[Any], given: str | None = None) -> list[str]:
     given = given or field.metadata.get("flag")
     return [name.strip() for name in given.split(",")] if given else ["--" + field.name.replace("_", "-")]

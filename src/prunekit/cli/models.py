@@ -80,6 +80,21 @@ def write_model(model: nn.Module, target: str, output: Output, *, force: bool) -
     return target
 
 
+def check_report(path: str | None, *, force: bool) -> None:
+    """Raise `InputError` before any work where a report cannot go to `path`."""
+    from prunekit.checkpoint.write import check_target
+
+    if path is not None:
+        check_target(Path(path), force)
+
+
+def write_report(path: str, text: str, *, force: bool) -> None:
+    """Write a report as a file, whole or not at all."""
+    from prunekit.checkpoint import atomic_write
+
+    atomic_write(path, lambda stream: stream.write(text.encode()), force=force)
+
+
 def _stdin() -> bytes:
     if sys.stdin.isatty():
         raise InputError("- reads a model from standard input, which is a terminal", hint="pipe a model into it")
