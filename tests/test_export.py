@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import prunekit as pk
+import schemas
 from networks import lively, random_network
 from prunekit import models, surgery
 from prunekit.checkpoint import export as exporting
@@ -210,6 +211,7 @@ def test_the_command_shows_both_side_by_side(saved: Path, tmp_path: Path, capsys
     arguments = ["export", str(saved), "-o", str(target), "--data", "digits", "--fold-bn"]
     assert run([*arguments, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
+    schemas.check(facts)
     assert facts["parity"]["images"] == 355
     assert facts["parity"]["agreement"] == 1
     assert facts["parity"]["accuracy"] == facts["parity"]["exported_accuracy"]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import schemas
 from networks import lively
 from prunekit import checkpoint, models, surgery
 from prunekit.cli.app import run
@@ -49,6 +50,7 @@ def document(capsys: Capture, *arguments: object) -> dict[str, Any]:
     capsys.readouterr()
     assert run([*map(str, arguments), "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    schemas.check(found)
     return found
 
 

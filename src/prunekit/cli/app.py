@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from prunekit import __version__
-from prunekit.cli.build import Command, build
+from prunekit.cli.build import Command, build, one_line_each
 from prunekit.errors import PrunekitError, unknown_name
 from prunekit.report.output import ClosedPipeError, Output, discard_stdout
 
@@ -32,6 +32,8 @@ _AFTER_METHODS = {
     "compare": "Models side by side as a table, CSV, Markdown, a picture or a page.",
     "sweep": "Methods over ratios: accuracy against cost, as a table, a picture or a page; resumable.",
     "export": "A file that needs neither prunekit nor the model's code: ONNX or .pt2, compared with the model first.",
+    "methods": "The installed pruning methods, their settings, and the packages that they come from.",
+    "completion": "The script that teaches bash, zsh or fish the commands, flags and choices.",
     "demo": "The whole story on the bundled digits: train, slim, merge, evaluate.",
 }
 _BUILT_IN = {**_BEFORE_METHODS, **_AFTER_METHODS}
@@ -82,7 +84,7 @@ class RootGroup(TyperGroup):
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """Complete the name of a command without importing any."""
         with self._listing():
-            return super().shell_complete(ctx, incomplete)
+            return one_line_each(super().shell_complete(ctx, incomplete))
 
     @contextmanager
     def _listing(self) -> Iterator[None]:

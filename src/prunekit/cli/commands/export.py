@@ -14,7 +14,7 @@ from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, Outp
 from prunekit.errors import InputError
 from prunekit.report.documents import document
 from prunekit.report.output import Output
-from prunekit.report.progress import Count, counting
+from prunekit.report.progress import counting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +64,7 @@ def run(
 ) -> None:
     """Export, compare, write, and show both side by side."""
     from prunekit.checkpoint.export import ExportOptions, exported
+    from prunekit.surgery.trace import example_of
 
     _check(file, check)
     format = _format(file, where)
@@ -72,12 +73,8 @@ def run(
     spec = spec_of(network)
     images = data.open(output, cast("Split", check.split), spec, reading) if data.data is not None else None
     options = ExportOptions(file.opset, file.fixed_batch, file.fold_bn, check.tolerance, check.min_agreement)
-    from prunekit.surgery.trace import example_of
-
-    with counting(output, "comparing") as progress:
-        batches = _batches(images, progress) if images is not None else None
-        example = example_of(network, (1, *spec.shape))
-        done = exported(network, example, format, options, batches)
+    batches = _batches(images, output) if images is not None else None
+    done = exported(network, example_of(network, (1, *spec.shape)), format, options, batches)
     times = _latencies(network, done, file.fixed_batch or 1, check) if check.latency else {}
     written = None if where.dry_run else _write(done, target, output, force=where.force)
     _report(output, written, done, times, size)
@@ -107,12 +104,14 @@ def _format(file: FileOptions, where: OutputOptions) -> Format:
     return format
 
 
-def _batches(images: ImageSet, progress: Count) -> Iterator[Batch]:
+def _batches(images: ImageSet, output: Output) -> Iterator[Batch]:
+    """All images, with the progress shown."""
     seen = 0
-    for batch, labels in images.batches(_BATCH_SIZE):
-        yield batch, labels
-        seen += len(labels)
-        progress(seen, len(images))
+    with counting(output, "comparing") as progress:
+        for batch, labels in images.batches(_BATCH_SIZE):
+            yield batch, labels
+            seen += len(labels)
+            progress(seen, len(images))
 
 
 def _latencies(network: nn.Module, done: Exported, batch: int, check: CheckOptions) -> dict[str, Latency]:
