@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from prunekit.cli import config
 from prunekit.cli.fields import collect, options_of
+from prunekit.errors import InputError
 from prunekit.report.output import Output
 
 _COMMON = "Common options"
@@ -123,10 +124,10 @@ def _callback(command: Command) -> Callable[..., Any]:
     for parameter in declared:
         if parameter.name in groups:
             section = command.sections.get(parameter.name)
-            flat += options_of(parameter.annotation, section=section, flags=command.flags)
+            _extend(flat, options_of(parameter.annotation, section=section, flags=command.flags))
         else:
-            flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    flat += options_of(CommonOptions, section=_COMMON)
+            _extend(flat, [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)])
+    _extend(flat, options_of(CommonOptions, section=_COMMON))
 
     @wraps(command.run)
     def callback(**values: Any) -> Any:
@@ -138,3 +139,29 @@ def _callback(command: Command) -> Callable[..., Any]:
     callback.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
     return callback
+
+
+def _extend(flat: list[inspect.Parameter], more: list[inspect.Parameter]) -> None:
+    """Add parameters. One that has the name and type of an earlier one shares its flag: a method and its tuning draw
+    from one `--seed`.
+
+    Raises:
+        InputError: two parameters of other types want one name, or two names one flag.
+    """
+    known = {parameter.name: parameter for parameter in flat}
+    flags = {flag: parameter.name for parameter in flat for flag in _flags(parameter)}
+    for parameter in more:
+        earlier = known.get(parameter.name)
+        if earlier is None:
+            taken = [flag for flag in _flags(parameter) if flag in flags]
+            if taken:
+                raise InputError(f"two settings want the flag {taken[0]}: '{flags[taken[0]]}' and '{parameter.name}'")
+            flat.append(parameter)
+        elif earlier.annotation != parameter.annotation:
+            raise InputError(f"a setting '{parameter.name}' is there already, of another type: it needs another name")
+
+
+def _flags(parameter: inspect.Parameter) -> list[str]:
+    """All flags of an option; none of an argument."""
+    declared = getattr(parameter.default, "param_decls", None) or ()
+    return [flag for one in declared for flag in one.split("/") if flag.startswith("-")]

@@ -130,13 +130,14 @@ def describe_step(step: Mapping[str, Any]) -> str:
 
 
 def _usual_settings(name: str) -> dict[str, Any]:
-    """The defaults of a step's settings; none for a method that is not installed here."""
+    """The defaults of a step's settings; of a method that is not installed here those that every method has."""
     from prunekit.methods import registry
+    from prunekit.methods.base import Config
     from prunekit.training import TrainConfig
 
     if name == "train":
         return TrainConfig().settings()
-    return registry.get(name).Config().to_json() if name in registry.names() else {}
+    return (registry.get(name).Config if name in registry.names() else Config)().to_json()
 
 
 def some(names: Sequence[str]) -> str:
