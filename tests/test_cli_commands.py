@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import schemas
 from prunekit import checkpoint, models
 from prunekit.cli.app import run
 from prunekit.methods import registry
@@ -56,7 +57,7 @@ def document(capsys: Capture, *arguments: object) -> dict[str, Any]:
     status, out, err = call(capsys, *arguments, "--json")
     assert status == 0, err
     result: dict[str, Any] = json.loads(out)
-    assert result["version"] == 1
+    schemas.check(result)
     return result
 
 

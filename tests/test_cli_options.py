@@ -182,3 +182,49 @@ def test_a_model_from_a_pipe_has_no_name() -> None:
 def test_two_things_cannot_go_to_standard_output() -> None:
     with pytest.raises(InputError, match="both want standard output"):
         output_path("m.pt", OutputOptions(out="-"), "slim", Output(json=True))
+
+
+@dataclass(frozen=True)
+class Seeded:
+    seed: int = field(default=3, metadata={"help": "Of the draw."})
+
+
+@dataclass(frozen=True)
+class AlsoSeeded:
+    seed: int = 0
+    more: int = 1
+
+
+@dataclass(frozen=True)
+class SeededOtherwise:
+    seed: float = 0.0
+
+
+@dataclass(frozen=True)
+class SameFlag:
+    sprout: int = field(default=0, metadata={"flag": "--seed"})
+
+
+def test_settings_of_one_name_share_a_flag() -> None:
+    seen: list[tuple[Seeded, AlsoSeeded]] = []
+
+    def run(output: Output, one: Seeded, two: AlsoSeeded) -> None:
+        del output
+        seen.append((one, two))
+
+    command = build("probe", "A probe.", Command(run))
+    command.main(args=["--seed", "7", "--more", "2"], standalone_mode=False)
+    command.main(args=[], standalone_mode=False)
+    assert seen == [(Seeded(7), AlsoSeeded(7, 2)), (Seeded(3), AlsoSeeded(3, 1))]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"), [(SeededOtherwise, "of another type"), (SameFlag, "want the flag --seed")]
+)
+def test_settings_that_cannot_share_a_flag_are_said(other: type, message: str) -> None:
+    def run(output: Output, one: Seeded, two: Any) -> None:
+        raise AssertionError((output, one, two))
+
+    run.__annotations__["two"] = other
+    with pytest.raises(InputError, match=message):
+        build("probe", "A probe.", Command(run))

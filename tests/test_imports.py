@@ -14,7 +14,7 @@ import prunekit
 ROOT = Path(prunekit.__file__).parent
 LAYERS = [
     *("errors", "spec", "plan", "recipe", "surgery", "models", "data", "checkpoint", "evaluation", "training"),
-    *("restore", "methods", "api", "passes", "report", "cli"),
+    *("restore", "methods", "api", "passes", "sensitivity", "sweeps", "report", "cli"),
 ]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from torch import nn
 
@@ -20,6 +21,9 @@ from prunekit.restore.images import Images
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost, Graph
 from prunekit.surgery.trace import example_of
+
+if TYPE_CHECKING:
+    from prunekit.checkpoint.export import Batch, Exported
 
 
 @dataclass(frozen=True)
@@ -190,12 +194,31 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None) -> flo
     return surgery.verify(model, small, plan, surgery.trace(model, _example(model, x, plan)))
 
 
-def export(model: nn.Module, target: str | Path, x: Any = None, *, force: bool = False) -> float:
-    """Write `model` as `.pt2` or `.onnx`, which need neither prunekit nor the model's code; see `checkpoint.export`."""
+def export(
+    model: nn.Module,
+    target: str | Path,
+    x: Any = None,
+    *,
+    images: Iterable[Batch] | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> Exported:
+    """Write `model` as `.pt2` or `.onnx`, which need neither prunekit nor the model's code.
+
+    Before it is kept, the file is run and compared with the model on `images` (normalised batches, with their labels),
+    or else on random inputs; see `prunekit.checkpoint.export`. `settings` are the fields of its `ExportOptions`.
+
+    Raises:
+        InputError: an unknown suffix, a target that exists, or a package that is missing.
+        SurgeryError: the model cannot be exported.
+        CheckFailed: the file's outputs are not the model's. Nothing is written.
+    """
+    from prunekit.checkpoint.export import ExportOptions
     from prunekit.checkpoint.export import export as write
 
     example = _example(model, x)
-    return write(model, target, example[0] if isinstance(example, tuple | list) else example, force=force)
+    one = example[0] if isinstance(example, tuple | list) else example
+    return write(model, target, one, options=ExportOptions(**settings), images=images, force=force)
 
 
 def _example(model: nn.Module, x: Any, plan: Plan | None = None) -> Any:

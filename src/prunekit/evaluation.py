@@ -161,7 +161,7 @@ def measure_latency(
     device = device_of(model)
     example = tuple(_repeated(x, batch).to(device) for x in inputs)
     fewest, most = calls
-    with torch.inference_mode(), _threads(threads) as used:
+    with torch.inference_mode(), threads_limited(threads) as used:
         _run_for(model, example, seconds / 5, fewest=3, most=most)
         times = sorted(_run_for(model, example, seconds, fewest=fewest, most=most))
     return Latency(
@@ -273,7 +273,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[int]:
+def threads_limited(wanted: int | None) -> Iterator[int]:
     """Run with `wanted` CPU threads (None: as many as before); yields the number used."""
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or before)

@@ -19,8 +19,12 @@ from prunekit.errors import InputError
 _SCHEMA = 8
 
 
-def read(stream: BinaryIO, name: str) -> ExportedProgram:
-    """The program in the archive, as a module in eval mode.
+# What prunekit's own exports say about their network; see `prunekit.checkpoint.formats.about`.
+_ABOUT = "extra/prunekit.json"
+
+
+def read(stream: BinaryIO, name: str) -> tuple[ExportedProgram, dict[str, Any]]:
+    """The program in the archive, as a module in eval mode, and what the file says about it (often nothing).
 
     Raises `InputError` for a damaged archive, and for one with compiled or pickled code, or with operators
     that are not torch's own.
@@ -30,7 +34,8 @@ def read(stream: BinaryIO, name: str) -> ExportedProgram:
     if foreign:
         raise InputError(f"{name} is refused: it holds compiled code ({foreign[0]}), expected an exported program")
     try:
-        return _program(archive).eval()
+        about = json.loads(archive.read(_ABOUT)) if _ABOUT in archive.members else {}
+        return _program(archive).eval(), dict(about)
     except InputError:
         raise
     except exported_ops.UnsupportedError as error:

@@ -183,10 +183,17 @@ def _read_safetensors(stream: BinaryIO, request: Request) -> nn.Module:
 
 
 def _read_exported(stream: BinaryIO, request: Request) -> nn.Module:
-    program = exported_archive.read(stream, request.name)
+    program, about = exported_archive.read(stream, request.name)
     shape = [size for size in program.sizes[1:] if size is not None]
     known = len(shape) == len(program.sizes) - 1
-    return remember(program, Origin("", input=InputSpec(tuple(shape)) if known else None))
+    origin = Origin("", input=InputSpec(tuple(shape)) if known else None)
+    try:
+        if about.get("input") is not None:
+            origin = replace(origin, input=InputSpec.from_json(about["input"]))
+        origin = replace(origin, classes=tuple(map(str, about.get("classes", ()))))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{request.name} is damaged: what it says about its input is not readable: {error}") from error
+    return remember(program, origin)
 
 
 def _adopt(model: nn.Module, request: Request) -> nn.Module:

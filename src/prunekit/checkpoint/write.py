@@ -31,7 +31,7 @@ def save(
     """
     if isinstance(target, str | os.PathLike):
         path = Path(target)
-        _check_target(path, force)
+        check_target(path, force)
         content = to_bytes(model, arch)
         atomic_write(path, lambda stream: stream.write(content), force=force)
     else:
@@ -66,7 +66,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     can be written.
     """
     path = Path(path)
-    _check_target(path, force)
+    check_target(path, force)
     try:
         if path.exists() and not path.is_file():
             with path.open("wb") as stream:
@@ -77,7 +77,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _check_target(path: Path, force: bool) -> None:
+def check_target(path: Path, force: bool) -> None:
     try:
         if path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder", hint="name a file in it")

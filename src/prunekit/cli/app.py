@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from prunekit import __version__
-from prunekit.cli.build import Command, build
+from prunekit.cli.build import Command, build, one_line_each
 from prunekit.errors import PrunekitError, unknown_name
 from prunekit.report.output import ClosedPipeError, Output, discard_stdout
 
@@ -29,6 +29,11 @@ _BEFORE_METHODS = {"inspect": "What a network is made of: layers, channel groups
 _AFTER_METHODS = {
     "train": "Train or fine-tune any model; with --sparsity, as Network Slimming asks.",
     "eval": "Accuracy, loss, parameters, MACs, size and measured latency; several models side by side.",
+    "compare": "Models side by side as a table, CSV, Markdown, a picture or a page.",
+    "sweep": "Methods over ratios: accuracy against cost, as a table, a picture or a page; resumable.",
+    "export": "A file that needs neither prunekit nor the model's code: ONNX or .pt2, compared with the model first.",
+    "methods": "The installed pruning methods, their settings, and the packages that they come from.",
+    "completion": "The script that teaches bash, zsh or fish the commands, flags and choices.",
     "demo": "The whole story on the bundled digits: train, slim, merge, evaluate.",
 }
 _BUILT_IN = {**_BEFORE_METHODS, **_AFTER_METHODS}
@@ -41,6 +46,7 @@ Examples:
   prunekit slim model.pt --ratio 0.5
   prunekit merge model.pt --ratio 0.5 -o small.pt
   prunekit eval model.pt small.pt --data digits
+  prunekit export small.pt -o small.onnx
   prunekit slim model.pt --ratio 0.5 -o - | prunekit eval - --data digits --json
 """
 _EPILOG = "A model is a file, - for standard input, torchvision:NAME or prunekit:NAME."
@@ -78,7 +84,7 @@ class RootGroup(TyperGroup):
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """Complete the name of a command without importing any."""
         with self._listing():
-            return super().shell_complete(ctx, incomplete)
+            return one_line_each(super().shell_complete(ctx, incomplete))
 
     @contextmanager
     def _listing(self) -> Iterator[None]:

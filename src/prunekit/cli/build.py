@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
@@ -12,7 +13,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from prunekit.cli import config
 from prunekit.cli.fields import collect, options_of
+from prunekit.errors import InputError
 from prunekit.report.output import Output
 
 _COMMON = "Common options"
@@ -25,6 +28,8 @@ class CommonOptions:
     json: bool = field(default=False, metadata={"help": "One JSON document on standard output."})
     quiet: bool = field(default=False, metadata={"flag": "--quiet,-q", "help": "No notes and no progress."})
     debug: bool = field(default=False, metadata={"help": "Show the traceback of an error."})
+    config: str | None = field(default=None, metadata={"metavar": "FILE", "help": "Read settings from this TOML file."})
+    print_config: bool = field(default=False, metadata={"help": "Print all settings as such a file, and do nothing."})
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,26 @@ class Command:
 
 
 class SectionedCommand(TyperCommand):
-    """Help whose options stand in sections: the command's own first, the common ones last."""
+    """A command whose settings may come from a file, and whose help has sections: its own first, common ones last."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Parse `args`; what they leave open comes from the file that `--config` names."""
+        path = config.named_file(args)
+        if path is not None and not extra.get("resilient_parsing"):
+            known = parent.command.list_commands(parent) if parent is not None else [str(self.name)]
+            extra["default_map"] = config.read(path, str(self.name), self.params, known)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, or show its settings where `--print-config` asks for them."""
+        if ctx.params.get("print_config"):
+            Output().data(config.written(self.params, ctx.params))
+            return None
+        return super().invoke(ctx)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete a flag or a value."""
+        return one_line_each(super().shell_complete(ctx, incomplete))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then each section of options."""
@@ -59,6 +83,14 @@ class SectionedCommand(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+def one_line_each(completions: Any) -> Any:
+    """The same completions with short explanations: a shell takes a second line for another completion."""
+    for completion in completions:
+        if completion.help:
+            completion.help = textwrap.shorten(completion.help, 70, placeholder=" …")
+    return completions
 
 
 def build(name: str, summary: str, command: Command) -> Any:
@@ -92,10 +124,10 @@ def _callback(command: Command) -> Callable[..., Any]:
     for parameter in declared:
         if parameter.name in groups:
             section = command.sections.get(parameter.name)
-            flat += options_of(parameter.annotation, section=section, flags=command.flags)
+            _extend(flat, options_of(parameter.annotation, section=section, flags=command.flags))
         else:
-            flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    flat += options_of(CommonOptions, section=_COMMON)
+            _extend(flat, [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)])
+    _extend(flat, options_of(CommonOptions, section=_COMMON))
 
     @wraps(command.run)
     def callback(**values: Any) -> Any:
@@ -107,3 +139,29 @@ def _callback(command: Command) -> Callable[..., Any]:
     callback.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
     return callback
+
+
+def _extend(flat: list[inspect.Parameter], more: list[inspect.Parameter]) -> None:
+    """Add parameters. One that has the name and type of an earlier one shares its flag: a method and its tuning draw
+    from one `--seed`.
+
+    Raises:
+        InputError: two parameters of other types want one name, or two names one flag.
+    """
+    known = {parameter.name: parameter for parameter in flat}
+    flags = {flag: parameter.name for parameter in flat for flag in _flags(parameter)}
+    for parameter in more:
+        earlier = known.get(parameter.name)
+        if earlier is None:
+            taken = [flag for flag in _flags(parameter) if flag in flags]
+            if taken:
+                raise InputError(f"two settings want the flag {taken[0]}: '{flags[taken[0]]}' and '{parameter.name}'")
+            flat.append(parameter)
+        elif earlier.annotation != parameter.annotation:
+            raise InputError(f"a setting '{parameter.name}' is there already, of another type: it needs another name")
+
+
+def _flags(parameter: inspect.Parameter) -> list[str]:
+    """All flags of an option; none of an argument."""
+    declared = getattr(parameter.default, "param_decls", None) or ()
+    return [flag for one in declared for flag in one.split("/") if flag.startswith("-")]

@@ -63,19 +63,56 @@ def collect(settings: type, values: Mapping[str, Any]) -> Any:
         value = values[field.name]
         choices = field.metadata.get("choices")
         if choices and value is not None and value not in choices:
-            raise unknown_name(_flags(field)[0].lstrip("-"), str(value), choices)
+            raise unknown_name(flags_of(field)[0].lstrip("-"), str(value), choices)
         chosen[field.name] = _many(field, form, value) if form.many and value is not None else value
     return settings(**chosen)
 
 
-def _flags(field: dataclasses.Field[Any], given: str | None = None) -> list[str]:
+def from_text(settings: type, text: str) -> dict[str, Any]:
+    """Read `key=value[,key=value]`, keys as the flags have them, as values of the fields of `settings`.
+
+    Raises:
+        InputError: an unknown key, one given twice, or a value of another type.
+    """
+    hints = get_type_hints(settings)
+    forms = {
+        flag.lstrip("-"): (field, _form(hints[field.name]))
+        for field in dataclasses.fields(settings)
+        for flag in flags_of(field)
+    }
+    known = {name: (field, form) for name, (field, form) in forms.items() if form is not None}
+    found: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        name = key.replace("_", "-")
+        if not equals:
+            raise InputError(f"'{item}' is not a setting", hint="expected key=value[,key=value]")
+        if name not in known:
+            raise unknown_name("setting", key, known)
+        field, form = known[name]
+        if field.name in found:
+            raise InputError(f"setting '{key}' is given twice")
+        found[field.name] = _typed(key, value, form)
+    return found
+
+
+def _typed(key: str, text: str, form: Form) -> Any:
+    words = {"true": True, "false": False}
+    try:
+        return words[text.lower()] if form.kind is bool else form.kind(text)
+    except (KeyError, ValueError):
+        raise InputError(f"{key}={text}: expected {'true or false' if form.kind is bool else 'a number'}") from None
+
+
+def flags_of(field: dataclasses.Field[Any], given: str | None = None) -> list[str]:
+    """The flags of a field: `given`, its own, or `--` and its name."""
     given = given or field.metadata.get("flag")
     return [name.strip() for name in given.split(",")] if given else ["--" + field.name.replace("_", "-")]
 
 
 def _option(field: dataclasses.Field[Any], form: Form, section: str | None, flag: str | None) -> inspect.Parameter:
     metadata, kind = field.metadata, str if form.many else form.kind
-    default, flags, choices = _default(field), _flags(field, flag), metadata.get("choices")
+    default, flags, choices = _default(field), flags_of(field, flag), metadata.get("choices")
     if form.many and default not in (None, ...):
         default = ",".join(map(str, default))
     if kind is bool and default is True:
@@ -135,4 +172,4 @@ def _many(field: dataclasses.Field[Any], form: Form, text: str) -> tuple[Any, ..
     try:
         return tuple(form.kind(part.strip()) for part in text.split(",") if part.strip())
     except ValueError:
-        raise InputError(f"{_flags(field)[0]} '{text}' is not a list of numbers separated by commas") from None
+        raise InputError(f"{flags_of(field)[0]} '{text}' is not a list of numbers separated by commas") from None

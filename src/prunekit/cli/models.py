@@ -51,8 +51,8 @@ def spec_of(model: nn.Module) -> InputSpec:
     return origin.input
 
 
-def output_path(source: str, options: OutputOptions, suffix: str, output: Output) -> str:
-    """Where the artefact goes, checked before any work: `--output`, or `NAME-suffix.pt` beside the source."""
+def output_path(source: str, options: OutputOptions, suffix: str, output: Output, *, kind: str = ".pt") -> str:
+    """Where the artefact goes, checked before any work: `--output`, or `NAME-suffix` and `kind` beside the source."""
     if options.out == STREAM:
         if output.json and not options.dry_run:
             raise InputError("--json and -o - both want standard output", hint="write the model to a file")
@@ -61,7 +61,7 @@ def output_path(source: str, options: OutputOptions, suffix: str, output: Output
         return STREAM
     if options.out is None and source == STREAM:
         raise InputError("a model from standard input has no name", hint="say where it goes with -o FILE or -o -")
-    path = Path(options.out) if options.out is not None else beside(source, suffix)
+    path = Path(options.out) if options.out is not None else beside(source, suffix, kind)
     if path.exists() and not (options.force or options.dry_run):
         raise InputError(f"{path} exists", hint="replace it with --force, or choose another name with -o")
     return str(path)
@@ -80,6 +80,21 @@ def write_model(model: nn.Module, target: str, output: Output, *, force: bool) -
     return target
 
 
+def check_report(path: str | None, *, force: bool) -> None:
+    """Raise `InputError` before any work where a report cannot go to `path`."""
+    from prunekit.checkpoint.write import check_target
+
+    if path is not None:
+        check_target(Path(path), force)
+
+
+def write_report(path: str, text: str, *, force: bool) -> None:
+    """Write a report as a file, whole or not at all."""
+    from prunekit.checkpoint import atomic_write
+
+    atomic_write(path, lambda stream: stream.write(text.encode()), force=force)
+
+
 def _stdin() -> bytes:
     if sys.stdin.isatty():
         raise InputError("- reads a model from standard input, which is a terminal", hint="pipe a model into it")
@@ -94,7 +109,7 @@ def _file_size(source: str) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def beside(source: str, suffix: str) -> Path:
+def beside(source: str, suffix: str, kind: str = ".pt") -> Path:
     """`folder/model.pth.tar` gives `folder/model-suffix.pt`, `torchvision:resnet50` `resnet50-suffix.pt`."""
     path = Path(source)
     if not path.exists() and ":" in source:
@@ -102,7 +117,7 @@ def beside(source: str, suffix: str) -> Path:
     stem = path
     while stem.suffix in _SUFFIXES:
         stem = stem.with_suffix("")
-    return stem.with_name(f"{stem.name}-{suffix}.pt")
+    return stem.with_name(stem.name + (f"-{suffix}" if suffix else "") + kind)
 
 
 def describe_source(source: str) -> str:

@@ -29,6 +29,12 @@ def names() -> list[str]:
     return sorted(_entries())
 
 
+def source(name: str) -> str:
+    """The installed package that offers a method, with its version, such as `prunekit 0.1.0`."""
+    package = _entries()[name].dist
+    return f"{package.name} {package.version}" if package is not None else "unknown"
+
+
 def get(name: str) -> Method:
     """The method of that name.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group
 from rich.text import Text
@@ -11,18 +11,18 @@ from rich.text import Text
 from prunekit.report import numbers
 from prunekit.report.tables import table
 
-if TYPE_CHECKING:
-    pass
-
 _NAMES_SHOWN = 3
 TITLES = {"params": "parameters", "macs": "MACs", "channels": "channels"}
 
 
 def inspection(facts: Mapping[str, Any]) -> Group:
     """The document of `inspect` as text and tables, the summary first."""
-    parts: list[Any] = [_summary(facts), _layers(facts["layers"]), _groups(facts["groups"])]
+    widths = facts["original"]["widths"] if facts["original"] else {}
+    parts: list[Any] = [_summary(facts), _layers(facts["layers"], widths), _groups(facts["groups"])]
     if facts["frozen"]:
         parts.append(_frozen(facts["frozen"]))
+    if facts["sensitivity"]:
+        parts.append(_sensitivity(facts["sensitivity"]))
     if facts["history"]:
         parts.append(_history(facts["history"]))
     return Group(*parts)
@@ -36,12 +36,16 @@ def _summary(facts: Mapping[str, Any]) -> Text:
         ("input", _input(facts["input"])),
         ("classes", some(facts["classes"])),
         ("size", numbers.data_size(facts["bytes"])),
-        ("parameters", f"{facts['params']:,}"),
-        ("MACs", f"{facts['macs']:,}"),
-        ("channels", f"{facts['channels']:,}"),
+        *((title, _figure(facts, key)) for key, title in TITLES.items()),
     ]
     known = [(name, value) for name, value in lines if value not in ("", numbers.NONE)]
     return Text("\n".join(f"{name:<13} {value}" for name, value in known))
+
+
+def _figure(facts: Mapping[str, Any], key: str) -> str:
+    """A figure, and what the unpruned architecture has, where that is known."""
+    original = facts["original"]
+    return f"{facts[key]:,}" + (f" of {original[key]:,}" if original else "")
 
 
 def _input(spec: Mapping[str, Any] | None) -> str:
@@ -53,18 +57,37 @@ def _input(spec: Mapping[str, Any] | None) -> str:
     return f"{shape}, mean {_figures(spec['mean'])}, std {_figures(spec['std'])}"
 
 
-def _layers(layers: Sequence[Mapping[str, Any]]) -> Any:
+def _layers(layers: Sequence[Mapping[str, Any]], widths: Mapping[str, int]) -> Any:
+    """`widths` are the channels before pruning, where they are known."""
     rows = [
         (
             layer["name"],
             layer["kind"],
-            str(layer["channels"] or numbers.NONE),
+            _width(layer["channels"], widths.get(layer["name"])),
             f"{layer['params']:,}",
             f"{layer['macs']:,}",
         )
         for layer in layers
     ]
     return table(["layer", "kind", "channels", "parameters", "MACs"], rows, left=2, title="\nLayers")
+
+
+def _width(now: int, before: int | None) -> str:
+    if not now:
+        return numbers.NONE
+    return f"{now} of {before}" if before not in (None, now) else str(now)
+
+
+def _sensitivity(found: Mapping[str, Any]) -> Any:
+    """The accuracy that is left when one group alone loses channels."""
+    groups = found["groups"]
+    rows = [
+        (group["group"], str(group["channels"]), *(numbers.percent(left) for left in group["accuracy"]))
+        for group in groups
+    ]
+    columns = ["pruned alone", "channels", *(f"−{ratio:.0%}" for ratio in groups[0]["ratios"])]
+    whole = f"{numbers.percent(found['accuracy'])} on {found['images']} images with all channels"
+    return table(columns, rows, title=f"\nSensitivity: {whole}")
 
 
 def _groups(groups: Sequence[Mapping[str, Any]]) -> Any:
@@ -88,11 +111,11 @@ def _frozen(frozen: Mapping[str, Sequence[str]]) -> Any:
 
 
 def _history(history: Sequence[Mapping[str, Any]]) -> Any:
-    rows = [(str(number), _step(step)) for number, step in enumerate(history, start=1)]
+    rows = [(str(number), describe_step(step)) for number, step in enumerate(history, start=1)]
     return table(["step", "what was done"], rows, left=2, title="\nHistory")
 
 
-def _step(step: Mapping[str, Any]) -> str:
+def describe_step(step: Mapping[str, Any]) -> str:
     """One step of history: what was set otherwise than by default, and what it did. The plan is for `--json`."""
     name = str(step.get("method", "plan"))
     usual = _usual_settings(name)
@@ -107,13 +130,14 @@ def _step(step: Mapping[str, Any]) -> str:
 
 
 def _usual_settings(name: str) -> dict[str, Any]:
-    """The defaults of a step's settings; none for a method that is not installed here."""
+    """The defaults of a step's settings; of a method that is not installed here those that every method has."""
     from prunekit.methods import registry
+    from prunekit.methods.base import Config
     from prunekit.training import TrainConfig
 
     if name == "train":
         return TrainConfig().settings()
-    return registry.get(name).Config().to_json() if name in registry.names() else {}
+    return (registry.get(name).Config if name in registry.names() else Config)().to_json()
 
 
 def some(names: Sequence[str]) -> str:

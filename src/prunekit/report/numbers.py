@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 NONE = "–"
+
+Written = Callable[[float], str]
 
 
 def count(value: float | None) -> str:

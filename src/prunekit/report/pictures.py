@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunekit.checkpoint import atomic_write
 from prunekit.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from prunekit.passes import PassResult
 
+Panel = tuple[str, Sequence[tuple[str, Sequence[tuple[float, float, str]]]]]
+"""The label of the x axis, and lines of points (x, y, what is written beside)."""
+
+_PICTURES = (".png", ".svg", ".pdf")
 _BEFORE, _AFTER = "#9aa5b1", "#2563eb"
 
 
@@ -31,6 +36,14 @@ def require_matplotlib() -> Any:
     except ImportError as error:
         raise InputError("pictures need Matplotlib", hint="pip install 'prunekit[pictures]'") from error
     return Figure
+
+
+def check_picture(path: str) -> None:
+    """Raise `InputError` where Matplotlib is missing or cannot write such a file."""
+    require_matplotlib()
+    suffix = Path(path).suffix.lower()
+    if suffix not in _PICTURES:
+        raise InputError(f"{Path(path).name} has the suffix '{suffix}'", hint=f"pictures are {', '.join(_PICTURES)}")
 
 
 def gammas_of(model: nn.Module) -> torch.Tensor:
@@ -71,6 +84,37 @@ def draw_passes(passes: Sequence[PassResult], start_accuracy: float, path: Path)
     axes.plot(macs[1:], [100 * p.accuracy_pruned for p in passes], "x", color=_BEFORE, label="right after pruning")
     axes.invert_xaxis()
     _write(axes, path)
+
+
+def draw_tradeoffs(title: str, panels: Sequence[Panel], path: Path, *, force: bool = False) -> None:
+    """Accuracy (%) against one figure a panel. A line is `(name, points)`, a point `(x, y, note)`."""
+    figure = require_matplotlib()(figsize=(6.0 * len(panels), 4.2), layout="constrained")
+    if title:
+        figure.suptitle(title)
+    for axes, (xlabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.set(xlabel=xlabel, ylabel="accuracy (%)")
+        axes.spines[["top", "right"]].set_visible(False)
+        for name, points in lines:
+            axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-" if name else "o", label=name or None)
+        _annotate(axes, [point for _, points in lines for point in points])
+        if any(name for name, _ in lines):
+            axes.legend(frameon=False)
+    kind = path.suffix.lower().removeprefix(".")
+    atomic_write(path, lambda stream: figure.savefig(stream, dpi=120, format=kind), force=force)
+
+
+def _annotate(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write each point's note beside it: above one another where points lie together, leftwards at the right end."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    taken: list[tuple[float, float]] = []
+    for x, y, note in sorted(points, key=lambda point: point[1]):
+        across, up = (x - left) / (right - left), (y - low) / (high - low)
+        while any(abs(across - a) < 0.2 and abs(up - b) < 0.04 for a, b in taken):
+            up += 0.04
+        taken.append((across, up))
+        side = "right" if across > 0.75 else "left"
+        place = (x + (right - left) * (-0.015 if side == "right" else 0.015), low + up * (high - low))
+        axes.annotate(note, place, fontsize=8, ha=side, va="center")
 
 
 def _axes(*, xlabel: str, ylabel: str, title: str, width: float = 6.0) -> Axes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -32,23 +34,57 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str |
 
 
 def results_table(results: Sequence[EvalResult], *, columns: Sequence[str] | None = None) -> Table:
-    """Networks side by side; a column that none of them has a figure for is left out, as what `columns` omits."""
+    """Networks side by side; see `result_cells`."""
+    return table(*result_cells(results, columns=columns))
+
+
+def result_cells(
+    results: Sequence[EvalResult], *, columns: Sequence[str] | None = None
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Names and rows of the table of `results`, as text; figures that differ from the first network's say by how much.
+
+    A column that none of them has a figure for is left out, as is what `columns` omits.
+    """
     first = results[0]
     cells: dict[str, list[str]] = {
         "model": [r.model for r in results],
         "accuracy": [numbers.percent(r.accuracy) for r in results],
         "top-5": [numbers.percent(r.accuracy_top5) for r in results],
         "loss": [numbers.NONE if r.loss is None else f"{r.loss:.4f}" for r in results],
-        "parameters": [_against(first.params, r.params, f"{r.params:,}") for r in results],
-        "MACs": [_against(first.macs, r.macs, numbers.count(r.macs)) for r in results],
+        "parameters": [against(first.params, r.params, f"{r.params:,}") for r in results],
+        "MACs": [against(first.macs, r.macs, numbers.count(r.macs)) for r in results],
         "size": [numbers.data_size(r.bytes) for r in results],
         "latency": [numbers.milliseconds(r.latency_ms.p50 if r.latency_ms else None) for r in results],
         "p95": [numbers.milliseconds(r.latency_ms.p95 if r.latency_ms else None) for r in results],
     }
     shown = [name for name in columns or cells if any(cell != numbers.NONE for cell in cells[name])]
-    return table(shown, zip(*(cells[name] for name in shown), strict=True))
+    return shown, list(zip(*(cells[name] for name in shown), strict=True))
 
 
-def _against(first: int, value: int, text: str) -> str:
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    """The same table for a document in Markdown."""
+    rule = ["---" if i < left else "---:" for i in range(len(columns))]
+    lines = [columns, rule, *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Comma-separated values, quoted where they must be; an empty cell where there is no figure."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    return text.getvalue()
+
+
+def flat(result: EvalResult) -> dict[str, object]:
+    """A result's figures without rounding, one a column: `latency_ms` becomes `latency_ms_p50` and so on."""
+    plain = result.to_json()
+    latency = plain.pop("latency_ms") or {}
+    names = ("p50", "p95", "batch", "threads", "device", "calls")
+    return {**plain, **{f"latency_ms_{name}": latency.get(name) for name in names}}
+
+
+def against(first: int, value: int, text: str) -> str:
     """The figure, and its change against the first network's where it differs."""
     return f"{text} {numbers.change(first, value)}" if value != first else text

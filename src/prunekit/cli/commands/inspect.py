@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.build import Command
-from prunekit.cli.models import describe_source, read_model, spec_of
-from prunekit.cli.options import READING, ModelArgument, ReadingOptions
+from prunekit.cli.models import check_report, describe_source, read_model, spec_of, write_report
+from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
+from prunekit.errors import InputError, PrunekitError
 from prunekit.report.documents import document
 from prunekit.report.output import Output
+from prunekit.report.progress import counting
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from prunekit.api import Inspection
     from prunekit.surgery import ChannelGroup, Cost
 
 
-def run(output: Output, model: ModelArgument, reading: ReadingOptions) -> None:
+@dataclass(frozen=True)
+class InspectOptions:
+    """What else is looked at, and where it goes."""
+
+    html: str | None = option(metavar="FILE", help="Write one self-contained page there.")
+    force: bool = option(False, help="Replace that file if it exists.")
+    sensitivity: bool = option(
+        False, help="Measure how much accuracy each channel group costs when it alone is pruned (needs --data)."
+    )
+    ratios: tuple[float, ...] = option((0.25, 0.5, 0.75), help="Shares of a group to remove for that.")
+    images: int = option(1000, metavar="COUNT", help="Images to measure that on, evenly chosen from the test images.")
+
+    def check(self, data: DataOptions) -> None:
+        """Raise `InputError` for flags that do not go together, before any work."""
+        check_report(self.html, force=self.force)
+        if self.sensitivity and data.data is None:
+            raise InputError("--sensitivity needs images", hint="say which with --data")
+        if data.data is not None and not self.sensitivity:
+            raise InputError("--data is for --sensitivity", hint="prunekit eval measures the accuracy")
+        if self.images < 1:
+            raise InputError(f"--images must be at least 1, not {self.images}")
+
+
+def run(
+    output: Output, model: ModelArgument, options: InspectOptions, data: DataOptions, reading: ReadingOptions
+) -> None:
     """Trace the model, and show its layers, its channel groups, what is frozen and its history."""
     from prunekit import api
     from prunekit.surgery.groups import frozen_by_reason
 
+    options.check(data)
     network, size = read_model(model, reading)
     spec_of(network)
     found = api.inspect(network)
@@ -29,9 +59,16 @@ def run(output: Output, model: ModelArgument, reading: ReadingOptions) -> None:
         "model": describe_source(model),
         **_identity(network),
         **_cost(found.cost, size),
+        "original": _original(network),
         "groups": [_group(group) for group in found.groups],
         "frozen": frozen_by_reason(found.groups),
+        "sensitivity": _sensitivity(output, network, found, options, data, reading) if options.sensitivity else None,
     }
+    if options.html is not None:
+        from prunekit.report.inspection_page import inspection_page
+
+        write_report(options.html, inspection_page(facts), force=options.force)
+        output.note(f"wrote {options.html}")
     if output.json:
         output.document(document("inspect", facts))
         return
@@ -60,6 +97,26 @@ def _cost(cost: Cost, size: int | None) -> dict[str, Any]:
     return {"bytes": size, **cost.to_json(), "layers": [dict(vars(layer)) for layer in cost.layers]}
 
 
+def _original(network: nn.Module) -> dict[str, Any] | None:
+    """What the architecture costs unpruned, and its widths; None where nothing was pruned or it is not known."""
+    from prunekit import api
+    from prunekit.checkpoint import weights
+    from prunekit.spec import origin_of
+    from prunekit.surgery.trace import example_of
+
+    origin = origin_of(network)
+    if origin is None or not origin.arch or origin.input is None:
+        return None
+    if not any("plan" in step or "passes" in step for step in origin.history):
+        return None
+    try:
+        fresh = weights.empty(origin.arch, origin.arch_args)
+        cost = api.inspect(fresh, example_of(fresh, (1, *origin.input.shape))).cost
+    except PrunekitError:  # code that has gone since; everything else about the file is still true
+        return None
+    return {**cost.to_json(), "widths": {layer.name: layer.channels for layer in cost.layers if layer.channels}}
+
+
 def _group(group: ChannelGroup) -> dict[str, Any]:
     """One group: its channels, how many of them can go, and the layers that make and read them."""
     return {
@@ -72,6 +129,26 @@ def _group(group: ChannelGroup) -> dict[str, Any]:
     }
 
 
+def _sensitivity(
+    output: Output,
+    network: nn.Module,
+    found: Inspection,
+    options: InspectOptions,
+    data: DataOptions,
+    reading: ReadingOptions,
+) -> dict[str, Any]:
+    """The accuracy as it is, and for each group with some of its channels gone."""
+    from prunekit.evaluation import accuracy
+    from prunekit.sensitivity import sensitivity
+
+    images = data.open(output, "test", spec_of(network), reading)
+    chosen = images.sample(min(options.images, len(images)), seed=0)
+    with counting(output, "sensitivity") as progress:
+        groups = sensitivity(network, found.graph, chosen, options.ratios, on_group=progress)
+    whole = accuracy(network, chosen).accuracy
+    return {"accuracy": whole, "images": len(chosen), "groups": [group.to_json() for group in groups]}
+
+
 def _modules(members: Any) -> list[str]:
     return list(dict.fromkeys(member.module for member in members))
 
@@ -81,8 +158,9 @@ COMMAND = Command(
     (
         "prunekit inspect model.pt",
         "prunekit inspect weights.pth --arch resnet20_cifar",
-        "prunekit inspect torchvision:resnet50",
+        "prunekit inspect torchvision:resnet50 --html resnet50.html",
+        "prunekit inspect model.pt --sensitivity --data digits",
         "prunekit inspect model.pt --json | jq '.groups[] | select(.removable == 0)'",
     ),
-    {"reading": READING},
+    {"options": "Looking closer", "data": DATA, "reading": READING},
 )

@@ -1,0 +1,131 @@
+"""The writers of exported files: a network and an example input in, the bytes of a file out.
+
+Both carry, beside the network, how its images are prepared and what its classes are called; neither carries the
+names of the source files that it was made from, which the exporters would put in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError, SurgeryError
+from prunekit.spec import Origin
+
+ABOUT = "prunekit.json"  # the extra file of a .pt2, and the key in ONNX's metadata
+_INPUT, _OUTPUT, _BATCH = "input", "output", "batch"
+_TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+
+
+def about(origin: Origin | None) -> str:
+    """What a file says about its network, as JSON: `arch`, `input` (shape, mean, std), `classes`."""
+    if origin is None:
+        return "{}"
+    spec = origin.input.to_json() if origin.input else None
+    return json.dumps({"arch": origin.arch, "input": spec, "classes": list(origin.classes)})
+
+
+def to_pt2(model: nn.Module, example: Tensor, fixed_batch: int | None, notes: str) -> bytes:
+    """The content of a `.pt2` file.
+
+    Raises:
+        SurgeryError: torch cannot export the model.
+    """
+    buffer = io.BytesIO()
+    torch.export.save(_program(model, example, fixed_batch), buffer, extra_files={ABOUT: notes})
+    return buffer.getvalue()
+
+
+def to_onnx(
+    model: nn.Module, example: Tensor, fixed_batch: int | None, opset: int | None, notes: str
+) -> tuple[bytes, int]:
+    """The content of an ONNX file, and its operator set.
+
+    Raises:
+        InputError: a package is missing, or the operator set cannot be reached.
+        SurgeryError: the model cannot be exported.
+    """
+    try:
+        import onnxscript
+    except ImportError as error:
+        raise InputError("ONNX needs the package onnxscript", hint="pip install 'prunekit[onnx]'") from error
+    del onnxscript  # torch.onnx imports it by itself; asking first gives the clearer error
+    program = _program(model, example, fixed_batch)
+    with _silence():
+        try:
+            written = torch.onnx.export(
+                program, dynamo=True, verbose=False, opset_version=opset, input_names=[_INPUT], output_names=[_OUTPUT]
+            )
+            assert written is not None
+            proto = written.model_proto
+        except Exception as error:  # the exporter's own errors are of many kinds
+            raise SurgeryError(f"the model cannot be written as ONNX: {_short(error)}") from error
+    found = next(entry.version for entry in proto.opset_import if not entry.domain)
+    if opset is not None and found != opset:
+        raise InputError(
+            f"--opset {opset} cannot be reached: the exporter gives {found}", hint="18 and later always can"
+        )
+    _tidy(proto, notes)
+    try:
+        return proto.SerializeToString(), int(found)
+    except Exception as error:  # protobuf's own limit of 2 GB
+        raise SurgeryError(f"the model is too large for one ONNX file: {_short(error)}") from error
+
+
+def _program(model: nn.Module, example: Tensor, fixed_batch: int | None) -> Any:
+    free = None if fixed_batch else ({0: torch.export.Dim(_BATCH, min=1)},)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(model, (example,), dynamic_shapes=free)
+    except Exception as error:  # what torch.export raises is of many kinds, and says why
+        hint = "--fixed-batch 1 exports what works for one batch size alone" if free else None
+        raise SurgeryError(f"the model cannot be exported: {_short(error)}", hint=hint) from error
+    for node in program.graph.nodes:
+        for key in _TRACES:
+            node.meta.pop(key, None)
+    return program
+
+
+def _tidy(proto: Any, notes: str) -> None:
+    """Take out where each node came from, call the free dimension what it is, and say what the network reads."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for function in proto.functions:
+        del function.metadata_props[:]
+        for node in function.node:
+            del node.metadata_props[:]
+    values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
+    free = {d.dim_param for v in proto.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
+    for value in values:
+        del value.metadata_props[:]
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in free:
+                dimension.dim_param = _BATCH
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = ABOUT, notes
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter warns, logs and prints about its own internals."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,116 @@
+"""`prunekit compare`: networks side by side, as a table, a file for other programs, a picture or a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.cli.build import Command
+from prunekit.cli.measuring import MeasureOptions, Models, measure_all
+from prunekit.cli.models import check_report, write_report
+from prunekit.cli.options import DATA, READING, DataOptions, ReadingOptions, option
+from prunekit.errors import InputError
+from prunekit.report.documents import document
+from prunekit.report.output import Output
+
+if TYPE_CHECKING:
+    from prunekit.evaluation import EvalResult
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the comparison becomes."""
+
+    format: str = option("table", choices=("table", "csv", "markdown"), help="What standard output gets.")
+    picture: str | None = option(
+        metavar="FILE", help="Draw accuracy against MACs and latency there: .png, .svg or .pdf (needs Matplotlib)."
+    )
+    html: str | None = option(metavar="FILE", help="Write one self-contained page there.")
+    force: bool = option(False, help="Replace files that exist.")
+
+    def check(self, data: DataOptions) -> None:
+        """Raise `InputError` for files that cannot be written and pictures of nothing, before any work."""
+        check_report(self.html, force=self.force)
+        check_report(self.picture, force=self.force)
+        if self.picture is not None:
+            from prunekit.report.pictures import check_picture
+
+            check_picture(self.picture)
+            if data.data is None:
+                raise InputError("a picture of accuracies needs images", hint="say which with --data")
+
+
+def run(
+    output: Output,
+    models: Models,
+    data: DataOptions,
+    options: MeasureOptions,
+    report: ReportOptions,
+    reading: ReadingOptions,
+) -> None:
+    """Measure all models, and show them in the form asked for."""
+    options.check()
+    report.check(data)
+    results = measure_all(output, models, data, options, reading)
+    written = _write(results, data, report)
+    if output.json:
+        facts: dict[str, Any] = {"results": [result.to_json() for result in results], "files": written}
+        output.document(document("compare", facts))
+    else:
+        _show(output, results, report.format)
+        for path in written:
+            output.note(f"wrote {path}")
+
+
+def _show(output: Output, results: list[EvalResult], format: str) -> None:
+    from prunekit.report import tables
+
+    if format == "table":
+        output.table(tables.results_table(results), data=True)
+    elif format == "markdown":
+        output.data(tables.markdown(*tables.result_cells(results)))
+    else:
+        rows = [tables.flat(result) for result in results]
+        output.data(tables.csv_text(list(rows[0]), [list(row.values()) for row in rows]))
+
+
+def _write(results: list[EvalResult], data: DataOptions, report: ReportOptions) -> list[str]:
+    """The page and the picture, where they were asked for; the files written."""
+    from prunekit.report import comparison
+
+    written = []
+    if report.html is not None:
+        page = comparison.comparison_page("Networks compared", results, _about(results[0], data))
+        write_report(report.html, page, force=report.force)
+        written.append(report.html)
+    if report.picture is not None:
+        from prunekit.report.pictures import draw_tradeoffs
+
+        draw_tradeoffs("", comparison.comparison_panels(results), Path(report.picture), force=report.force)
+        written.append(report.picture)
+    return written
+
+
+def _about(result: EvalResult, data: DataOptions) -> str:
+    """How the figures came about, in one line."""
+    parts = [f"{result.images:,} images of {data.data}"] if data.data is not None else []
+    if result.latency_ms is not None:
+        timing = result.latency_ms
+        parts.append(
+            f"latency: the median of a forward pass of {timing.batch} on {timing.device}, {timing.threads} thread"
+            + ("s" if timing.threads > 1 else "")
+        )
+    return "; ".join([*parts, "MACs are for one input"])
+
+
+COMMAND = Command(
+    run,
+    (
+        "prunekit compare model.pt small.pt --data digits",
+        "prunekit compare model.pt small.pt --data digits --html report.html --picture report.png",
+        "prunekit compare a.pt b.pt c.pt --data path/to/images --format markdown >> RESULTS.md",
+        "prunekit compare model.pt small.pt --no-latency --format csv",
+    ),
+    {"data": DATA, "options": "Measuring", "report": "Report", "reading": READING},
+)

@@ -1,0 +1,91 @@
+"""Measuring networks, as `eval`, `compare` and `sweep` do."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from prunekit.cli.models import STREAM, describe_source, read_model, spec_of
+from prunekit.cli.options import DataOptions, ReadingOptions, choose_device, option
+from prunekit.errors import InputError
+from prunekit.report.output import Output
+from prunekit.report.progress import counting
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prunekit.cli.options import Split
+    from prunekit.data import ImageSet
+    from prunekit.evaluation import EvalResult
+
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL", help="Model files or names; - for standard input.", show_default=False),
+]
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured, and how."""
+
+    split: str = option("test", choices=("test", "val", "train"), help="Which part of the data.")
+    batch_size: int = option(256, help="Images at a time.")
+    latency: bool = option(True, help="Measure the time of a forward pass.")
+    latency_batch: int = option(1, help="Images in a timed pass.")
+    threads: int | None = option(help="CPU threads during the timing.")
+    device: str | None = option(metavar="DEVICE", help="cpu, cuda, ...; a GPU where there is one.")
+
+    def check(self) -> None:
+        """Raise `InputError` for counts below one."""
+        for name in ("batch_size", "latency_batch", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+
+
+def measure_all(
+    output: Output, sources: list[str], data: DataOptions, options: MeasureOptions, reading: ReadingOptions
+) -> list[EvalResult]:
+    """Read and measure each model that `sources` name; one of them may be standard input."""
+    if sources.count(STREAM) > 1:
+        raise InputError("standard input was given twice", hint="only one model can come from a pipe")
+    results = []
+    for source in sources:
+        model, size = read_model(source, reading)
+        images = open_images(output, model, data, options, reading)
+        result = measure(output, model, describe_source(source), images, options)
+        results.append(dataclasses.replace(result, bytes=size if size is not None else result.bytes))
+    return results
+
+
+def open_images(
+    output: Output, model: nn.Module, data: DataOptions, options: MeasureOptions, reading: ReadingOptions
+) -> ImageSet | None:
+    """The images to measure on, prepared as the model reads them; None without `--data`."""
+    if data.data is None:
+        return None
+    return data.open(output, cast("Split", options.split), spec_of(model), reading)
+
+
+def measure(
+    output: Output, model: nn.Module, name: str, images: ImageSet | None, options: MeasureOptions
+) -> EvalResult:
+    """Measure one network, called `name`, with the progress shown."""
+    from prunekit.evaluation import evaluate
+
+    spec_of(model)
+    with counting(output, f"evaluating {name}") as progress:
+        return evaluate(
+            model,
+            images,
+            batch_size=options.batch_size,
+            latency=options.latency,
+            latency_batch=options.latency_batch,
+            threads=options.threads,
+            device=choose_device(options.device),
+            name=name,
+            on_progress=progress,
+        )

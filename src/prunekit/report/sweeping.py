@@ -1,0 +1,97 @@
+"""A sweep for people: a table, a page, and the panels of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prunekit.report import numbers, page, svg, tables
+
+if TYPE_CHECKING:
+    from prunekit.evaluation import EvalResult
+    from prunekit.report.output import Output
+    from prunekit.report.pictures import Panel
+    from prunekit.sweeps import SweepPoint
+
+_COLUMNS = ("method", "ratio", "accuracy", "parameters", "MACs", "size", "latency")
+
+
+def show_sweep(output: Output, base: EvalResult, points: Sequence[SweepPoint], format: str) -> None:
+    """All points on standard output, the unpruned network first."""
+    if format == "csv":
+        flat = tables.flat(base)
+        rows = [["", 0.0, *flat.values(), None]]
+        rows += [
+            [p.label, p.ratio, *(tables.flat(p.result).values() if p.result else [None] * len(flat)), p.error]
+            for p in points
+        ]
+        output.data(tables.csv_text(["method", "ratio", *flat, "error"], rows))
+    elif format == "markdown":
+        output.data(tables.markdown(*_cells(base, points)))
+    else:
+        output.table(tables.table(*_cells(base, points)), data=True)
+
+
+def sweep_page(title: str, base: EvalResult, points: Sequence[SweepPoint]) -> str:
+    """One page: the curves, then every figure."""
+    percent = svg.Axis("accuracy (%)", lambda value: f"{value:g}")
+    curves = {
+        "ratio": svg.Axis("ratio", lambda value: f"{value:g}"),
+        "MACs": svg.Axis("MACs", numbers.count),
+    }
+    pictures, lines = [], []
+    for name, axis in curves.items():
+        lines = [svg.Series(label, places, joined=True) for label, places in _curves(base, points, name).items()]
+        pictures.append(svg.chart(f"Accuracy (%) against {axis.label}", axis, percent, lines))
+    columns, rows = _cells(base, points)
+    pictures = [picture for picture in pictures if picture]
+    parts = [page.charts(pictures), svg.legend(lines)] if pictures else []
+    return page.page(title, [*parts, page.heading("All points"), page.table(columns, rows)])
+
+
+def sweep_panels(base: EvalResult, points: Sequence[SweepPoint]) -> list[Panel]:
+    """For Matplotlib: accuracy against the ratio and against MACs (millions)."""
+    panels: list[Panel] = []
+    for label, name, unit in (("share of channels removed", "ratio", 1.0), ("MACs (millions)", "MACs", 1e6)):
+        curves = _curves(base, points, name)
+        panels.append((label, [(key, [(p.x / unit, p.y, "") for p in places]) for key, places in curves.items()]))
+    return panels
+
+
+def _curves(base: EvalResult, points: Sequence[SweepPoint], against: str) -> dict[str, tuple[svg.Point, ...]]:
+    """For each method its points by ratio, beginning at the unpruned network."""
+    curves: dict[str, list[svg.Point]] = {}
+    for point in points:
+        if base.accuracy is not None and point.result is not None and point.result.accuracy is not None:
+            start = [_place(base, 0.0, "unpruned", against)]
+            note = f"{point.label}, ratio {point.ratio:g}"
+            curves.setdefault(point.label, start).append(_place(point.result, point.ratio, note, against))
+    return {label: tuple(places) for label, places in curves.items()}
+
+
+def _place(result: EvalResult, ratio: float, note: str, against: str) -> svg.Point:
+    accuracy = 100 * (result.accuracy or 0.0)
+    x = ratio if against == "ratio" else float(result.macs)
+    return svg.Point(x, accuracy, note=f"{note}: {accuracy:.2f} %, {numbers.count(result.macs)} MACs")
+
+
+def _cells(base: EvalResult, points: Sequence[SweepPoint]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The table; a column without any figure is left out."""
+    rows = [
+        ("unpruned", "", *_figures(base, base)),
+        *((p.label, f"{p.ratio:g}", *_figures(base, p.result)) for p in points),
+    ]
+    shown = [i for i in range(len(_COLUMNS)) if any(row[i] not in (numbers.NONE, "") for row in rows)]
+    return [_COLUMNS[i] for i in shown], [tuple(row[i] for i in shown) for row in rows]
+
+
+def _figures(base: EvalResult, result: EvalResult | None) -> tuple[str, ...]:
+    if result is None:
+        return (numbers.NONE,) * 5
+    return (
+        numbers.percent(result.accuracy),
+        tables.against(base.params, result.params, f"{result.params:,}"),
+        tables.against(base.macs, result.macs, numbers.count(result.macs)),
+        numbers.data_size(result.bytes),
+        numbers.milliseconds(result.latency_ms.p50 if result.latency_ms else None),
+    )

@@ -1,0 +1,340 @@
+"""What people keep: comparisons, sweeps, sensitivity and pages, each checked against the figures it shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import schemas
+from networks import lively
+from prunekit import checkpoint, models, surgery
+from prunekit.cli.app import run
+from prunekit.cli.commands.sweep import read_ratios
+from prunekit.cli.fields import from_text
+from prunekit.data import open_data
+from prunekit.errors import InputError, SurgeryError
+from prunekit.evaluation import accuracy
+from prunekit.methods import registry
+from prunekit.plan import Keep, Plan
+from prunekit.report import page, svg
+from prunekit.report.tables import csv_text, markdown
+from prunekit.sensitivity import filter_norms, sensitivity
+from prunekit.sweeps import Variant, sweep
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network for the digits whose channels differ."""
+    path = tmp_path_factory.mktemp("models") / "net.pt"
+    checkpoint.save(lively(models.build("vgg_digits", {"config": "8-8-M-16", "width": 1})).float(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def document(capsys: Capture, *arguments: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run([*map(str, arguments), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    schemas.check(found)
+    return found
+
+
+def refused(capsys: Capture, *arguments: object) -> str:
+    """What a command says that must refuse its input, in two lines at most and with nothing on standard output."""
+    capsys.readouterr()
+    assert run([*map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) <= 2
+    return captured.err
+
+
+class Outside(HTMLParser):
+    """Collects what a page would fetch or run, and checks that its tags match."""
+
+    VOID = frozenset(("meta", "br"))
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.look_at(tag, attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.look_at(tag, attrs)
+
+    def look_at(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "link", "img", "iframe"):
+            self.fetched.append(tag)
+        self.fetched += [str(value) for name, value in attrs if name in ("src", "href") or name.startswith("on")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def opened(path: Path) -> str:
+    """The text of a page that fetches nothing and runs nothing."""
+    content = path.read_text(encoding="utf-8")
+    found = Outside(content)
+    assert not found.fetched
+    assert not re.search(r"@import|url\(", content)
+    return " ".join(found.text)
+
+
+def test_a_comparison_in_every_form(network: Path, here: Path, capsys: Capture) -> None:
+    assert run(["merge", str(network), "--ratio", ".5", "-o", "<small>.pt"]) == 0
+    models = [network, "<small>.pt"]
+    given = ["compare", *models, "--data", "digits", "--html", "c.html", "--picture", "c.png", "--threads", "1"]
+    facts = document(capsys, *given)
+    assert facts["schema"] == "prunekit.compare"
+    assert facts["files"] == ["c.html", "c.png"]
+    first, second = facts["results"]
+    assert second["params"] < first["params"]
+    text = opened(here / "c.html")
+    assert f"{100 * second['accuracy']:.2f} %" in text
+    assert "<small>.pt" in text
+    assert (here / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert "exists" in refused(capsys, *given)
+    assert run(["compare", *map(str, models), "--no-latency", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["model"], int(row["params"])) for row in rows] == [(r["model"], r["params"]) for r in facts["results"]]
+    assert rows[0]["accuracy"] == ""
+    assert run(["compare", *map(str, models), "--no-latency", "--format", "markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--picture", "c.gif"], "has the suffix '.gif'"),
+        (["--picture", "c.png"], "needs images"),
+        (["--html", "nowhere/c.html"], "there is no folder"),
+        (["--format", "xml"], "unknown format 'xml'"),
+        (["--threads", "0"], "--threads must be at least 1"),
+    ],
+)
+def test_a_comparison_that_cannot_be_shown_measures_nothing(
+    flags: list[str], message: str, network: Path, here: Path, capsys: Capture
+) -> None:
+    assert message in refused(capsys, "compare", network, *flags)
+    assert not list(here.iterdir())
+
+
+def test_text_from_outside_is_text_on_a_page() -> None:
+    nasty = '<script>alert("1")</script>&'
+    content = page.page(nasty, [page.paragraph(nasty), page.table([nasty], [[nasty]]), page.bar(nasty, 1, 1)])
+    found = Outside(content + svg.chart(nasty, svg.Axis(nasty, str), svg.Axis(nasty, str), _line(nasty)))
+    assert not found.fetched
+    assert nasty in found.text
+
+
+def _line(name: str) -> list[svg.Series]:
+    return [svg.Series(name, (svg.Point(1, 2, name, name),))]
+
+
+@pytest.mark.parametrize(
+    "values", [[(1.0, 1.0)], [(0.0, 0.0), (1e9, 100.0)], [(3.0, 98.1), (3.0, 98.2)], [(1e-9, -5.0)]]
+)
+def test_charts_keep_their_points_on_the_paper(values: list[tuple[float, float]]) -> None:
+    points = tuple(svg.Point(x, y, str(i)) for i, (x, y) in enumerate(values))
+    drawn = svg.chart("t", svg.Axis("x", str), svg.Axis("y", str), [svg.Series("a", points, joined=True)])
+    places = [(float(x), float(y)) for x, y in re.findall(r'<circle class="f0" cx="([^"]+)" cy="([^"]+)"', drawn)]
+    assert len(places) == len(values)
+    assert all(0 < x < 480 and 0 < y < 330 for x, y in places)
+    assert len(set(places)) == len(values)
+
+
+def test_tables_quote_what_would_break_them() -> None:
+    assert markdown(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
+    assert csv_text(["a", "b"], [['x,"y"', None]]) == 'a,b\n"x,""y""",\n'
+
+
+def test_a_sweep_goes_on_where_it_stopped(
+    network: Path, here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["sweep", network, "--data", "digits", "--no-latency", "--method", "merge:restore=none", "-o", "s.json"]
+    from prunekit import api
+
+    genuine, calls = api.prune, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["config"].ratio)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return genuine(*args, **kwargs)
+
+    monkeypatch.setattr(api, "prune", interrupted)
+    ratios = ["--ratios", "0.2:0.8:0.2"]
+    assert run([*map(str, given), *ratios]) == 130
+    assert len(json.loads((here / "s.json").read_text())["points"]) == 2
+    assert "--resume" in refused(capsys, *given, *ratios)
+    facts = document(capsys, *given, *ratios, "--resume", "--picture", "s.svg", "--html", "s.html")
+    assert calls == [0.2, 0.4, 0.6, 0.6, 0.8]
+    assert [point["ratio"] for point in facts["points"]] == [0.2, 0.4, 0.6, 0.8]
+    assert json.loads((here / "s.json").read_text()) == facts
+    whole = document(capsys, *given[:-1], "whole.json", *ratios)
+    assert [p["result"] for p in whole["points"]] == [p["result"] for p in facts["points"]]
+    assert "<svg" in (here / "s.svg").read_text()
+    assert "merge:restore=none" in opened(here / "s.html")
+
+
+def test_a_sweep_measures_what_the_commands_measure(network: Path, capsys: Capture) -> None:
+    given = ["--data", "digits", "--no-latency"]
+    facts = document(capsys, "sweep", network, *given, "--ratios", "0.5", "--calibration", "200")
+    assert [point["method"] for point in facts["points"]] == registry.names()
+    for point in facts["points"]:
+        target = f"{point['method']}.pt"
+        images = ["--data", "digits", "--calibration", "200"]
+        assert run([point["method"], str(network), "--ratio", "0.5", *images, "-o", target, "-q"]) == 0
+        alone = document(capsys, "eval", target, *given)
+        for key in ("accuracy", "loss", "params", "macs"):
+            assert point["result"][key] == alone[key], point["method"]
+
+
+def test_a_sweep_of_another_network_is_not_gone_on_with(network: Path, here: Path, capsys: Capture) -> None:
+    given = ["--no-latency", "--ratios", "0.5", "--method", "merge", "-o", "s.json"]
+    document(capsys, "sweep", network, *given)
+    assert "a sweep of other weights" in refused(capsys, "sweep", "prunekit:vgg_digits", *given, "--resume")
+    assert "of other data" in refused(capsys, "sweep", network, *given, "--data", "digits", "--resume")
+    (here / "s.json").write_text("{}")
+    assert "not a sweep that could go on" in refused(capsys, "sweep", network, *given, "--resume")
+
+
+def test_what_a_method_refuses_is_a_point_without_figures() -> None:
+    model = models.build("lenet_300_100")
+    points = sweep(model, [Variant("slim"), Variant("merge")], [0.5], lambda small, name: _measured(small, name))
+    assert [point.result is None for point in points] == [True, False]
+    assert points[0].error is not None
+    assert "batch norm" in points[0].error
+
+
+def _measured(model: torch.nn.Module, name: str) -> Any:
+    from prunekit.evaluation import evaluate
+
+    return evaluate(model, name=name)
+
+
+@pytest.mark.parametrize(
+    ("text", "ratios"),
+    [("0.5", [0.5]), (".2, 0.1,.2", [0.1, 0.2]), ("0.1:0.9:0.2", [0.1, 0.3, 0.5, 0.7, 0.9]), ("0.25:0.5:1", [0.25])],
+)
+def test_ratios(text: str, ratios: list[float]) -> None:
+    assert read_ratios(text) == ratios
+
+
+@pytest.mark.parametrize(
+    "text", ["", "half", "0", "1", "1.5", "0.1:0.9", "0.1:0.9:0", "0.1:0.9:-1", "nan", "0.1:inf:0.1"]
+)
+def test_ratios_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="shares between 0 and 1"):
+        read_ratios(text)
+
+
+def test_settings_in_a_text_have_the_types_of_their_fields() -> None:
+    config = registry.get("merge").Config
+    assert from_text(config, "restore=none,lambda=1,min-channels=2") == {
+        "restore": "none",
+        "lam": 1.0,
+        "min_channels": 2,
+    }
+    for text, message in (
+        ("criterio=l1-norm", "unknown setting"),
+        ("lambda", "not a setting"),
+        ("lambda=x", "a number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            from_text(config, text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "merg"], "unknown method 'merg'"),
+        (["--method", "merge:ratio=.5"], "--ratios says that"),
+        (["--method", "merge:criterion=l3"], "unknown criterion"),
+        (["--ratios", "0.001:0.999:0.0005"], "points are more than"),
+        (["-o", "-"], "keeps its points in a file"),
+        (["-o", "nowhere/s.json"], "there is no folder"),
+        (["--picture", "s.png"], "needs images"),
+    ],
+)
+def test_bad_sweeps(flags: list[str], message: str, network: Path, here: Path, capsys: Capture) -> None:
+    assert message in refused(capsys, "sweep", network, *flags)
+    assert not list(here.iterdir())
+
+
+def test_sensitivity_is_the_accuracy_without_the_smallest_filters(network: Path) -> None:
+    model, images = checkpoint.load(network), open_data("digits", "test")
+    graph = surgery.trace(model, torch.zeros(1, 1, 8, 8))
+    found = {group.group: group for group in sensitivity(model, graph, images, (0.25, 0.5))}
+    assert set(found) == {"features.0", "features.3", "features.7"}
+    weight = model.get_submodule("features.3").weight
+    norms = weight.detach().double().abs().sum((1, 2, 3))
+    group = graph.group("features.3")
+    torch.testing.assert_close(torch.from_numpy(filter_norms(model, group)), norms)
+    kept = norms.argsort(stable=True)[2:].sort().values.tolist()
+    small = surgery.edit(model, Plan([Keep("features.3", kept)]), graph)
+    assert found["features.3"].removed == (2, 4)
+    assert found["features.3"].accuracy[0] == accuracy(small, images).accuracy
+
+
+def test_inspect_shows_sensitivity_and_widths_before(network: Path, here: Path, capsys: Capture) -> None:
+    assert run(["merge", str(network), "--ratio", ".5", "-o", "small.pt"]) == 0
+    given = ["inspect", "small.pt", "--sensitivity", "--data", "digits", "--images", "100", "--ratios", ".5"]
+    facts = document(capsys, *given, "--html", "i.html")
+    assert facts["sensitivity"]["images"] == 100
+    assert facts["original"]["widths"]["features.3"] == 8
+    assert facts["original"]["params"] == sum(p.numel() for p in checkpoint.load(network).parameters())
+    text = opened(here / "i.html")
+    assert "4 of 8" in text
+    assert "10 frozen: the model's output" in text
+    assert run(given) == 0
+    assert "4 of 8" in capsys.readouterr().out
+    assert document(capsys, "inspect", network)["original"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sensitivity"], "needs images"),
+        (["--data", "digits"], "is for --sensitivity"),
+        (["--sensitivity", "--data", "digits", "--ratios", "2"], "between 0 and 1"),
+        (["--sensitivity", "--data", "digits", "--images", "0"], "--images must be at least 1"),
+    ],
+)
+def test_bad_inspections(flags: list[str], message: str, network: Path, capsys: Capture) -> None:
+    assert message in refused(capsys, "inspect", network, *flags)
+
+
+def test_nothing_to_be_sensitive_about() -> None:
+    model = torch.nn.Linear(3, 2)
+    graph = surgery.trace(model, torch.zeros(1, 3))
+    with pytest.raises((InputError, SurgeryError), match="no channels"):
+        sensitivity(model, graph, open_data("digits", "test"))
