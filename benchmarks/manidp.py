@@ -20,9 +20,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import prunekit as pk
 from prunekit.data import ImageSet
@@ -37,11 +41,13 @@ from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
 from prunekit.methods.manidp.fit import add_gates, fit
 from prunekit.methods.manidp.recipe import GateRecipe
 from prunekit.methods.manidp.record import observe
+from prunekit.methods.manidp.runtimes import choose
+from prunekit.methods.manidp.runtimes.buckets import add_buckets
 from prunekit.methods.manidp.statistics import spearman
 from prunekit.methods.manidp.thresholds import calibrate
 from prunekit.recipe import TrainConfig
 from prunekit.spec import InputSpec
-from prunekit.surgery.gated import GatedConv
+from prunekit.surgery.gated import GatedConv, gated_layers
 from prunekit.training import EpochEvent, train
 
 IMAGENET = InputSpec((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -233,6 +239,13 @@ def _report(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", choices=sorted(ROWS), nargs="?")
+    parser.add_argument("--speed", action="store_true", help="time the runtimes instead")
+    parser.add_argument("--arch", default="torchvision:resnet18", help="speed: the network, with random weights")
+    parser.add_argument("--keep", type=float, default=0.5, help="speed: share of each layer's channels to keep")
+    parser.add_argument("--batch", type=int, default=1, help="speed: images at a time; gather takes one")
+    parser.add_argument("--threads", type=int, default=1, help="speed: CPU threads")
+    parser.add_argument("--timings", type=int, default=25, help="speed: timed passes of each, taken in turns")
+    parser.add_argument("--json", action="store_true", help="speed: print JSON")
     parser.add_argument("--start", type=Path, help="the trained network")
     parser.add_argument("--data")
     parser.add_argument("--folder", type=Path, help="where steps and results are kept")
@@ -242,5 +255,67 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def speed(options: argparse.Namespace) -> None:
+    """Time the runtimes of a network with random weights and gates against the same network without gates."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model = _random_gates(options.arch, options.keep)
+    cost = dynamic_cost(model, graph_of(model))
+    images = torch.randn(64, *choose.images_like(model, 1).shape[1:])
+    add_buckets(model, cost, images, 2)
+    networks = {"dense": choose.dense(copy.deepcopy(model)), "masked": choose.masked(model)}
+    if options.batch == 1:
+        networks["gather"] = choose.accelerate(model, "gather")[0]
+    networks["buckets"] = choose.accelerate(model, "buckets", batch=options.batch)[0]
+    batch = choose.images_like(model, options.batch)
+    times = choose.timed(networks, batch, options.timings)
+    record = observe(model, cost, [(images, None)])
+    facts: dict[str, Any] = {"arch": options.arch, "keep": options.keep, "batch": options.batch}
+    facts["macs_share"] = record.mean_macs / cost.dense
+    facts["buckets_macs_share"] = pk.inspect(networks["buckets"].networks[0]).cost.macs / cost.dense
+    for name, values in times.items():
+        facts[f"{name}_ms"] = round(1e3 * statistics.median(values), 3)
+        facts[f"{name}_ms_min"] = round(1e3 * min(values), 3)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return
+    table = Table(title=f"{options.arch}, batch {options.batch}, keep {options.keep}, {options.threads} thread(s)")
+    for heading in ("runtime", "median ms", "least ms", "of dense speed"):
+        table.add_column(heading, justify="left" if heading == "runtime" else "right")
+    for name in times:
+        ratio = facts["dense_ms"] / facts[f"{name}_ms"]
+        table.add_row(name, str(facts[f"{name}_ms"]), str(facts[f"{name}_ms_min"]), f"{ratio:.2f}")
+    Console(width=100).print(table)
+
+
+def _random_gates(arch: str, keep: float) -> nn.Module:
+    """A network with random weights, batch norms and gates, and thresholds by which images keep a share of channels."""
+    model = add_gates(pk.load(arch), GateRecipe())
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.2, 0.6)
+            nn.init.normal_(module.bias, 0, 0.2)
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+
+    def set_threshold(_: nn.Module, __: Any, pi: Tensor, *, layer: GatedConv) -> None:
+        layer.threshold.copy_(pi.flatten().quantile(1 - keep))
+
+    hooks = []
+    for _, layer in gated_layers(model):
+        nn.init.normal_(layer.gate.excite.weight, 0, 0.5)
+        nn.init.uniform_(layer.gate.excite.bias, 0.2, 0.8)
+        hooks.append(layer.gate.register_forward_hook(partial(set_threshold, layer=layer)))
+    with torch.no_grad():
+        model(choose.images_like(model, 16))
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
 if __name__ == "__main__":
-    run(_options())
+    chosen = _options()
+    if chosen.speed:
+        speed(chosen)
+    else:
+        run(chosen)

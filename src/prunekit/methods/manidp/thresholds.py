@@ -87,11 +87,11 @@ def _search(model: nn.Module, cost: DynamicCost, batches: Batches, target: float
     first = observe(model, cost, batches(), saliencies=True)
     if len(first.kept) < FEWEST:
         raise InputError(f"{len(first.kept)} images are too few to set thresholds by", hint=f"give at least {FEWEST}")
-    ordered = [pi.flatten().sort().values for pi in first.saliencies]
+    ordered = ordered_saliencies(first)
     aim, best = target, None
     for _ in range(_ROUNDS):
         quantile = _quantile(ordered, first.saliencies, cost, aim)
-        values = _at(ordered, quantile)
+        values = thresholds_at(ordered, quantile)
         for layer, value in zip(layers.values(), values, strict=True):
             layer.threshold.fill_(value)
         record = observe(model, cost, batches())
@@ -115,7 +115,7 @@ def _quantile(ordered: list[Tensor], saliencies: tuple[Tensor, ...], cost: Dynam
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        limits = _at(ordered, middle)
+        limits = thresholds_at(ordered, middle)
         kept = [((pi >= limit) & (pi > 0)).sum(1) for pi, limit in zip(saliencies, limits, strict=True)]
         if float(cost.macs(torch.stack(kept, 1)).mean()) > aim:
             low = middle
@@ -124,7 +124,12 @@ def _quantile(ordered: list[Tensor], saliencies: tuple[Tensor, ...], cost: Dynam
     return high
 
 
-def _at(ordered: list[Tensor], quantile: float) -> list[float]:
+def ordered_saliencies(record: Record) -> list[Tensor]:
+    """All saliencies of each layer, ascending."""
+    return [pi.flatten().sort().values for pi in record.saliencies]
+
+
+def thresholds_at(ordered: list[Tensor], quantile: float) -> list[float]:
     """That quantile of each layer's saliencies; past the last, more than any."""
     places = [int(quantile * len(values)) for values in ordered]
     return [
