@@ -20,6 +20,7 @@ from prunekit.plan import Plan
 from prunekit.restore.images import Images
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost, Graph
+from prunekit.surgery.gated import gated_layers
 from prunekit.surgery.trace import example_of
 
 if TYPE_CHECKING:
@@ -106,6 +107,11 @@ def prune(
         SurgeryError: the result could not be proven to compute what was meant.
     """
     method = registry.get(name)
+    if any(gated_layers(model)):
+        raise InputError(
+            f"'{name}' prunes networks without gates, and this one has some",
+            hint="prune the network first and train gates then; manidp prune-static removes what gates never keep",
+        )
     config = config or make_config(name, **settings)
     example = _example(model, x)
     started = time.perf_counter()

@@ -7,6 +7,7 @@ so that a gated network still traces, exports and copies.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -100,7 +101,9 @@ def insert_gates(model: nn.Module, gates: Iterable[Gate]) -> nn.Module:
         conv, first = chain[-1], chain[0]
         if not isinstance(norm, _NormBase) or not hasattr(first, "in_channels") or not hasattr(conv, "out_channels"):
             raise SurgeryError(f"'{gate.conv}' and '{gate.norm}' are no convolution with its batch norm")
-        net = SaliencyNet(int(str(first.in_channels)), gate.hidden, int(str(conv.out_channels)))
+        with torch.random.fork_rng([]):  # one plan, one result: the start depends on the layer's name alone
+            torch.manual_seed(zlib.crc32(gate.conv.encode()))
+            net = SaliencyNet(int(str(first.in_channels)), gate.hidden, int(str(conv.out_channels)))
         net.to(next(conv.parameters()))
         inner = conv if len(chain) == 1 else nn.Sequential(*chain)
         for name in (*gate.before, gate.norm):

@@ -4,6 +4,7 @@ follow the schedule (Tang et al., CVPR 2021, equations 4 to 12).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -75,7 +76,7 @@ class ManifoldObjective(Objective):
             rate = self._recipe.keep_rate(epoch, epochs)
             for layer, total in zip(self._layers.values(), torch.split(sums, list(self._cost.channels)), strict=True):
                 means = (total / losses[1]).sort(descending=True).values
-                wanted = -int(-rate * len(means) // 1)
+                wanted = math.ceil(rate * len(means) - 1e-9)  # not one more where the product is rounded up
                 layer.threshold.copy_(means[wanted - 1])
         self._figures = self._measured(world)
         self._reset(sums.device)
