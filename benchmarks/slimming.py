@@ -36,7 +36,11 @@ IMAGENET = InputSpec((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment: what is trained how, and the amounts that are pruned."""
+    """One experiment: what is trained how, and the amounts that are pruned.
+
+    `l1_control` is the amount at which plain L1-norm pruning, whose uniform widths come in coarse steps, has at least
+    as many MACs left.
+    """
 
     arch: str
     sparsity: float
@@ -45,7 +49,8 @@ class Row:
     tuning: dict[str, Any]
     arch_args: dict[str, Any] = field(default_factory=dict)
     input: InputSpec | None = None
-    l1_control: bool = False
+    scope: str = "all"
+    l1_control: dict[str, Any] | None = None
 
 
 _PAPER: dict[str, Any] = {"epochs": 160, "batch_size": 64, "lr": 0.1, "schedule": "step", "weight_decay": 1e-4}
@@ -57,12 +62,13 @@ ROWS = {
     "densenet40": Row("densenet40_12", 1e-5, ({"ratio": 0.4}, {"ratio": 0.6}), _PAPER, _PAPER),
     "resnet20": Row(
         "resnet20_cifar",
-        1e-2,
+        5e-3,
         ({"target_macs": "50%"},),
         {**_SHORT, "epochs": 3, "lr": 0.05},
-        {**_SHORT, "epochs": 2, "lr": 0.02},
+        {**_SHORT, "epochs": 2, "lr": 0.01},
         input=IMAGENET,
-        l1_control=True,
+        scope="inner",
+        l1_control={"ratio": 0.5},
     ),
 }
 
@@ -113,20 +119,22 @@ def main() -> None:
         pk.open_data(options.data, "test", root=options.data_root, input_spec=spec),
     )
     results = [_line("baseline", start, bench)] if options.start else []
-    sparse = bench.trained("sparse", _start(row, options.start), {**row.training, "sparsity": row.sparsity})
+    sparse = bench.trained(
+        "sparse", _start(row, options.start), {**row.training, "sparsity": row.sparsity, "sparsity_scope": row.scope}
+    )
     results.append(_line("sparse", sparse, bench))
     calibration = next(bench.train_set.sample(1000, seed=0).batches(1000))[0]
     for amount in row.amounts:
         for way, restore in WAYS.items():
             label = f"slim {_said(amount)}, {way}"
             images = calibration if restore == "calibrate" else None
-            results.append(_pruned(label, "slim", sparse, {**amount, "restore": restore}, images, row, bench))
-        if row.l1_control:
-            settings = {**amount, "restore": "none", "criterion": "l1-norm"}
-            for name, model in (("baseline", start), ("sparse", sparse)):
-                results.append(
-                    _pruned(f"L1 norm {_said(amount)} of {name}", "merge", model, settings, None, row, bench)
-                )
+            results.append(
+                _pruned(label, "slim", sparse, {**amount, "restore": restore, "scope": row.scope}, images, row, bench)
+            )
+    if row.l1_control:
+        settings = {**row.l1_control, "restore": "none", "criterion": "l1-norm"}
+        label = f"L1 norm {_said(row.l1_control)} of the baseline"
+        results.append(_pruned(label, "merge", start, settings, None, row, bench))
     _report(options, results)
 
 

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunekit.api import Inspection, Pruned, apply, export, inspect, merge, prune, slim, verify
-    from prunekit.checkpoint import load, save
+    from prunekit.api import Inspection, Pruned, apply, export, inspect, load, merge, prune, slim, verify
+    from prunekit.checkpoint import save
     from prunekit.data import open_data
     from prunekit.errors import CheckFailed, InputError, PrunekitError, SurgeryError, TrainingError
     from prunekit.evaluation import EvalResult, evaluate
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "prunekit.api": ("Inspection", "Pruned", "apply", "export", "inspect", "merge", "prune", "slim", "verify"),
-    "prunekit.checkpoint": ("load", "save"),
+    "prunekit.api": ("Inspection", "Pruned", "apply", "export", "inspect", "load", "merge", "prune", "slim", "verify"),
+    "prunekit.checkpoint": ("save",),
     "prunekit.data": ("open_data",),
     "prunekit.errors": ("CheckFailed", "InputError", "PrunekitError", "SurgeryError", "TrainingError"),
     "prunekit.evaluation": ("EvalResult", "evaluate"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from torch import nn
 
@@ -54,6 +55,31 @@ class Pruned:
     difference: float
     seconds: float
     verify_seconds: float
+
+
+def load(
+    source: str | os.PathLike[str] | BinaryIO, *, runtime: str | None = None, budget: str | None = None, **reading: Any
+) -> nn.Module:
+    """A network in eval mode; `reading` is what `prunekit.checkpoint.load` takes: `arch`, `trust_pickle` and others.
+
+    Networks with gates (ManiDP) also take the name of a stored `budget`, whose thresholds they then have, and a
+    `runtime` (`masked`, `gather`, `buckets` or `auto`): the network returned then runs that way, for inference alone.
+
+    Raises:
+        InputError: the source is no such network, or has no such budget or runtime.
+    """
+    from prunekit.checkpoint import load as read
+
+    model = read(source, **reading)
+    if budget is not None:
+        from prunekit.methods.manidp.thresholds import use_budget
+
+        use_budget(model, budget)
+    if runtime is None:
+        return model
+    from prunekit.methods.manidp.runtimes.choose import accelerate
+
+    return accelerate(model, runtime)[0]
 
 
 def inspect(model: nn.Module, x: Any = None) -> Inspection:

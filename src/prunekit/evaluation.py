@@ -51,7 +51,7 @@ class EvalResult:
     `images` images; all three are None without data, and `accuracy_top5` also where there are fewer than six
     classes to choose from. `params` counts parameters, `macs` multiply-accumulates for one input, `bytes` the
     weights' size (or the file's, where the network came from one), and `latency_ms` the measured time of a
-    forward pass.
+    forward pass. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None elsewhere.
     """
 
     model: str
@@ -63,10 +63,14 @@ class EvalResult:
     macs: int
     bytes: int
     latency_ms: Latency | None
+    gates: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form; its keys are the field names."""
-        return {**vars(self), "latency_ms": self.latency_ms.to_json() if self.latency_ms else None}
+        """The JSON form; its keys are the field names, `gates` only where there are some."""
+        fields = {**vars(self), "latency_ms": self.latency_ms.to_json() if self.latency_ms else None}
+        if self.gates is None:
+            del fields["gates"]
+        return fields
 
 
 @dataclass(frozen=True)

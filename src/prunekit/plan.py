@@ -69,7 +69,29 @@ class Refit:
         return {"layer": self.layer, "values": sorted(self.values)}
 
 
-Operation = Keep | Fold | Refit
+@dataclass(frozen=True)
+class Gate:
+    """Let the input decide which output channels of `conv` count: its batch norm's output is scaled by a saliency
+    that a small network predicts, and channels below a threshold are zero (Tang et al., CVPR 2021). Nothing is removed.
+
+    `norm` is the batch norm behind the convolution. `before` names modules in front of it, in order, that are gated
+    with it: the expansion in front of a depthwise convolution. All move into one module in the convolution's place.
+    `hidden` is the width of the predicting network; `rectified` says that a ReLU follows. At the start every saliency
+    is one: the network computes what it did.
+    """
+
+    conv: str
+    norm: str
+    before: tuple[str, ...] = ()
+    hidden: int = 1
+    rectified: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it; `Gate(**json)` reads it back."""
+        return {**vars(self), "before": list(self.before)}
+
+
+Operation = Keep | Fold | Refit | Gate
 
 
 @dataclass(frozen=True)
@@ -116,19 +138,27 @@ class Plan:
         """The new values for layers that stay."""
         return tuple(op for op in self.operations if isinstance(op, Refit))
 
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The layers that are to follow the input."""
+        return tuple(op for op in self.operations if isinstance(op, Gate))
+
     def to_json(self) -> dict[str, Any]:
-        """The structure as JSON; `from_json` reads the removals back."""
+        """The structure as JSON; `from_json` reads removals and gates back."""
         return {
             "keep": {keep.group: _runs(keep.index) for keep in self.keeps},
             "fold": [fold.to_json() for fold in self.folds],
             "refit": [refit.to_json() for refit in self.refits],
+            "gate": [gate.to_json() for gate in self.gates],
             "notes": dict(self.notes),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The removals of a plan that `to_json` wrote. Folds and refits carry values, which JSON does not."""
-        return cls([Keep(group, _unrun(runs)) for group, runs in data["keep"].items()], data.get("notes"))
+        """Removals and gates of a plan that `to_json` wrote. Folds and refits carry values, which JSON does not."""
+        keeps = [Keep(group, _unrun(runs)) for group, runs in data["keep"].items()]
+        gates = [Gate(**{**gate, "before": tuple(gate["before"])}) for gate in data.get("gate", ())]
+        return cls([*keeps, *gates], data.get("notes"))
 
 
 def _runs(index: Sequence[int]) -> list[list[int]]:

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from prunekit import __version__
-from prunekit.cli.build import Command, build, one_line_each
+from prunekit.cli.build import Command, build, build_group, one_line_each
 from prunekit.errors import PrunekitError, unknown_name
 from prunekit.report.output import ClosedPipeError, Output, discard_stdout
 
@@ -36,7 +36,8 @@ _AFTER_METHODS = {
     "completion": "The script that teaches bash, zsh or fish the commands, flags and choices.",
     "demo": "The whole story on the bundled digits: train, slim, merge, evaluate.",
 }
-_BUILT_IN = {**_BEFORE_METHODS, **_AFTER_METHODS}
+_GROUPS = {"manidp": "ManiDP: gates that follow each input, thresholds for a budget, real acceleration."}
+_BUILT_IN = {**_BEFORE_METHODS, **_GROUPS, **_AFTER_METHODS}
 _HELP = """Make trained PyTorch networks smaller and really faster, with proof.
 
 \b
@@ -46,6 +47,7 @@ Examples:
   prunekit slim model.pt --ratio 0.5
   prunekit merge model.pt --ratio 0.5 -o small.pt
   prunekit eval model.pt small.pt --data digits
+  prunekit manidp train model.pt --data digits --epochs 20
   prunekit export small.pt -o small.onnx
   prunekit slim model.pt --ratio 0.5 -o - | prunekit eval - --data digits --json
 """
@@ -60,12 +62,14 @@ class RootGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """All commands: the built-in ones, and one for each installed method."""
         del ctx
-        return [*_BEFORE_METHODS, *_methods(), *_AFTER_METHODS]
+        return [*_BEFORE_METHODS, *_methods(), *_GROUPS, *_AFTER_METHODS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name; while help lists them, only its name and summary."""
         if cmd_name not in self.list_commands(ctx):
             return None
+        if cmd_name in _GROUPS and not self.listing:
+            return build_group(cmd_name, _GROUPS[cmd_name], _module(cmd_name).COMMANDS)
         command = Command(_nothing) if self.listing else _load(cmd_name)
         return build(cmd_name, _summary(cmd_name), command)
 
@@ -118,12 +122,15 @@ def _nothing() -> None:
 
 def _load(name: str) -> Command:
     if name in _BUILT_IN:
-        module = importlib.import_module(f"prunekit.cli.commands.{name}")
-        command: Command = module.COMMAND
+        command: Command = _module(name).COMMAND
         return command
     from prunekit.cli.commands.method import command_for
 
     return command_for(name)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"prunekit.cli.commands.{name}")
 
 
 def _show_version(wanted: bool) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from prunekit.cli import config
 from prunekit.cli.fields import collect, options_of
-from prunekit.errors import InputError
+from prunekit.errors import InputError, unknown_name
 from prunekit.report.output import Output
 
 _COMMON = "Common options"
@@ -104,6 +104,35 @@ def build(name: str, summary: str, command: Command) -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
     )(_callback(command))
     return typer.main.get_command(app)
+
+
+def build_group(name: str, summary: str, commands: Mapping[str, tuple[str, Command]]) -> Any:
+    """The parsing object for a group of commands, each with one line of help."""
+    group = SubGroup(name=name, help=_group_help(summary, commands), short_help=summary, rich_markup_mode=None)
+    group.context_settings = {"help_option_names": ["-h", "--help"]}
+    for own, (line, command) in commands.items():
+        group.add_command(build(own, line, command), own)
+    return group
+
+
+class SubGroup(TyperGroup):
+    """A group whose unknown commands are answered with the nearest ones."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is to run."""
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            raise unknown_name(f"command of {self.name}", args[0], known)
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands in the order they were given in."""
+        del ctx
+        return list(self.commands)
+
+
+def _group_help(summary: str, commands: Mapping[str, tuple[str, Command]]) -> str:
+    return _help_text(summary, tuple(command.examples[0] for _, command in commands.values()))
 
 
 def _help_text(summary: str, examples: tuple[str, ...]) -> str:

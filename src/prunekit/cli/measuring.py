@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -50,15 +51,26 @@ def measure_all(
     output: Output, sources: list[str], data: DataOptions, options: MeasureOptions, reading: ReadingOptions
 ) -> list[EvalResult]:
     """Read and measure each model that `sources` name; one of them may be standard input."""
+    return [result for _, _, result in measured(output, sources, data, options, reading)]
+
+
+def measured(
+    output: Output,
+    sources: list[str],
+    data: DataOptions,
+    options: MeasureOptions,
+    reading: ReadingOptions,
+    prepare: Callable[[nn.Module], object] = lambda _: None,
+) -> Iterator[tuple[nn.Module, ImageSet | None, EvalResult]]:
+    """As `measure_all`, with each model, after `prepare` has seen it, and the images that it was measured on."""
     if sources.count(STREAM) > 1:
         raise InputError("standard input was given twice", hint="only one model can come from a pipe")
-    results = []
     for source in sources:
         model, size = read_model(source, reading)
+        prepare(model)
         images = open_images(output, model, data, options, reading)
         result = measure(output, model, describe_source(source), images, options)
-        results.append(dataclasses.replace(result, bytes=size if size is not None else result.bytes))
-    return results
+        yield model, images, dataclasses.replace(result, bytes=size if size is not None else result.bytes)
 
 
 def open_images(

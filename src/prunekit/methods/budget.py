@@ -45,8 +45,8 @@ def read_budget(config: Config, now: Cost) -> Budget:
     if given == ["ratio"]:
         return Budget("ratio", check_ratio(config.ratio))
     if given == ["target_macs"]:
-        return Budget("macs", _amount("--target-macs", config.target_macs, now.macs))
-    return Budget("params", _amount("--target-params", config.target_params, now.params))
+        return Budget("macs", read_amount("--target-macs", config.target_macs, now.macs))
+    return Budget("params", read_amount("--target-params", config.target_params, now.params))
 
 
 def check_ratio(ratio: object) -> float:
@@ -60,7 +60,12 @@ def check_ratio(ratio: object) -> float:
     return float(ratio)
 
 
-def _amount(flag: str, value: str | float | None, now: int) -> float:
+def read_amount(flag: str, value: str | float | None, now: int) -> float:
+    """An amount such as `50%` of `now`, `20M` or `1.5G`, between 0 and `now`.
+
+    Raises:
+        InputError: it is none, or out of range.
+    """
     match = _AMOUNT.fullmatch(str(value))
     try:
         number, unit = float(match[1]), match[2].upper()  # type: ignore[index]

@@ -54,36 +54,36 @@ def gammas_of(model: nn.Module) -> torch.Tensor:
 
 def draw_gammas(before: torch.Tensor, after: torch.Tensor, threshold: float | None, path: Path) -> None:
     """Histograms of |gamma| before and after, with the threshold between what went and what stayed."""
-    axes = _axes(xlabel="|gamma|", ylabel="channels", title="Batch-norm scales")
+    axes = new_chart(xlabel="|gamma|", ylabel="channels", title="Batch-norm scales")
     top = float(max([t.max() for t in (before, after) if t.numel()], default=torch.tensor(1.0)))
     bins = torch.linspace(0, top or 1.0, 61).tolist()
     axes.hist(before.tolist(), bins=bins, color=_BEFORE, label="before")
     axes.hist(after.tolist(), bins=bins, color=_AFTER, label="after", histtype="step", linewidth=1.6)
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}")
-    _write(axes, path)
+    write_chart(axes, path)
 
 
 def draw_widths(before: Mapping[str, int], after: Mapping[str, int], path: Path) -> None:
     """Output channels of each layer before and after, in execution order."""
-    axes = _axes(xlabel="", ylabel="channels", title="Widths", width=max(6.0, 0.22 * len(before)))
+    axes = new_chart(xlabel="", ylabel="channels", title="Widths", width=max(6.0, 0.22 * len(before)))
     places = range(len(before))
     axes.bar(places, list(before.values()), color=_BEFORE, label="before")
     axes.bar(places, [after.get(name, 0) for name in before], color=_AFTER, label="after", width=0.5)
     axes.set_xticks(list(places), list(before), rotation=90, fontsize=6)
-    _write(axes, path)
+    write_chart(axes, path)
 
 
 def draw_passes(passes: Sequence[PassResult], start_accuracy: float, path: Path) -> None:
     """Accuracy against MACs over the passes, right after pruning and after tuning."""
-    axes = _axes(xlabel="MACs (millions)", ylabel="accuracy (%)", title="Accuracy over the passes")
+    axes = new_chart(xlabel="MACs (millions)", ylabel="accuracy (%)", title="Accuracy over the passes")
     macs = [passes[0].before.macs / 1e6, *(p.after.macs / 1e6 for p in passes)]
     axes.plot(
         macs, [100 * start_accuracy, *(100 * p.accuracy_tuned for p in passes)], "o-", color=_AFTER, label="tuned"
     )
     axes.plot(macs[1:], [100 * p.accuracy_pruned for p in passes], "x", color=_BEFORE, label="right after pruning")
     axes.invert_xaxis()
-    _write(axes, path)
+    write_chart(axes, path)
 
 
 def draw_tradeoffs(title: str, panels: Sequence[Panel], path: Path, *, force: bool = False) -> None:
@@ -117,7 +117,8 @@ def _annotate(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         axes.annotate(note, place, fontsize=8, ha=side, va="center")
 
 
-def _axes(*, xlabel: str, ylabel: str, title: str, width: float = 6.0) -> Axes:
+def new_chart(*, xlabel: str, ylabel: str, title: str, width: float = 6.0) -> Axes:
+    """An empty chart."""
     figure = require_matplotlib()(figsize=(min(width, 40.0), 4.0), layout="constrained")
     axes: Axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -125,8 +126,10 @@ def _axes(*, xlabel: str, ylabel: str, title: str, width: float = 6.0) -> Axes:
     return axes
 
 
-def _write(axes: Axes, path: Path) -> None:
-    axes.legend(frameon=False)
+def write_chart(axes: Axes, path: Path) -> None:
+    """Write a chart as PNG, making its folder; a legend where something has a name."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = axes.get_figure(root=True)
     assert figure is not None

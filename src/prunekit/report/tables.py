@@ -81,6 +81,7 @@ def flat(result: EvalResult) -> dict[str, object]:
     """A result's figures without rounding, one a column: `latency_ms` becomes `latency_ms_p50` and so on."""
     plain = result.to_json()
     latency = plain.pop("latency_ms") or {}
+    plain.pop("gates", None)  # a document of its own
     names = ("p50", "p95", "batch", "threads", "device", "calls")
     return {**plain, **{f"latency_ms_{name}": latency.get(name) for name in names}}
 

@@ -63,12 +63,12 @@ class _Watcher:
                 self.task,
                 completed=event.step,
                 total=event.steps,
-                description=f"epoch {event.epoch}/{event.epochs} {_figures(event.loss, event.accuracy)}",
+                description=f"epoch {event.epoch}/{event.epochs} {_figures(event)}",
             )
         elif time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES:
             self.last = time.monotonic()
             self._say(
-                f"step {event.step}/{event.steps}  {_figures(event.loss, event.accuracy)}  "
+                f"step {event.step}/{event.steps}  {_figures(event)}  "
                 f"{event.images_per_second:.0f} images/s, {numbers.duration(event.eta)} left"
             )
 
@@ -80,7 +80,7 @@ class _Watcher:
 
 
 def _epoch(event: EpochEvent) -> str:
-    parts = [f"epoch {event.epoch}/{event.epochs}", _figures(event.loss, event.accuracy)]
+    parts = [f"epoch {event.epoch}/{event.epochs}", _figures(event)]
     if event.val_accuracy is not None:
         parts.append(f"validation {numbers.percent(event.val_accuracy)}")
     if event.sparsity is not None:
@@ -88,5 +88,6 @@ def _epoch(event: EpochEvent) -> str:
     return "  ".join([*parts, numbers.duration(event.seconds)])
 
 
-def _figures(loss: float, accuracy: float) -> str:
-    return f"loss {loss:.4f}  accuracy {numbers.percent(accuracy)}"
+def _figures(event: StepEvent | EpochEvent) -> str:
+    others = [f"{name.replace('_', ' ')} {numbers.percent(value, decimals=1)}" for name, value in event.figures.items()]
+    return "  ".join([f"loss {event.loss:.4f}", f"accuracy {numbers.percent(event.accuracy)}", *others])

@@ -1,7 +1,7 @@
 """Apply a plan: returns a new network. Nothing else in prunekit changes a tensor's shape.
 
 First the folds, at full width; then the removal, which is an index along each dimension of each parameter; then the
-refits. The caller's network is never touched: a failed edit leaves nothing half done.
+refits; then the gates. The caller's network is never touched: a failed edit leaves nothing half done.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
 from prunekit.surgery import attributes
 from prunekit.surgery.fold import folded
+from prunekit.surgery.gated import insert_gates
 from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.groups import Mask
 from prunekit.surgery.labels import Ids
@@ -34,6 +35,7 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     with torch.no_grad():
         small = remove(model, graph, kept, folded(model, plan, graph))
         refit(small, plan)
+        insert_gates(small, plan.gates)
     return small
 
 

@@ -7,14 +7,21 @@ so that a gated network still traces, exports and copies.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+
+from prunekit.errors import InputError, SurgeryError
+from prunekit.plan import Gate
 
 LIMIT = 1000.0  # the largest saliency
 
 
-class Gate(nn.Module):
+class SaliencyNet(nn.Module):
     """One saliency a channel and image: `pi = min(ReLU(W2 ReLU(W1 GAP(x)) + b2), 1000)`, `(N, C, ...)` -> `(N, out)`.
 
     Starts with `W2 = 0` and `b2 = 1`, so that every saliency is exactly one and the network is what it was.
@@ -29,28 +36,123 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Saliencies of the feature map `x`."""
-        pooled = x.flatten(2).mean(2)
+        return self.of_pooled(x.flatten(2).mean(2))
+
+    def of_pooled(self, pooled: Tensor) -> Tensor:
+        """Saliencies of the globally averaged feature map, `(N, C)`."""
         return F.relu(self.excite(F.relu(self.squeeze(pooled)))).clamp(max=LIMIT)
 
 
 class GatedConv(nn.Module):
-    """`norm(conv(x)) * pi * [pi >= threshold and pi > 0]`: kept channels are scaled by their saliency, others are zero.
+    """`norm(conv(x)) * pi * [pi >= threshold]`: kept channels are scaled by their saliency, the others are zero.
 
-    `threshold` is one number for the layer; 0 lets every channel with a positive saliency through.
+    `threshold` is one number for the layer; 0 lets every channel with a positive saliency through. `budgets` holds
+    further thresholds by the name of the budget that each meets. `conv` may be a chain that ends in the convolution.
     """
 
     threshold: Tensor
 
-    def __init__(self, conv: nn.Module, norm: nn.Module, gate: Gate) -> None:
+    def __init__(self, conv: nn.Module, norm: nn.Module, gate: SaliencyNet, made_by: Gate) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm
         self.gate = gate
-        self.register_buffer("threshold", torch.zeros(()))
+        self.made_by = made_by
+        self.budgets: dict[str, float] = {}
+        self.register_buffer("threshold", next(gate.parameters()).new_zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """The gated, normalised feature map; its activation follows."""
-        pi = self.gate(x)
-        kept = torch.where((pi >= self.threshold) & (pi > 0), pi, torch.zeros_like(pi))
+        scale = self.kept(self.gate(x))
         y: Tensor = self.norm(self.conv(x))
-        return y * kept.reshape(*kept.shape, *(1,) * (y.dim() - 2))
+        return y * scale.reshape(*scale.shape, *(1,) * (y.dim() - 2))
+
+    def kept(self, pi: Tensor) -> Tensor:
+        """Saliencies `(N, channels)` with zeros where they are below the threshold. The indicator is a constant."""
+        return pi * (pi >= self.threshold).to(pi.dtype)
+
+    @property
+    def layer(self) -> nn.Module:
+        """The convolution itself, at the end of the chain."""
+        return self.conv[-1] if isinstance(self.conv, nn.Sequential) else self.conv
+
+    def extra_repr(self) -> str:
+        """The budgets that thresholds are known for."""
+        return f"budgets={list(self.budgets)}" if self.budgets else ""
+
+
+def gated_layers(model: nn.Module) -> Iterator[tuple[str, GatedConv]]:
+    """The gated layers of a network and their names, in the order of its modules."""
+    for name, module in model.named_modules():
+        if isinstance(module, GatedConv):
+            yield name, module
+
+
+def insert_gates(model: nn.Module, gates: Iterable[Gate]) -> nn.Module:
+    """Put gates into `model` **in place**; it computes what it did, since every saliency is one. Returns it.
+
+    Raises:
+        SurgeryError: a layer that the model does not have, or that is no convolution or batch norm.
+    """
+    for gate in gates:
+        modules = [_module(model, name) for name in (*gate.before, gate.conv, gate.norm)]
+        *chain, norm = modules
+        conv, first = chain[-1], chain[0]
+        if not isinstance(norm, _NormBase) or not hasattr(first, "in_channels") or not hasattr(conv, "out_channels"):
+            raise SurgeryError(f"'{gate.conv}' and '{gate.norm}' are no convolution with its batch norm")
+        net = SaliencyNet(int(str(first.in_channels)), gate.hidden, int(str(conv.out_channels)))
+        net.to(next(conv.parameters()))
+        inner = conv if len(chain) == 1 else nn.Sequential(*chain)
+        for name in (*gate.before, gate.norm):
+            model.set_submodule(name, nn.Identity())
+        model.set_submodule(gate.conv, GatedConv(inner, norm, net, gate).train(norm.training))
+    return model
+
+
+def remove_gates(model: nn.Module, scales: Mapping[str, Tensor]) -> nn.Module:
+    """Take the gates out of `model` **in place**: its original architecture, with each gated layer's channels scaled by
+    `scales[layer]`, `(channels,)`, a constant instead of a saliency. Returns the model.
+    """
+    for name, layer in list(gated_layers(model)):
+        made_by, norm, scale = layer.made_by, layer.norm, scales[name]
+        assert isinstance(norm, _NormBase)
+        with torch.no_grad():
+            ones, zeros = torch.ones_like(scale), torch.zeros_like(scale)
+            norm.weight = nn.Parameter(scale * (ones if norm.weight is None else norm.weight))
+            norm.bias = nn.Parameter(scale * (zeros if norm.bias is None else norm.bias))
+            norm.affine = True
+        modules = list(layer.conv) if made_by.before else [layer.conv]
+        for place, module in zip((*made_by.before, made_by.conv, made_by.norm), (*modules, norm), strict=True):
+            model.set_submodule(place, module)
+    return model
+
+
+def describe_gates(model: nn.Module) -> list[dict[str, Any]]:
+    """The gates of a network as JSON, each with its `budgets`; `restore_gates` puts them into a fresh one."""
+    return [{**layer.made_by.to_json(), "budgets": dict(layer.budgets)} for _, layer in gated_layers(model)]
+
+
+def restore_gates(model: nn.Module, described: Iterable[Mapping[str, Any]]) -> None:
+    """Insert what `describe_gates` has noted, in place.
+
+    Raises:
+        InputError: it does not suit this network, or was written by something else.
+    """
+    try:
+        for entry in described:
+            budgets = {str(name): float(value) for name, value in entry["budgets"].items()}
+            fields = {key: value for key, value in entry.items() if key != "budgets"}
+            gate = Gate(**{**fields, "before": tuple(fields["before"])})
+            insert_gates(model, [gate])
+            layer = model.get_submodule(gate.conv)
+            assert isinstance(layer, GatedConv)
+            layer.budgets = budgets
+    except (SurgeryError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the file describes gates that its architecture cannot have: {error}") from error
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise SurgeryError(f"the plan gates '{name}', which the model does not have") from None

@@ -11,21 +11,27 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.errors import InputError
 from prunekit.surgery import attributes
+from prunekit.surgery.buckets import describe_buckets, restore_buckets
+from prunekit.surgery.gated import describe_gates, restore_gates
 from prunekit.surgery.layers import SelectedNorm
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """What surgery may have changed: shapes, the numbers that modules keep about them, and inserted selections.
+    """What surgery may have changed: shapes, the numbers that modules keep about them, inserted selections and gates.
 
-    `{"parameters": {name: shape}, "attributes": {module: {name: value}}, "selected": [batch norm, ...]}`; parameters
-    include buffers that a state dict holds.
+    `{"parameters": {name: shape}, "attributes": {module: {name: value}}, "selected": [batch norm, ...],
+    "gates": [gate, ...], "buckets": {...}}`; parameters include buffers that a state dict holds. Without gates there
+    are no such entries.
     """
+    gates, buckets = describe_gates(model), describe_buckets(model)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     modules = {name: attributes.read(module) for name, module in model.named_modules()}
     return {
         "parameters": shapes,
         "attributes": {name: values for name, values in modules.items() if values},
         "selected": [name for name, module in model.named_modules() if isinstance(module, SelectedNorm)],
+        **({"gates": gates} if gates else {}),
+        **({"buckets": buckets} if buckets else {}),
     }
 
 
@@ -37,6 +43,8 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     """
     for name in structure.get("selected", ()):
         _insert_selection(model, name)
+    restore_gates(model, structure.get("gates", ()))
+    restore_buckets(model, structure.get("buckets"))
     own = model.state_dict(keep_vars=True)
     resized: dict[int, torch.Tensor] = {}  # a tied weight stays one tensor under all of its names
     for name, shape in structure["parameters"].items():

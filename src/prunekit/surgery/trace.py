@@ -48,7 +48,8 @@ def trace(model: nn.Module, x: Any, *, probe: bool = True) -> Graph:
         InputError: the forward fails on this input.
     """
     inputs = as_inputs(x)
-    with _unfused_attention(), _no_collection(), torch.no_grad():
+    # inference mode hides the ops that composite ones are made of
+    with _unfused_attention(), _no_collection(), torch.inference_mode(False), torch.no_grad():
         recording, subject, example = _record(model, inputs)
         while True:
             classes = classify(recording)

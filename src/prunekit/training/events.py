@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class StepEvent:
     """Where a run stands: `loss` and `accuracy` (0 to 1) over this epoch's training images so far.
 
     `epoch` counts from 1, `step` from the beginning of the run. `sparsity` is the share of batch-norm gammas
-    of at most 1 % of the largest (None without batch norm). `eta` is in seconds.
+    of at most 1 % of the largest (None without batch norm). `eta` is in seconds. `figures` are what the method that
+    trains reports beside these, by name.
     """
 
     epoch: int
@@ -38,6 +39,7 @@ class StepEvent:
     sparsity: float | None
     images_per_second: float
     eta: float
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class EpochEvent:
     lr: float
     sparsity: float | None
     seconds: float
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from prunekit.training.penalty import GammaPenalty
 from prunekit.training.tally import Tally
 from prunekit.training.world import World
 
+_SAMPLE = 5000  # images that a first loss is measured on
 _PRECISION = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,14 +33,14 @@ class Learner:
         model: nn.Module,
         config: TrainConfig,
         world: World,
-        teacher: nn.Module | None,
+        objective: Objective,
         penalised: Sequence[str] | None,
     ) -> None:
         self.model, self._config, self._world = model, config, world
         self.penalty = GammaPenalty.of(model, penalised, needed=config.sparsity > 0)
-        self._optimizer = build_optimizer(model, config)
+        self.objective = objective
+        self._optimizer = build_optimizer(model, config, objective.undecayed)
         self.dtype = next(model.parameters()).dtype
-        self._objective = Objective(config, teacher)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self._average = _averaged(model, config.ema) if config.ema else None
         self._net = world.wrapped(model.train())
@@ -53,7 +54,7 @@ class Learner:
                 images, labels = next(batches)
                 with self._unsynchronised(part < parts - 1):
                     with self._autocast():
-                        loss, logits = self._objective(self._net(images), images, labels)
+                        loss, logits = self.objective(self._net(images), images, labels)
                     torch.autograd.backward(self._scaler.scale(loss / parts))
                 tally.add(step, loss, logits, labels)
         except RuntimeError as error:
@@ -93,6 +94,17 @@ class Learner:
         self.model.train()
         return None if should_stop() else tally.means()
 
+    def begin(self, data: ImageSet) -> None:
+        """A new run on the images `data` starts."""
+
+        def mean_loss() -> float:
+            sample = data.sample(min(len(data), _SAMPLE), seed=self._config.seed)
+            scored = self.score(sample, lambda: False)
+            assert scored is not None
+            return scored[0]
+
+        self.objective.begin(mean_loss)
+
     def synchronise(self) -> None:
         """Give every process the same running statistics: the mean of theirs."""
         self._world.average_(self.model.buffers())
@@ -117,6 +129,7 @@ class Learner:
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": average,
+            "objective": self.objective.state(),
         }
 
     def restore(self, tensors: dict[str, Any]) -> None:
@@ -124,6 +137,7 @@ class Learner:
         self.model.load_state_dict(tensors["model"])
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._scaler.load_state_dict(tensors["scaler"])
+        self.objective.restore(tensors.get("objective", {}))
         if self._average is not None:
             self._average.load_state_dict(tensors["average"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from prunekit.recipe import TrainConfig
 from prunekit.training.events import EpochEvent, Sink
 from prunekit.training.feed import Feed
 from prunekit.training.learner import Learner
+from prunekit.training.objective import Objective
 from prunekit.training.penalty import inner_gammas
 from prunekit.training.run import Run
 from prunekit.training.signals import StopSignals
@@ -52,16 +53,17 @@ def train(
     resume: bool = False,
     force: bool = False,
     extra: Mapping[str, Any] | None = None,
+    objective: Callable[[nn.Module, TrainConfig, nn.Module | None], Objective] = Objective.of,
     on_event: Sink | None = None,
 ) -> TrainResult:
     """Train `model` **in place** and return it; it keeps its device, memory layout and train/eval modes.
 
     `penalised` names the parameters under the L1 penalty (default: batch-norm weights, as `config.sparsity_scope`
-    says). The run's state goes to `state_path`; with `resume` it goes on from there, on one CPU process to the
-    same weights, bit for bit, as if it had never stopped (a layer that draws from another generator than torch's
-    is not covered). A state that exists is overwritten only with `force`. `extra` (JSON) is kept in the state
-    and must agree on resuming. Under torchrun every process calls this; the batch is divided among them, and
-    the first writes and reports.
+    says). `objective` makes what is minimised, from the model, the settings and the teacher. The run's state goes to
+    `state_path`; with `resume` it goes on from there, on one CPU process to the same weights, bit for bit, as if it
+    had never stopped (a layer that draws from another generator than torch's is not covered). A state that exists is
+    overwritten only with `force`. `extra` (JSON) is kept in the state and must agree on resuming. Under torchrun
+    every process calls this; the batch is divided among them, and the first writes and reports.
 
     Raises `InputError` for unusable settings or data, `TrainingError` when the run cannot start, resume or go
     on, and `Interrupted`, the state saved, on SIGINT or SIGTERM.
@@ -70,7 +72,10 @@ def train(
     began = time.monotonic()
     path = None if state_path is None else Path(state_path)
     world = join(config.device)
-    with StopSignals() as stop, _placed([model, teacher], config, world), _quiet(world):
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        stack.enter_context(_placed([model, teacher], config, world))
+        stack.enter_context(_quiet(world))
         _check_data(model, train_set, val_set)
         if penalised is None and config.sparsity and config.sparsity_scope == "inner":
             penalised = inner_gammas(model, train_set.input_spec.shape)
@@ -81,7 +86,9 @@ def train(
             "penalised": None if penalised is None else list(penalised),
             "extra": dict(extra or {}),
         }
-        learner = Learner(model, config, world, teacher, penalised)
+        aim = objective(model, config, teacher)
+        stack.callback(aim.close)
+        learner = Learner(model, config, world, aim, penalised)
         feed = Feed(train_set, config, world, learner.dtype)
         state = _state(settings, learner, path, world, resume=resume, force=force)
         with synchronised(model) if config.sync_bn and world.size > 1 else contextlib.nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.recipe import TrainConfig
+from prunekit.training.world import World
 
 _AUXILIARY = 0.3  # weight of auxiliary classifiers (Szegedy et al., "Going Deeper with Convolutions", 2015)
 
@@ -19,13 +21,25 @@ def at_least_float(logits: Tensor) -> Tensor:
 
 
 class Objective:
-    """`(1 - d) * CE + d * T² * KL(teacher / T || student / T)` (Hinton et al., 2015), `d = 0` without a teacher."""
+    """`(1 - d) * CE + d * T² * KL(teacher / T || student / T)` (Hinton et al., 2015), `d = 0` without a teacher.
+
+    A method that trains otherwise extends it: what it returns as loss is minimised, and it may keep tensors of its own
+    from step to step (`state`), act on the network between epochs (`end_epoch`), and report (`figures`).
+    """
+
+    undecayed: frozenset[str] = frozenset()
+    """Names of parameters without weight decay."""
 
     def __init__(self, config: TrainConfig, teacher: nn.Module | None) -> None:
         self._smoothing = config.label_smoothing
         self._share = config.distill if teacher is not None else 0.0
         self._temperature = config.temperature
         self._teacher = teacher
+
+    @classmethod
+    def of(cls, model: nn.Module, config: TrainConfig, teacher: nn.Module | None) -> Objective:  # noqa: ARG003
+        """The objective of a run that trains `model`."""
+        return cls(config, teacher)
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss over a batch, and the logits `(N, classes)` of the main classifier."""
@@ -38,6 +52,26 @@ class Objective:
             if other is not None:
                 loss = loss + _AUXILIARY * self._cross_entropy(at_least_float(other), labels)
         return loss, logits.detach()
+
+    def begin(self, mean_loss: Callable[[], float]) -> None:
+        """A new run starts; `mean_loss` measures the cross-entropy on training images, as they are."""
+
+    def end_epoch(self, epoch: int, epochs: int, world: World) -> None:
+        """Epoch `epoch` (from 0) of `epochs` is over; every process is here, and nothing was validated yet."""
+
+    def figures(self) -> dict[str, float]:
+        """What is reported beside loss and accuracy."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a resumed run needs; sums are this process's own."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
+    def close(self) -> None:
+        """The run is over or has failed: let go of the network."""
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self._smoothing)

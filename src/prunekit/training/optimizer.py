@@ -8,19 +8,21 @@ from prunekit.errors import TrainingError
 from prunekit.recipe import TrainConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> optim.Optimizer:
+def build_optimizer(model: nn.Module, config: TrainConfig, undecayed: frozenset[str]) -> optim.Optimizer:
     """The optimiser over the trainable parameters; `TrainingError` where there are none.
 
-    Without `decay_norm`, biases and normalisation weights (all parameters of one dimension) are not decayed.
+    The parameters named in `undecayed` are not decayed; without `decay_norm`, neither are biases and normalisation
+    weights (all parameters of one dimension).
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise TrainingError("the network is frozen: no parameter requires a gradient")
-    vectors = [] if config.decay_norm else [p for p in trainable if p.ndim <= 1]
-    matrices = [p for p in trainable if config.decay_norm or p.ndim > 1]
+    spared = {name for name, p in trainable.items() if p.ndim <= 1 and not config.decay_norm} | undecayed
+    decayed = [p for name, p in trainable.items() if name not in spared]
+    others = [p for name, p in trainable.items() if name in spared]
     groups = [
         {"params": params, "weight_decay": decay}
-        for params, decay in ((matrices, config.weight_decay), (vectors, 0.0))
+        for params, decay in ((decayed, config.weight_decay), (others, 0.0))
         if params
     ]
     if config.optimizer == "adamw":

@@ -77,6 +77,7 @@ class Run:
         place = (self._state.epoch, config.epochs, self._number, self._steps)
         self._emit(StartEvent(*place, str(world.device), world.size, images, penalised))
         if not self._number:
+            self._learner.begin(self._feed.data)
             self._save()
 
     def _train_epoch(self) -> None:
@@ -115,6 +116,7 @@ class Run:
     def _end_epoch(self, began: float) -> None:
         state = self._state
         self._learner.synchronise()
+        self._learner.objective.end_epoch(state.epoch, self._config.epochs, self._world)
         val_loss, val_accuracy = self._validate()
         loss, accuracy = self._tally.means()
         event = EpochEvent(
@@ -128,6 +130,7 @@ class Run:
             lr=learning_rate(self._config, self._number - 1, self._steps, self._feed.steps),
             sparsity=self._learner.penalty.share_small(),
             seconds=time.monotonic() - began,
+            figures=self._learner.objective.figures(),
         )
         state.history.append(dataclasses.asdict(event))
         state.epoch, state.step = state.epoch + 1, 0
@@ -164,6 +167,7 @@ class Run:
                 self._learner.penalty.share_small(),
                 images / max(now - then, 1e-9),
                 (self._steps - self._number) * pace,
+                self._learner.objective.figures(),
             )
         )
 

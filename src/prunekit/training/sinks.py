@@ -53,8 +53,9 @@ class TensorBoard:
         if not isinstance(event, StepEvent | EpochEvent):
             return
         kind = _KINDS[type(event)]
-        for name, value in dataclasses.asdict(event).items():
-            if name not in ("epoch", "epochs", "step", "steps") and value is not None:
+        values = dataclasses.asdict(event)
+        for name, value in {**values, **values.pop("figures")}.items():
+            if name not in ("epoch", "epochs", "step", "steps", "figures") and value is not None:
                 self._writer.add_scalar(f"{kind}/{name}", value, event.step)
 
     def close(self) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from prunekit.cli import gates
 from prunekit.cli.build import Command
-from prunekit.cli.measuring import MeasureOptions, Models, measure_all
+from prunekit.cli.measuring import MeasureOptions, Models, measured
 from prunekit.cli.options import DATA, READING, DataOptions, ReadingOptions, option
 from prunekit.errors import CheckFailed, InputError
+from prunekit.methods.manidp.recipe import RUNTIMES
 from prunekit.report import numbers
 from prunekit.report.documents import eval_document
 from prunekit.report.output import Output
@@ -21,25 +24,36 @@ if TYPE_CHECKING:
 class EvalOptions(MeasureOptions):
     """What is measured, and what must come of it."""
 
+    runtime: str | None = option(
+        choices=RUNTIMES, help="How networks with gates run: their accuracy and latency are then those of this runtime."
+    )
+    budget: str | None = option(metavar="NAME", help="Thresholds of gates, stored by manidp calibrate under this name.")
+    per_image: str | None = option(metavar="FILE", help="Write a line of CSV for each image: its MACs and its loss.")
     min_accuracy: float | None = option(metavar="SHARE", help="Exit 1 where a model's accuracy (0 to 1) is less.")
 
 
 def run(output: Output, models: Models, data: DataOptions, options: EvalOptions, reading: ReadingOptions) -> None:
     """Measure each model, show them in one table, and check the accuracy asked for."""
-    _check(data, options)
-    results = measure_all(output, models, data, options, reading)
+    _check(models, data, options)
+    results = []
+    for model, images, result in measured(output, models, data, options, reading, partial(gates.prepare, options)):
+        results.append(gates.measure(output, model, images, result, options))
     if output.json:
         output.document(eval_document([result.to_json() for result in results]))
     else:
         from prunekit.report.tables import results_table
 
         output.table(results_table(results), data=True)
+        for result in results:
+            gates.show(output, result)
     if options.min_accuracy is not None:
         _require(results, options.min_accuracy)
 
 
-def _check(data: DataOptions, options: EvalOptions) -> None:
+def _check(models: list[str], data: DataOptions, options: EvalOptions) -> None:
     options.check()
+    if options.per_image is not None and (data.data is None or len(models) != 1):
+        raise InputError("--per-image needs --data and a single model")
     if options.min_accuracy is not None and data.data is None:
         raise InputError("--min-accuracy needs --data")
     if options.min_accuracy is not None and not 0 <= options.min_accuracy <= 1:
@@ -62,6 +76,7 @@ COMMAND = Command(
         "prunekit eval small.pt --data cifar10 --data-root ~/data --min-accuracy 0.93",
         "prunekit eval torchvision:resnet18 torchvision:mobilenet_v2 --threads 1",
         "prunekit eval small.pt --data digits --json | jq .accuracy",
+        "prunekit eval gated.pt --data digits --budget 50% --runtime auto",
     ),
     {"data": DATA, "options": "Measuring", "reading": READING},
 )

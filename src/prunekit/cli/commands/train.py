@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,7 +79,7 @@ def run(
     from prunekit.training import train
 
     config.check()
-    job = _prepare(output, model, data, config, where, reading, options)
+    job = prepare(output, model, data, config, where, reading, options)
     if where.dry_run:
         _show(output, job, config)
         return
@@ -98,10 +99,10 @@ def run(
     write_model(job.model, str(job.target), output, force=where.force)
     if output.first:
         job.state.unlink(missing_ok=True)
-    _finish(output, job, result, config)
+    finish(output, job, result, config)
 
 
-def _prepare(
+def prepare(
     output: Output,
     source: str | None,
     data: DataOptions,
@@ -109,13 +110,15 @@ def _prepare(
     where: OutputOptions,
     reading: ReadingOptions,
     options: RunOptions,
+    *,
+    suffix: str = "trained",
 ) -> Job:
-    """Check the arguments, then read the model and the images."""
+    """Check the arguments, then read the model and the images. `suffix` ends the name of what is written."""
     if (source or reading.arch) is None:
         raise InputError("nothing to train", hint="name a model file, or an architecture with --arch NAME")
     if where.out == STREAM:
         raise InputError("a trained model goes to a file: its state lies beside it", hint="name one with -o FILE")
-    target = Path(output_path(source or str(reading.arch), where, "trained", output))
+    target = Path(output_path(source or str(reading.arch), where, suffix, output))
     if source is not None:
         model, _ = read_model(source, reading)
         train_set = data.open(output, "train", spec_of(model), reading)
@@ -165,10 +168,19 @@ def _show(output: Output, job: Job, config: TrainConfig) -> None:
     )
 
 
-def _finish(output: Output, job: Job, result: TrainResult, config: TrainConfig) -> None:
+def finish(
+    output: Output,
+    job: Job,
+    result: TrainResult,
+    config: TrainConfig,
+    *,
+    name: str = "train",
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Say how a run went; `facts` are what its document `name` holds beside what all runs have."""
     last = result.history[-1]
     if output.json:
-        facts = {
+        fields = {
             "output": str(job.target),
             "metrics": str(job.metrics),
             "settings": config.settings(),
@@ -177,8 +189,9 @@ def _finish(output: Output, job: Job, result: TrainResult, config: TrainConfig) 
             "sparsity": last.sparsity,
             "history": [dataclasses.asdict(event) for event in result.history],
             "seconds": result.seconds,
+            **(facts or {}),
         }
-        output.document(document("train", facts))
+        output.document(document(name, fields))
         return
     output.note(f"validation accuracy {numbers.percent(result.accuracy)} after {numbers.duration(result.seconds)}")
     output.data(str(job.target))

@@ -1,0 +1,321 @@
+"""ManiDP beside its controls, as a table and a JSON file.
+
+    python benchmarks/manidp.py resnet20 --start resnet20-12fca82f.th --data path/to/cifar10 --folder runs/manidp20
+
+Every variant (both losses, one, neither) is trained alike from the same network and calibrated to the MACs of the
+static control: L1-norm pruning, restored from images, tuned with the same settings for as long. The dynamic control
+keeps equally many channels for every image (Gao et al., "Dynamic Channel Pruning: Feature Boosting and Suppression",
+ICLR 2019), on the network trained without either loss. Finished steps are kept in the folder; the same command goes on.
+
+The paper's rows (a GPU is wanted):
+
+    python benchmarks/manidp.py resnet20-paper --start ... ; python benchmarks/manidp.py resnet56-paper --start ...
+
+Speed, one thread, random weights and saliencies:
+
+    python benchmarks/manidp.py --speed --keep 0.5 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import prunekit as pk
+from prunekit.data import ImageSet
+from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
+from prunekit.methods.manidp.fit import add_gates, fit
+from prunekit.methods.manidp.recipe import GateRecipe
+from prunekit.methods.manidp.record import observe
+from prunekit.methods.manidp.runtimes import choose
+from prunekit.methods.manidp.runtimes.buckets import add_buckets
+from prunekit.methods.manidp.statistics import spearman
+from prunekit.methods.manidp.thresholds import calibrate
+from prunekit.recipe import TrainConfig
+from prunekit.spec import InputSpec
+from prunekit.surgery.gated import GatedConv, gated_layers
+from prunekit.training import EpochEvent, train
+
+IMAGENET = InputSpec((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = InputSpec((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment: the network, how everything in it is trained, and the gates."""
+
+    arch: str
+    training: TrainConfig
+    recipe: GateRecipe
+    input: InputSpec
+    arch_args: dict[str, Any] = field(default_factory=dict)
+
+
+_PAPER = TrainConfig(epochs=400, batch_size=128, lr=0.05, weight_decay=5e-4, precision="bf16")
+ROWS = {
+    "resnet20": Row(
+        "resnet20_cifar", replace(_PAPER, epochs=3, precision="off"), GateRecipe(keep=0.6, ramp=0.67), IMAGENET
+    ),
+    "resnet20-paper": Row("resnet20_cifar", _PAPER, GateRecipe(keep=0.65), IMAGENET),
+    "resnet56-paper": Row("resnet56_cifar", _PAPER, GateRecipe(keep=0.6), CIFAR, {"shortcut": "conv", "relu": "input"}),
+}
+VARIANTS: dict[str, dict[str, float]] = {
+    "both": {},
+    "neither": {"complexity": 0.0, "similarity": 0.0},
+    "complexity": {"similarity": 0.0},
+    "similarity": {"complexity": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all steps share: the row, its folder, its start and its images."""
+
+    row: Row
+    folder: Path
+    start: nn.Module
+    train_set: ImageSet
+    test_set: ImageSet
+
+    def batches(self, data: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels."""
+        return data.batches(250)
+
+    def calibration(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Two thousand training images."""
+        return self.batches(self.train_set.sample(2000, seed=0))
+
+    def gated(self, name: str, recipe: GateRecipe) -> nn.Module:
+        """The network with gates trained by `recipe`, from the folder where that is done already."""
+        done, state = self.folder / f"{name}.pt", self.folder / f"{name}.state"
+        if done.exists():
+            return pk.load(done)
+        model = add_gates(self.start, recipe)
+        fit(
+            model,
+            recipe,
+            self.row.training,
+            self.train_set,
+            state_path=state,
+            resume=state.exists(),
+            on_event=_say(name),
+        )
+        pk.save(model, done, force=True)
+        return model
+
+    def static(self) -> nn.Module:
+        """The static control, tuned."""
+        done, state = self.folder / "static.pt", self.folder / "static.state"
+        if done.exists():
+            return pk.load(done)
+        images = next(self.train_set.sample(1000, seed=0).batches(1000))[0]
+        small = pk.prune("merge", self.start, ratio=0.5, criterion="l1-norm", images=images).model
+        train(
+            small,
+            self.row.training,
+            self.train_set,
+            state_path=state,
+            resume=state.exists(),
+            on_event=_say("static"),
+        )
+        pk.save(small, done, force=True)
+        return small
+
+
+def _say(name: str) -> Any:
+    def show(event: Any) -> None:
+        if isinstance(event, EpochEvent):
+            print(f"{name}: {event}", flush=True)
+
+    return show
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train and measure one row."""
+    row = ROWS[options.row]
+    if options.epochs:
+        row = replace(row, training=replace(row.training, epochs=options.epochs))
+    options.folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(
+        row,
+        options.folder,
+        pk.load(options.start, arch=row.arch, arch_args=row.arch_args, input_spec=row.input),
+        pk.open_data(options.data, "train", input_spec=row.input),
+        pk.open_data(options.data, "test", input_spec=row.input),
+    )
+    dense = pk.evaluate(bench.start, bench.test_set)
+    results: list[dict[str, Any]] = [{"label": "baseline", "accuracy": dense.accuracy, "macs": dense.macs}]
+    for name in options.only or [*VARIANTS, "static"]:
+        if name == "static":
+            found = pk.evaluate(bench.static(), bench.test_set)
+            results.append({"label": "static control", "accuracy": found.accuracy, "macs": found.macs})
+        else:
+            results += _dynamic(bench, name, options.target_macs)
+        _report(options, results)
+
+
+def _dynamic(bench: Bench, name: str, target: float) -> list[dict[str, Any]]:
+    """A variant at the target, and for the one without losses the dynamic control as well."""
+    recipe = replace(bench.row.recipe, **VARIANTS[name])
+    model = bench.gated(name, recipe).eval()
+    cost = dynamic_cost(model, graph_of(model))
+    lines = [_line(f"{name}, thresholds of training", model, cost, bench)]
+    calibrate(model, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
+    lines.append(_line(f"{name}, calibrated", model, cost, bench))
+    if name == "neither":
+        with _constant(cost, target):
+            lines.append(_line("equally many channels for every image", model, cost, bench))
+    return lines
+
+
+def _line(label: str, model: nn.Module, cost: Any, bench: Bench) -> dict[str, Any]:
+    record = observe(model, cost, bench.batches(bench.test_set))
+    line = {
+        "label": label,
+        "accuracy": record.accuracy,
+        "macs": record.mean_macs,
+        "macs_p5_p95": torch.quantile(record.macs, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist(),
+        "spearman": spearman(record.macs, record.losses),
+    }
+    print(json.dumps(line), flush=True)
+    return line
+
+
+@contextlib.contextmanager
+def _constant(cost: DynamicCost, target: float) -> Iterator[None]:
+    """Inside, each layer keeps the channels with the largest saliencies of each image, the same share everywhere."""
+    share = _share(cost, target)
+    before = GatedConv.kept
+
+    def kept(_: GatedConv, pi: Tensor) -> Tensor:
+        count = max(1, round(share * pi.size(1)))
+        return pi * (pi >= pi.topk(count, dim=1).values[:, -1:]).to(pi.dtype)
+
+    GatedConv.kept = kept
+    try:
+        yield
+    finally:
+        GatedConv.kept = before
+
+
+def _share(cost: DynamicCost, target: float) -> float:
+    """The kept share at which the MACs are the target's."""
+    widths = torch.tensor([cost.channels], dtype=torch.float64)
+    shares = [step / 1000 for step in range(1, 1001)]
+    return min(shares, key=lambda share: abs(float(cost.macs(widths * share)) - target * cost.dense))
+
+
+def _report(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    table = Table(title=f"{options.row}, CIFAR-10 test images")
+    for heading in ("", "accuracy", "mean MACs", "Spearman of MACs and loss"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for line in results:
+        rank = line.get("spearman")
+        table.add_row(
+            line["label"],
+            f"{100 * line['accuracy']:.2f}",
+            f"{line['macs'] / 1e6:.2f} M",
+            "" if rank is None else f"{rank:.3f}",
+        )
+    Console(width=120).print(table)
+    document = {"schema": "prunekit.bench.manidp", "version": 1, "row": options.row, "results": results}
+    (options.folder / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("row", choices=sorted(ROWS), nargs="?")
+    parser.add_argument("--speed", action="store_true", help="time the runtimes instead")
+    parser.add_argument("--arch", default="torchvision:resnet18", help="speed: the network, with random weights")
+    parser.add_argument("--keep", type=float, default=0.5, help="speed: share of each layer's channels to keep")
+    parser.add_argument("--batch", type=int, default=1, help="speed: images at a time; gather takes one")
+    parser.add_argument("--threads", type=int, default=1, help="speed: CPU threads")
+    parser.add_argument("--timings", type=int, default=25, help="speed: timed passes of each, taken in turns")
+    parser.add_argument("--json", action="store_true", help="speed: print JSON")
+    parser.add_argument("--start", type=Path, help="the trained network")
+    parser.add_argument("--data")
+    parser.add_argument("--folder", type=Path, help="where steps and results are kept")
+    parser.add_argument("--epochs", type=int, help="another length than the row's")
+    parser.add_argument("--only", nargs="+", choices=[*VARIANTS, "static"], help="some variants alone")
+    parser.add_argument("--target-macs", type=float, default=0.5, help="share of the dense MACs")
+    return parser.parse_args()
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Time the runtimes of a network with random weights and gates against the same network without gates."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model = _random_gates(options.arch, options.keep)
+    cost = dynamic_cost(model, graph_of(model))
+    images = torch.randn(64, *choose.images_like(model, 1).shape[1:])
+    add_buckets(model, cost, images, 2)
+    networks = {"dense": choose.dense(copy.deepcopy(model)), "masked": choose.masked(model)}
+    if options.batch == 1:
+        networks["gather"] = choose.accelerate(model, "gather")[0]
+    networks["buckets"] = choose.accelerate(model, "buckets", batch=options.batch)[0]
+    batch = choose.images_like(model, options.batch)
+    times = choose.timed(networks, batch, options.timings)
+    record = observe(model, cost, [(images, None)])
+    facts: dict[str, Any] = {"arch": options.arch, "keep": options.keep, "batch": options.batch}
+    facts["macs_share"] = record.mean_macs / cost.dense
+    facts["buckets_macs_share"] = pk.inspect(networks["buckets"].networks[0]).cost.macs / cost.dense
+    for name, values in times.items():
+        facts[f"{name}_ms"] = round(1e3 * statistics.median(values), 3)
+        facts[f"{name}_ms_min"] = round(1e3 * min(values), 3)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return
+    table = Table(title=f"{options.arch}, batch {options.batch}, keep {options.keep}, {options.threads} thread(s)")
+    for heading in ("runtime", "median ms", "least ms", "of dense speed"):
+        table.add_column(heading, justify="left" if heading == "runtime" else "right")
+    for name in times:
+        ratio = facts["dense_ms"] / facts[f"{name}_ms"]
+        table.add_row(name, str(facts[f"{name}_ms"]), str(facts[f"{name}_ms_min"]), f"{ratio:.2f}")
+    Console(width=100).print(table)
+
+
+def _random_gates(arch: str, keep: float) -> nn.Module:
+    """A network with random weights, batch norms and gates, and thresholds by which images keep a share of channels."""
+    model = add_gates(pk.load(arch), GateRecipe())
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.2, 0.6)
+            nn.init.normal_(module.bias, 0, 0.2)
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+
+    def set_threshold(_: nn.Module, __: Any, pi: Tensor, *, layer: GatedConv) -> None:
+        layer.threshold.copy_(pi.flatten().quantile(1 - keep))
+
+    hooks = []
+    for _, layer in gated_layers(model):
+        nn.init.normal_(layer.gate.excite.weight, 0, 0.5)
+        nn.init.uniform_(layer.gate.excite.bias, 0.2, 0.8)
+        hooks.append(layer.gate.register_forward_hook(partial(set_threshold, layer=layer)))
+    with torch.no_grad():
+        model(choose.images_like(model, 16))
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+if __name__ == "__main__":
+    chosen = _options()
+    if chosen.speed:
+        speed(chosen)
+    else:
+        run(chosen)

@@ -1,0 +1,112 @@
+"""`prunekit manidp calibrate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunekit.cli.build import Command
+from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
+from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions, option
+from prunekit.errors import InputError
+from prunekit.report import numbers
+from prunekit.report.documents import document
+from prunekit.report.output import Output
+
+if TYPE_CHECKING:
+    from prunekit.methods.manidp.thresholds import Calibration
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """What the thresholds are to meet, and by which images."""
+
+    target_macs: tuple[str, ...] | None = option(
+        metavar="AMOUNT,...", help="Mean MACs of an image, gates not counted: 50% of dense, or 20M; several are stored."
+    )
+    images: int = option(2000, help="Training images to calibrate on; their labels are not read.")
+    buckets: int | None = option(help="Also cut this many static sub-networks, for --runtime buckets.")
+    seed: int = option(0, help="Seed of the choice of images and of the clustering.")
+
+
+def run(
+    output: Output,
+    model: ModelArgument,
+    data: DataOptions,
+    options: CalibrateOptions,
+    where: OutputOptions,
+    reading: ReadingOptions,
+) -> None:
+    """Find the thresholds of each budget, store them, and use those of the first."""
+    from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+    from prunekit.methods.manidp.thresholds import use_budget
+
+    if not options.target_macs and options.buckets is None:
+        raise InputError("nothing to calibrate", hint="say --target-macs 50%, or several: 40%,50%,60%")
+    target = output_path(model, where, "calibrated", output)
+    network, _ = read_model(model, reading)
+    cost = dynamic_cost(network, graph_of(network))
+    if not cost.layers:
+        raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
+    train_set = data.open(output, "train", spec_of(network), reading).sample(options.images, seed=options.seed)
+    found: dict[str, Calibration] = {}
+    for amount in options.target_macs or ():
+        found[amount] = _calibrate(output, network, cost, train_set, amount)
+    if found:
+        use_budget(network, next(iter(found)))
+    facts: dict[str, Any] = {"budgets": {name: item.to_json() for name, item in found.items()}}
+    if options.buckets is not None:
+        facts["buckets"] = _buckets(output, network, cost, train_set, options)
+    _remember(network, facts)
+    written = None if where.dry_run else write_model(network, target, output, force=where.force)
+    if output.json:
+        facts = {"output": written, "dense_macs": cost.dense, "gate_macs": cost.gates, "buckets": None, **facts}
+        output.document(document("manidp.calibrate", facts))
+    elif written not in (None, STREAM):
+        output.data(str(written))
+
+
+def _calibrate(output: Output, network: Any, cost: Any, images: Any, amount: str) -> Calibration:
+    from prunekit.methods.budget import read_amount
+    from prunekit.methods.manidp.thresholds import calibrate
+
+    wanted = read_amount("--target-macs", amount, cost.dense)
+    found = calibrate(network, cost, lambda: images.batches(250), wanted, amount)
+    output.note(
+        f"{amount}: {numbers.count(found.realised)} MACs a image on average, "
+        f"{numbers.percent(found.realised / cost.dense)} of {numbers.count(cost.dense)}"
+    )
+    return found
+
+
+def _buckets(output: Output, network: Any, cost: Any, images: Any, options: CalibrateOptions) -> dict[str, Any]:
+    from prunekit import api
+    from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed
+
+    pixels = next(images.batches(len(images)))[0]
+    right = add_buckets(network, cost, pixels, int(options.buckets or 0), seed=options.seed)
+    macs = [api.inspect(one).cost.macs for one in bucketed(network).networks]
+    output.note(
+        f"{len(macs)} sub-networks of {', '.join(map(numbers.count, macs))} MACs; the router sends "
+        f"{numbers.percent(right, decimals=1)} of these images to the one that they belong to"
+    )
+    return {"macs": macs, "router_accuracy": right}
+
+
+def _remember(network: Any, facts: dict[str, Any]) -> None:
+    from prunekit.spec import origin_of, remember
+
+    origin = origin_of(network)
+    if origin is not None:
+        remember(network, origin.after({"method": "manidp calibrate", **facts}))
+
+
+COMMAND = Command(
+    run,
+    (
+        "prunekit manidp calibrate gated.pt --data digits --target-macs 50% -o half.pt",
+        "prunekit manidp calibrate gated.pt --data path/to/images --target-macs 40%,50%,60%",
+        "prunekit manidp calibrate gated.pt --data path/to/images --target-macs 50% --buckets 4",
+    ),
+    {"data": DATA, "options": "Calibration", "where": "Output", "reading": READING},
+)

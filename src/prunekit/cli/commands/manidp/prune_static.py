@@ -1,0 +1,54 @@
+"""`prunekit manidp prune-static`."""
+
+from __future__ import annotations
+
+from prunekit.cli.build import Command
+from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
+from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
+from prunekit.errors import InputError
+from prunekit.report.documents import document
+from prunekit.report.output import Output
+
+
+def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOptions, reading: ReadingOptions) -> None:
+    """Watch the gates over the training images, remove what none of these keep, prove it, and write the result."""
+    from prunekit import api
+    from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+    from prunekit.methods.manidp.record import observe
+    from prunekit.methods.manidp.static import prune_static
+    from prunekit.report.progress import counting
+
+    target = output_path(model, where, "static", output)
+    network, _ = read_model(model, reading)
+    cost = dynamic_cost(network, graph_of(network))
+    if not cost.layers:
+        raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
+    images = data.open(output, "train", spec_of(network), reading)
+    with counting(output, "watching the gates"):
+        record = observe(network, cost, images.batches(250))
+    small, plan = prune_static(network, cost, record)
+    groups = {group.name: group.size for group in api.inspect(network).groups}
+    before, after = api.inspect(network).cost.to_json(), api.inspect(small).cost.to_json()
+    written = None if where.dry_run else write_model(small, target, output, force=where.force)
+    never = sum(int((used == 0).sum()) for used in record.used)
+    removed = sum(groups[keep.group] - len(keep.index) for keep in plan.keeps)
+    output.note(f"{never} channels are never kept; {removed} were removed (the rest lie in streams)")
+    if output.json:
+        facts = {
+            "output": written,
+            "before": before,
+            "after": after,
+            "plan": plan.to_json(),
+            "never_kept": never,
+            "removed": removed,
+        }
+        output.document(document("manidp.prune-static", facts))
+    elif written not in (None, STREAM):
+        output.data(str(written))
+
+
+COMMAND = Command(
+    run,
+    ("prunekit manidp prune-static half.pt --data digits -o smaller.pt",),
+    {"data": DATA, "where": "Output", "reading": READING},
+)

@@ -1,0 +1,80 @@
+"""`prunekit manidp report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from prunekit.cli.build import Command
+from prunekit.cli.models import describe_source, read_model, spec_of
+from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
+from prunekit.errors import InputError
+from prunekit.report.documents import document
+from prunekit.report.output import Output
+
+if TYPE_CHECKING:
+    from prunekit.cli.options import Split
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the report is of, and where it goes."""
+
+    out: str | None = option(flag="--output,-o", metavar="FILE", help="The page to write (default: MODEL-gates.html).")
+    pictures: str | None = option(metavar="FOLDER", help="Also draw its charts as PNG there (needs Matplotlib).")
+    force: bool = option(False, help="Replace the page if it exists.")
+    split: str = option("test", choices=("test", "val", "train"), help="Which part of the data.")
+    budget: str | None = option(metavar="NAME", help="Thresholds stored by manidp calibrate under this name.")
+
+
+def run(
+    output: Output, model: ModelArgument, data: DataOptions, options: ReportOptions, reading: ReadingOptions
+) -> None:
+    """Watch the gates over the images and write what they did."""
+    from prunekit.checkpoint import atomic_write
+    from prunekit.cli.models import beside
+    from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+    from prunekit.methods.manidp.portrait import portray
+    from prunekit.methods.manidp.thresholds import use_budget
+    from prunekit.report.gates_page import gates_page
+
+    target = Path(options.out) if options.out else beside(model, "gates").with_suffix(".html")
+    if target.exists() and not options.force:
+        raise InputError(f"{target} exists", hint="replace it with --force, or choose another name with -o")
+    network, _ = read_model(model, reading)
+    cost = dynamic_cost(network, graph_of(network))
+    if not cost.layers:
+        raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
+    if options.budget is not None:
+        use_budget(network, options.budget)
+    images = data.open(output, cast("Split", options.split), spec_of(network), reading)
+    portrait = portray(network, cost, images)
+    if options.pictures is not None:
+        from prunekit.report.gates_pictures import draw_gates
+
+        draw_gates(portrait, Path(options.pictures))
+    content = gates_page(describe_source(model), portrait, images).encode()
+    atomic_write(target, lambda stream: stream.write(content), force=options.force)
+    if output.json:
+        facts = {
+            "output": str(target),
+            "accuracy": portrait.record.accuracy,
+            "gates": portrait.result.to_json(),
+            "sweep": [{"macs": macs, "accuracy": accuracy} for macs, accuracy in portrait.sweep],
+            "alignment": portrait.alignment,
+            "classes": {name: {"macs": macs, "accuracy": a} for name, (macs, a) in portrait.classes.items()},
+        }
+        output.document(document("manidp.report", facts))
+    else:
+        output.data(str(target))
+
+
+COMMAND = Command(
+    run,
+    (
+        "prunekit manidp report half.pt --data digits -o half.html",
+        "prunekit manidp report gated.pt --data path/to/images --budget 50% --pictures charts/",
+    ),
+    {"data": DATA, "options": "Report", "reading": READING},
+)

@@ -1,0 +1,113 @@
+"""`prunekit manidp train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunekit.cli.build import Command
+from prunekit.cli.commands.train import Job, RunOptions, finish, prepare
+from prunekit.cli.events import sinks
+from prunekit.cli.history import remember_run
+from prunekit.cli.models import write_model
+from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions, option
+from prunekit.methods.manidp.recipe import GateRecipe
+from prunekit.recipe import TrainConfig
+from prunekit.report import numbers
+from prunekit.report.documents import document
+from prunekit.report.output import Output
+
+
+@dataclass(frozen=True)
+class GateTraining(TrainConfig):
+    """The settings of training, as the paper trains gates."""
+
+    epochs: int = option(40, help="Passes over the training images.")
+    lr: float | None = option(0.05, help="Learning rate at its peak.")
+    weight_decay: float = option(5e-4, help="Weight decay; the gates have none.")
+
+
+def run(
+    output: Output,
+    *,
+    model: ModelArgument,
+    data: DataOptions,
+    recipe: GateRecipe,
+    config: GateTraining,
+    where: OutputOptions,
+    options: RunOptions,
+    reading: ReadingOptions,
+) -> None:
+    """Gate the network, train it, write the artefact, and say how it went."""
+    from prunekit.methods.manidp.fit import add_gates, fit, note_baseline
+
+    config.check()
+    job = prepare(output, model, data, config, where, reading, options, suffix="gated")
+    gated = add_gates(job.model, recipe)
+    if where.dry_run:
+        _show(output, job, gated)
+        return
+    baseline = note_baseline(gated, job.model, job.val_set)
+    output.note(f"validation accuracy {numbers.percent(baseline)} before the gates")
+    with sinks(output, job.metrics, options.tensorboard) as sink:
+        result = fit(
+            gated,
+            recipe,
+            config,
+            job.train_set,
+            job.val_set,
+            teacher=job.teacher,
+            state_path=job.state,
+            resume=options.resume,
+            force=where.force,
+            on_event=sink,
+        )
+    remember_run(gated, job.train_set, config, result)
+    write_model(gated, str(job.target), output, force=where.force)
+    if output.first:
+        job.state.unlink(missing_ok=True)
+    last = result.history[-1]
+    facts = {"gates": recipe.to_json(), "baseline_accuracy": baseline, **last.figures}
+    finish(output, job, result, config, name="manidp.train", facts=facts)
+
+
+def _show(output: Output, job: Job, gated: object) -> None:
+    """Which layers would get gates, and which not and why."""
+    from torch import nn
+
+    from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+    from prunekit.report.tables import table
+    from prunekit.spec import origin_of
+
+    assert isinstance(gated, nn.Module)
+    cost = dynamic_cost(gated, graph_of(gated))
+    origin = origin_of(gated)
+    left = dict(origin.history[-1].get("left", {})) if origin else {}
+    if output.json:
+        layers = dict(zip(cost.layers, cost.channels, strict=True))
+        facts = {"output": None, "layers": layers, "left": left, "dense_macs": cost.dense, "gate_macs": cost.gates}
+        output.document(document("manidp.train", facts))
+        return
+    rows = [(name, "gated", str(width)) for name, width in zip(cost.layers, cost.channels, strict=True)]
+    rows += [(name, why, "") for name, why in left.items()]
+    output.note(f"would write {job.target}")
+    output.table(table(["layer", "", "channels"], rows, left=2), data=True)
+
+
+COMMAND = Command(
+    run,
+    (
+        "prunekit manidp train model.pt --data digits --epochs 20 --keep 0.6 -o gated.pt",
+        "prunekit manidp train model.pt --data path/to/images --epochs 100 --resume",
+        "prunekit manidp train model.pt --data path/to/images --complexity 0 --similarity 0",
+        "torchrun --nproc-per-node 4 -m prunekit manidp train model.pt --data path/to/images",
+    ),
+    {
+        "recipe": "Gates",
+        "data": DATA,
+        "config": "Training",
+        "where": "Output",
+        "options": "The run",
+        "reading": READING,
+    },
+    {"distill": "--distill-share"},
+)

@@ -1,0 +1,155 @@
+"""What `eval` adds for networks with gates: budgets, runtimes, and what the gates did."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.cli.models import spec_of
+from prunekit.errors import InputError
+from prunekit.report.output import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prunekit.cli.commands.eval import EvalOptions
+    from prunekit.data import ImageSet
+    from prunekit.evaluation import EvalResult
+    from prunekit.methods.manidp.record import Record
+
+
+def prepare(options: EvalOptions, model: nn.Module) -> None:
+    """Set the thresholds that `--budget` names; raises `InputError` for gate options without gates."""
+    from prunekit.methods.manidp.thresholds import use_budget
+
+    if not _has_gates(model):
+        asked = [name for name in ("runtime", "budget", "per_image") if getattr(options, name) is not None]
+        if asked:
+            flag = "--" + asked[0].replace("_", "-")
+            raise InputError(f"{flag} is for networks with gates", hint="prunekit manidp train makes them")
+    elif options.budget is not None:
+        use_budget(model, options.budget)
+
+
+def measure(
+    output: Output, model: nn.Module, images: ImageSet | None, result: EvalResult, options: EvalOptions
+) -> EvalResult:
+    """The result with what the gates did, and with the accuracy and latency of the runtime asked for."""
+    if not _has_gates(model):
+        return result
+    from prunekit.methods.manidp.assess import assess
+    from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+    from prunekit.methods.manidp.record import observe
+
+    cost = dynamic_cost(model, graph_of(model))
+    facts: dict[str, Any] = {"dense_macs": cost.dense, "gate_macs": cost.gates}
+    if images is not None:
+        record = observe(model, cost, images.batches(options.batch_size))
+        facts = assess(record, cost).to_json()
+        if options.per_image is not None:
+            _write_csv(Path(options.per_image), record, images)
+    facts["budgets"] = _budgets(model)
+    facts["budget"] = options.budget
+    facts["baseline_accuracy"] = _baseline(model)
+    if options.runtime is not None:
+        result = _run_as(output, model, images, result, options, facts)
+    if options.latency:
+        facts["runtimes_ms"] = _latencies(output, model, options)
+    return dataclasses.replace(result, gates=facts)
+
+
+def show(output: Output, result: EvalResult) -> None:
+    """The gates of a result as tables for people."""
+    if result.gates is not None:
+        from prunekit.report.gates import gates_table
+
+        output.table(gates_table(result.model, result.gates), data=True)
+
+
+def _has_gates(model: nn.Module) -> bool:
+    from prunekit.surgery.gated import gated_layers
+
+    return any(gated_layers(model))
+
+
+def _budgets(model: nn.Module) -> list[str]:
+    from prunekit.surgery.gated import gated_layers
+
+    return list(next(layer for _, layer in gated_layers(model)).budgets)
+
+
+def _baseline(model: nn.Module) -> float | None:
+    """The validation accuracy that the network had before it got gates, as its history tells."""
+    from prunekit.spec import origin_of
+
+    origin = origin_of(model)
+    steps = [step for step in (origin.history if origin else ()) if step.get("method") == "manidp"]
+    return steps[-1].get("baseline_accuracy") if steps else None
+
+
+def _run_as(
+    output: Output,
+    model: nn.Module,
+    images: ImageSet | None,
+    result: EvalResult,
+    options: EvalOptions,
+    facts: dict[str, Any],
+) -> EvalResult:
+    """Accuracy and latency of the runtime asked for; an approximate runtime answers otherwise than the masks do."""
+    import torch
+
+    from prunekit.evaluation import accuracy, measure_latency
+    from prunekit.methods.manidp.runtimes.choose import accelerate
+
+    runner, facts["runtime"] = accelerate(model, str(options.runtime), batch=options.latency_batch)
+    if options.latency:
+        example = (torch.zeros(1, *spec_of(model).shape),)
+        timing = measure_latency(runner, example, batch=options.latency_batch, threads=options.threads)
+        result = dataclasses.replace(result, latency_ms=timing)
+    if images is not None and facts["runtime"] == "buckets":
+        score = accuracy(runner, images, batch_size=options.batch_size)
+        facts["masked_accuracy"] = result.accuracy
+        result = dataclasses.replace(
+            result, accuracy=score.accuracy, accuracy_top5=score.accuracy_top5, loss=score.loss
+        )
+        output.note(f"{result.model}: accuracy is that of the static sub-networks, an approximation")
+    return result
+
+
+def _latencies(output: Output, model: nn.Module, options: EvalOptions) -> dict[str, float]:
+    """Median milliseconds of each runtime and of the dense network without gates, timed in turns."""
+    from prunekit.evaluation import threads_limited
+    from prunekit.methods.manidp.runtimes import choose
+    from prunekit.surgery.buckets import NAME
+
+    batch = options.latency_batch
+    names = ["masked", *(["gather"] if batch == 1 else []), *(["buckets"] if hasattr(model, NAME) else [])]
+    networks = {"dense": choose.dense(copy.deepcopy(model))}
+    with threads_limited(options.threads):
+        networks |= {name: choose.accelerate(model, name, batch=batch)[0] for name in names}
+        seconds = choose.medians(networks, choose.images_like(model, batch))
+    slow = [name for name in names if seconds[name] >= seconds["dense"]]
+    if slow:
+        output.warn(f"not faster than the dense network here: {', '.join(slow)}")
+    return {name: 1e3 * value for name, value in seconds.items()}
+
+
+def _write_csv(path: Path, record: Record, images: ImageSet) -> None:
+    from prunekit.checkpoint import atomic_write
+    from prunekit.report.tables import csv_text
+
+    columns = ("image", "label", "correct", "loss", "macs", "kept")
+    kept = record.kept.sum(1).tolist()
+    rows = zip(
+        range(len(kept)),
+        images.labels.tolist(),
+        (int(right) for right in record.correct.tolist()),
+        record.losses.tolist(),
+        (round(macs) for macs in record.macs.tolist()),
+        kept,
+        strict=True,
+    )
+    content = csv_text(columns, list(rows)).encode()
+    atomic_write(path, lambda stream: stream.write(content))

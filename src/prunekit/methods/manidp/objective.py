@@ -1,0 +1,163 @@
+"""The objective of ManiDP on prunekit's training loop: cross-entropy, complexity and similarity, and thresholds that
+follow the schedule (Tang et al., CVPR 2021, equations 4 to 12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunekit.errors import InputError
+from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+from prunekit.methods.manidp.recipe import GateRecipe
+from prunekit.recipe import TrainConfig
+from prunekit.surgery.gated import GatedConv, gated_layers
+from prunekit.training.objective import Objective, at_least_float
+from prunekit.training.world import World
+
+
+class ManifoldObjective(Objective):
+    """`CE + lambda' * complexity + gamma * similarity`.
+
+    Complexity: `sum_l mean_i (max(0, C - CE_i) / C) mean_c pi_l(x_i)`, with `C` tau times the mean cross-entropy of the
+    epoch before; its weight is a constant, so that it cannot be lowered by making easy images hard. Similarity:
+    `sum_l |R_l - T_l|^2 / N^2` of the cosine Gram matrices `(N, N)` of pooled feature maps and saliencies.
+
+    After every epoch but the first, a layer's threshold becomes the k-th largest of the mean saliencies that its
+    channels had in it, `k = ceil(r c)`.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, teacher: nn.Module | None, recipe: GateRecipe) -> None:
+        super().__init__(config, teacher)
+        self._model, self._recipe = model, recipe
+        self._layers = dict(gated_layers(model))
+        if not self._layers:
+            raise InputError("this network has no gates to train")
+        self._cost = dynamic_cost(model, graph_of(model))
+        self._pi: list[Tensor] = []
+        self._maps: list[Tensor] = []
+        self._hooks = [hook for layer in self._layers.values() for hook in self._watch(layer)]
+        device = next(model.parameters()).device
+        self._mean_loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._figures: dict[str, float] = {}
+        self._reset(device)
+        self.undecayed = frozenset(
+            name for name, _ in model.named_parameters() if any(name.startswith(f"{n}.gate.") for n in self._layers)
+        )
+
+    def __call__(self, output: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and its logits."""
+        loss, logits = super().__call__(output, images, labels)
+        pi, maps = [p.float() for p in self._pi], [m.float() for m in self._maps]
+        self._pi, self._maps = [], []
+        losses = F.cross_entropy(at_least_float(logits), labels, reduction="none").detach()
+        if self._recipe.complexity:
+            loss = loss + self._recipe.complexity * self._complexity(pi, losses)
+        if self._recipe.similarity:
+            loss = loss + self._recipe.similarity * sum(map(unlikeness, maps, pi))
+        self._count(pi, losses)
+        return loss, logits
+
+    def begin(self, mean_loss: Callable[[], float]) -> None:
+        """Measure the mean cross-entropy that tells easy images from hard ones in the first epoch."""
+        self._mean_loss.fill_(mean_loss())
+
+    def end_epoch(self, epoch: int, epochs: int, world: World) -> None:
+        """New thresholds and a new mean cross-entropy, from what all processes saw in this epoch."""
+        sums, losses = world.summed(self._sums), world.summed(self._losses)
+        self._mean_loss.copy_(losses[0] / losses[1])
+        if epoch > 0:
+            rate = self._recipe.keep_rate(epoch, epochs)
+            for layer, total in zip(self._layers.values(), torch.split(sums, list(self._cost.channels)), strict=True):
+                means = (total / losses[1]).sort(descending=True).values
+                wanted = -int(-rate * len(means) // 1)
+                layer.threshold.copy_(means[wanted - 1])
+        self._figures = self._measured(world)
+        self._reset(sums.device)
+
+    def figures(self) -> dict[str, float]:
+        """The share of channels that images kept, and of the MACs that they cost, in this epoch so far (this process)
+        or, at its end, in all of it.
+        """
+        return self._figures or self._measured(None)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums of this epoch, and the mean cross-entropy of the one before."""
+        return {"mean_loss": self._mean_loss, "losses": self._losses, "sums": self._sums, "kept": self._kept}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        for name, own in self.state().items():
+            own.copy_(state[name])
+
+    def close(self) -> None:
+        """Stop watching the gates."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _watch(self, layer: GatedConv) -> list[Any]:
+        def saliencies(_: nn.Module, __: Any, pi: Tensor, *, layer: GatedConv) -> None:
+            if layer.training:
+                self._pi.append(pi)
+
+        def feature_map(_: nn.Module, __: Any, y: Tensor, *, layer: GatedConv) -> None:
+            if layer.training and self._recipe.similarity:
+                self._maps.append(pooled(layer, y))
+
+        return [
+            layer.gate.register_forward_hook(partial(saliencies, layer=layer)),
+            layer.norm.register_forward_hook(partial(feature_map, layer=layer)),
+        ]
+
+    def _complexity(self, pi: list[Tensor], losses: Tensor) -> Tensor:
+        limit = (self._recipe.tau * self._mean_loss).to(losses.dtype)
+        ease = ((limit - losses) / limit.clamp(min=1e-12)).clamp(min=0)
+        return torch.stack([(ease * p.mean(1)).mean() for p in pi]).sum()
+
+    @torch.no_grad()
+    def _count(self, pi: list[Tensor], losses: Tensor) -> None:
+        self._figures = {}
+        self._sums += torch.cat([p.sum(0) for p in pi]).double()
+        self._losses += torch.stack([losses.sum().double(), losses.new_tensor(len(losses)).double()])
+        on = [(layer.kept(p) > 0).sum(1) for layer, p in zip(self._layers.values(), pi, strict=True)]
+        kept = torch.stack(on, 1)
+        share = kept.double() / torch.tensor(self._cost.channels, device=kept.device)
+        macs = self._cost.macs(kept).to(kept.device) / self._cost.dense
+        self._kept += torch.stack([share.mean(1).sum(), macs.sum()])
+
+    def _measured(self, world: World | None) -> dict[str, float]:
+        kept, count = self._kept, self._losses[1]
+        if world is not None:
+            kept, count = world.summed(kept), world.summed(count)
+        if not count:
+            return {}
+        share, macs = (kept / count).tolist()
+        return {"kept": share, "macs": macs}
+
+    def _reset(self, device: torch.device) -> None:
+        self._sums = torch.zeros(sum(self._cost.channels), dtype=torch.float64, device=device)
+        self._losses = torch.zeros(2, dtype=torch.float64, device=device)
+        self._kept = torch.zeros(2, dtype=torch.float64, device=device)
+
+
+def pooled(layer: GatedConv, y: Tensor) -> Tensor:
+    """The layer's feature map just before masking, averaged over positions, `(N, C, ...)` -> `(N, C)`; with the ReLU
+    that follows, where one does.
+    """
+    return (F.relu(y) if layer.made_by.rectified else y).flatten(2).mean(2)
+
+
+def unlikeness(features: Tensor, pi: Tensor) -> Tensor:
+    """`|R - T|^2 / N^2` of the cosine Gram matrices of pooled features and saliencies, each `(N, C)`."""
+    return (gram(features) - gram(pi)).square().mean()
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Cosines between rows, `(N, C)` -> `(N, N)`."""
+    unit = F.normalize(rows, dim=1)
+    return unit @ unit.t()

@@ -1,0 +1,54 @@
+"""The settings of ManiDP. Stands below what needs torch, so that a command can show its flags without importing it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prunekit.errors import InputError
+from prunekit.methods.base import option
+
+RUNTIMES = ("masked", "gather", "buckets", "auto")
+
+
+@dataclass(frozen=True)
+class GateRecipe:
+    """How gates are made and trained; the defaults are the paper's, with the release's weights of the two losses."""
+
+    keep: float = option(0.6, help="Share of each layer's channels to keep at the end (the paper's target rate).")
+    complexity: float = option(5e-3, help="Weight of the complexity loss (lambda'), 0 leaves it out.")
+    similarity: float = option(1.0, help="Weight of the similarity loss (gamma), 0 leaves it out.")
+    tau: float = option(1.0, help="Images with less than tau times the mean loss count as easy.")
+    ramp: float = option(1.0, help="Share of the run in which the kept share falls from 1 to --keep.")
+    squeeze: int | None = option(
+        None, help="Width of the gates' hidden layer (default: the layer's channels, half of them from 80 on)."
+    )
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("keep", 0, 1), ("ramp", 0, 1), ("tau", 0, math.inf)):
+            value = getattr(self, name)
+            if not low < value <= high:
+                span = f"above {low} and at most {high}" if high < math.inf else f"above {low}"
+                raise InputError(f"--{name} must be {span}, not {value:g}")
+        for name in ("complexity", "similarity"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"--{name} must be at least 0, not {getattr(self, name):g}")
+        if self.squeeze is not None and self.squeeze < 1:
+            raise InputError(f"--squeeze must be at least 1, not {self.squeeze}")
+
+    def hidden(self, channels: int) -> int:
+        """The width of the hidden layer of a gate on `channels` channels."""
+        return self.squeeze or (channels if channels < 80 else channels // 2)
+
+    def keep_rate(self, epoch: int, epochs: int) -> float:
+        """The share of channels to keep after epoch `epoch` (from 0): a cosine from 1 down to `keep`.
+
+        `r(e) = (1 - r_T) / 2 cos(pi (e + 1) / E) + (1 + r_T) / 2`, with `E` the epochs of the ramp.
+        """
+        progress = min(1.0, (epoch + 1) / max(1.0, self.ramp * epochs))
+        return (1 - self.keep) / 2 * math.cos(math.pi * progress) + (1 + self.keep) / 2
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as they are stored."""
+        return asdict(self)

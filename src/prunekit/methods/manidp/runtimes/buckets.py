@@ -1,0 +1,160 @@
+"""The `buckets` runtime: K static sub-networks, cut by the surgery layer, and a router that sends each image to one.
+
+Images that keep similar channels share a sub-network, which the manifold regulariser makes possible (similar images
+have similar saliencies). A bucket's saliencies are the means of its images; its layers keep as many channels as these
+do on average. An approximation: its accuracy is to be measured.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunekit import surgery
+from prunekit.errors import InputError
+from prunekit.methods.manidp.costs import DynamicCost, graph_of
+from prunekit.methods.manidp.record import observe
+from prunekit.plan import Keep, Plan
+from prunekit.surgery.buckets import NAME, BucketTable, Router
+from prunekit.surgery.gated import gated_layers, remove_gates
+from prunekit.surgery.norms import fold_batch_norms
+
+_ROUNDS = 25  # of k-means
+_STEPS, _BATCH, _LR = 600, 128, 3e-3  # of the router's training
+
+
+def add_buckets(model: nn.Module, cost: DynamicCost, images: Tensor, count: int, *, seed: int = 0) -> float:
+    """Find `count` buckets for the gated `model`, in eval mode, from `images` `(N, C, H, W)`, and store their table in
+    it **in place**; returns the share of these images that the router sends to the bucket they belong to.
+
+    Raises:
+        InputError: fewer than two buckets, or too few images for them.
+    """
+    if count < 2 or len(images) < 20 * count:
+        raise InputError(
+            f"{count} sub-networks from {len(images)} images", hint="two or more, and at least twenty images for each"
+        )
+    record = observe(model, cost, ((part, None) for part in images.split(250)), saliencies=True)
+    layers = [layer for _, layer in gated_layers(model)]
+    kept = [layer.kept(pi) for layer, pi in zip(layers, record.saliencies, strict=True)]
+    generator = torch.Generator().manual_seed(seed)
+    home = k_means(torch.cat([(pi > 0).float() for pi in kept], 1), count, generator)
+    table = BucketTable(count, sum(cost.channels), images.size(1))
+    for bucket in range(count):
+        table.scales[bucket] = torch.cat([_constant(pi[home == bucket]) for pi in kept])
+    right = train_router(table.router, images, home, generator)
+    model.add_module(NAME, table.to(next(model.parameters())).eval())
+    return right
+
+
+def bucketed(model: nn.Module) -> Bucketed:
+    """The sub-networks and the router of a gated `model` that has a table; each is a plain, smaller network.
+
+    Raises:
+        InputError: it has none.
+    """
+    table = getattr(model, NAME, None)
+    if not isinstance(table, BucketTable):
+        raise InputError(
+            "this network has no static sub-networks", hint="prunekit manidp calibrate --buckets 4 stores some"
+        )
+    return Bucketed(copy.deepcopy(table.router), [_cut(model, scales) for scales in table.scales]).eval()
+
+
+class Bucketed(nn.Module):
+    """Runs each image through the sub-network that the router chooses, one batch a bucket."""
+
+    def __init__(self, router: Router, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.router = router
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` -> `(N, classes)`."""
+        routes = self.router(x).argmax(1)
+        if len(x) == 1:
+            alone: Tensor = self.networks[int(routes)](x)
+            return alone
+        output: Tensor | None = None
+        for number in routes.unique().tolist():
+            index = (routes == number).nonzero().flatten()
+            part = self.networks[number](x.index_select(0, index))
+            output = part.new_empty(len(x), *part.shape[1:]) if output is None else output
+            output.index_copy_(0, index, part)
+        assert output is not None
+        return output
+
+
+def _constant(kept: Tensor) -> Tensor:
+    """Constant saliencies `(c,)` for images that keep `(n, c)`: means, of as many channels as they keep on average."""
+    if not len(kept):
+        return torch.zeros(kept.size(1))
+    means = kept.mean(0)
+    count = max(1, round(float((kept > 0).sum(1).float().mean())))
+    return torch.where(means >= means.topk(count).values[-1], means, torch.zeros_like(means))
+
+
+def _cut(model: nn.Module, scales: Tensor) -> nn.Module:
+    """The sub-network with these constant saliencies: scaled, then sliced and verified."""
+    subject = copy.deepcopy(model)
+    delattr(subject, NAME)
+    names = [name for name, _ in gated_layers(subject)]
+    widths = [layer.gate.excite.out_features for _, layer in gated_layers(subject)]
+    parts = dict(zip(names, torch.split(scales, widths), strict=True))  # type: ignore[no-untyped-call]
+    remove_gates(subject, parts)
+    graph = graph_of(subject)
+    plan = Plan(_keeps(graph, parts), example=graph.example_shapes)
+    small = surgery.edit(subject, plan, graph)
+    surgery.verify(subject, small, plan, graph)
+    folded, _ = fold_batch_norms(small, graph_of(small))
+    return folded.to(memory_format=torch.channels_last)
+
+
+def _keeps(graph: surgery.Graph, parts: dict[str, Tensor]) -> list[Keep]:
+    """Removals of the channels that are zero, in the layers whose channels nobody else adds to."""
+    keeps = []
+    for name, scale in parts.items():
+        group = next((g for g in graph.groups if name in {m.module for m in (*g.producers, *g.followers)}), None)
+        if group is None or graph.is_stream(group) or group.size != len(scale):
+            continue
+        kept = [unit for unit in range(group.size) if scale[unit] > 0 or unit in group.frozen]
+        if kept and len(kept) < group.size:
+            keeps.append(Keep(group.name, kept))
+    return keeps
+
+
+def k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """The cluster of each of `(N, d)` points, `(N,)`; k-means++ starts (Arthur & Vassilvitskii, 2007)."""
+    centres = points[torch.randint(len(points), (1,), generator=generator)]
+    while len(centres) < count:
+        distance = torch.cdist(points, centres).min(1).values.square()
+        chance = distance + 1e-12
+        centres = torch.cat([centres, points[torch.multinomial(chance, 1, generator=generator)]])
+    for _ in range(_ROUNDS):
+        home = torch.cdist(points, centres).argmin(1)
+        centres = torch.stack(
+            [points[home == k].mean(0) if bool((home == k).any()) else centres[k] for k in range(count)]
+        )
+    return torch.cdist(points, centres).argmin(1)
+
+
+def train_router(router: Router, images: Tensor, home: Tensor, generator: torch.Generator) -> float:
+    """Teach the router, in place, the bucket of each image; the share that it then gets right."""
+    with torch.random.fork_rng([]), torch.enable_grad():
+        torch.manual_seed(generator.initial_seed())
+        for module in router.children():
+            module.reset_parameters()  # type: ignore[operator]
+        optimizer = torch.optim.Adam(router.parameters(), lr=_LR)
+        for _ in range(_STEPS):
+            batch = torch.randint(len(images), (min(_BATCH, len(images)),), generator=generator)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(router(images[batch]), home[batch])
+            torch.autograd.backward(loss)
+            optimizer.step()
+    with torch.no_grad():
+        right = torch.cat([router(part).argmax(1) for part in images.split(250)]) == home
+    return float(right.float().mean())

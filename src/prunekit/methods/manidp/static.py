@@ -1,0 +1,45 @@
+"""Channels that no image ever keeps are removed for good."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from prunekit import surgery
+from prunekit.errors import InputError
+from prunekit.methods.manidp.costs import DynamicCost, graph_of
+from prunekit.methods.manidp.record import Record
+from prunekit.plan import Keep, Plan
+from prunekit.spec import origin_of, remember
+
+
+def prune_static(model: nn.Module, cost: DynamicCost, record: Record) -> tuple[nn.Module, Plan]:
+    """A copy of the gated `model` without the channels that were off for every image of `record`, and the plan.
+
+    Channels of streams stay: other layers add to them. Stored thresholds stay as they are; for the images of `record`
+    the network computes what it did.
+
+    Raises:
+        InputError: every channel was kept by some image.
+        SurgeryError: the result could not be proven.
+    """
+    graph = graph_of(model)
+    keeps = []
+    for name, used in zip(cost.layers, record.used, strict=True):
+        group = graph.groups[graph.group_of[graph.slots[f"{name}.gate.excite.weight", 0][0]]]
+        if graph.is_stream(group) or group.size != len(used):
+            continue
+        kept = [unit for unit in range(group.size) if used[unit] or unit in group.frozen] or [0]
+        if len(kept) < group.size:
+            keeps.append(Keep(group.name, kept))
+    if not keeps:
+        raise InputError(
+            f"each removable channel was kept by some of the {len(record.kept)} images: none can go for good",
+            hint="a smaller budget (prunekit manidp calibrate --target-macs) leaves more channels unused",
+        )
+    plan = Plan(keeps, example=graph.example_shapes)
+    small = surgery.edit(model, plan, graph)
+    surgery.verify(model, small, plan, graph)
+    origin = origin_of(small)
+    if origin is not None:
+        remember(small, origin.after({"method": "manidp prune-static", "plan": plan.to_json()}))
+    return small, plan

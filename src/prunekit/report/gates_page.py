@@ -1,0 +1,128 @@
+"""What the gates of a network do with a data set, as one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from prunekit.methods.manidp.portrait import histogram
+from prunekit.report import numbers, page
+from prunekit.report.svg import Axis, Point, Series, chart
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.data import ImageSet
+    from prunekit.methods.manidp.portrait import Portrait
+
+_SHOWN = 12  # images at each end
+_DOTS = 400  # of the scatter plot
+_SIDE = 96  # pixels of a thumbnail
+
+MACS = Axis("MACs of an image", numbers.count)
+
+
+def gates_page(model: str, portrait: Portrait, images: ImageSet) -> str:
+    """The page; every picture is in it."""
+    result = portrait.result
+    facts = [
+        ("accuracy", numbers.percent(portrait.record.accuracy)),
+        (f"mean MACs, {numbers.change(result.dense, result.macs['mean'])}", numbers.count(result.macs["mean"])),
+        ("with the gates", numbers.count(result.with_gates["mean"])),
+        ("median", numbers.count(result.macs["median"])),
+        ("5 % to 95 % of the images", f"{numbers.count(result.macs['p5'])} to {numbers.count(result.macs['p95'])}"),
+        ("Spearman of MACs and loss", f"{result.spearman or 0:.3f}"),
+    ]
+    parts = [
+        page.paragraph(f"{len(images):,} images of {images.name}; dense, the network costs {result.dense:,} MACs."),
+        page.cards(facts),
+        page.charts([spread_chart(portrait), sweep_chart(portrait), loss_chart(portrait)]),
+        page.heading("The cheapest images"),
+        _gallery(portrait, images, portrait.cheapest(_SHOWN)),
+        page.heading("The dearest images"),
+        _gallery(portrait, images, portrait.dearest(_SHOWN)),
+        page.heading("Classes"),
+        _classes(portrait),
+        page.heading("Layers"),
+        _layers(portrait),
+    ]
+    return page.page(f"Gates of {model}", parts)
+
+
+def spread_chart(portrait: Portrait) -> str:
+    """How many images cost how much."""
+    points = tuple(Point(macs, count) for macs, count in histogram(portrait.record.macs))
+    return chart("Images by cost", MACS, Axis("images", numbers.count), [Series("images", points, joined=True)])
+
+
+def sweep_chart(portrait: Portrait) -> str:
+    """Accuracy against mean MACs as all thresholds grow together."""
+    points = tuple(Point(macs, accuracy) for macs, accuracy in sorted(portrait.sweep))
+    axis = Axis("accuracy", lambda value: numbers.percent(value, decimals=0))
+    return chart("Accuracy as thresholds sweep", Axis("mean MACs", numbers.count), axis, [Series("", points, True)])
+
+
+def loss_chart(portrait: Portrait) -> str:
+    """What images cost against how hard they are."""
+    record = portrait.record
+    step = max(1, len(record.macs) // _DOTS)
+    points = tuple(
+        Point(macs, loss)
+        for macs, loss in zip(record.macs[::step].tolist(), record.losses[::step].tolist(), strict=True)
+    )
+    axis = Axis("cross-entropy (nats)", lambda value: f"{value:g}")
+    return chart("Cost and difficulty", MACS, axis, [Series("images", points)])
+
+
+def _gallery(portrait: Portrait, images: ImageSet, places: Sequence[int]) -> str:
+    import torch
+
+    chosen = images.subset(places)
+    pixels = chosen.images if isinstance(chosen.images, torch.Tensor) else chosen.images[torch.arange(len(places))]
+    figures = []
+    for place, picture, label in zip(places, pixels, chosen.labels.tolist(), strict=True):
+        text = f"{images.classes[label]}, {numbers.count(float(portrait.record.macs[place]))}"
+        figures.append(
+            f'<div class="card"><img width="{_SIDE}" height="{_SIDE}" alt="{escape(text, quote=True)}" '
+            f'src="data:image/png;base64,{_png(picture)}"><span>{escape(text)}</span></div>'
+        )
+    return f'<div class="cards">{"".join(figures)}</div>'
+
+
+def _png(picture: Tensor) -> str:
+    """One image `(C, H, W)` of uint8 as PNG in base 64; the first or the first three channels."""
+    channels = picture[:3] if picture.size(0) >= 3 else picture[:1]
+    array = channels.permute(1, 2, 0).cpu().numpy()
+    stream = io.BytesIO()
+    Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _classes(portrait: Portrait) -> str:
+    most = max(macs for macs, _ in portrait.classes.values())
+    rows = [
+        (name, page.bar(numbers.count(macs), macs / most, 1.0), numbers.percent(accuracy))
+        for name, (macs, accuracy) in sorted(portrait.classes.items(), key=lambda item: item[1][0])
+    ]
+    return page.table(["class", "mean MACs", "accuracy"], rows, raw=(1,))
+
+
+def _layers(portrait: Portrait) -> str:
+    rows = [
+        (
+            layer.layer,
+            page.bar(numbers.percent(layer.kept, decimals=1), 1.0, layer.kept),
+            str(layer.channels),
+            str(layer.always),
+            str(layer.never),
+            f"{portrait.alignment[layer.layer]:.3f}",
+        )
+        for layer in portrait.result.layers
+    ]
+    columns = ["gated layer", "kept", "channels", "always on", "never on", "alignment of manifolds"]
+    return page.table(columns, rows, raw=(1,))
