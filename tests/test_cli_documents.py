@@ -16,7 +16,6 @@ import torch
 
 from prunekit import surgery
 from prunekit.cli.app import root_command, run
-from prunekit.methods import registry
 from prunekit.methods.base import Method
 from prunekit.models import build
 
@@ -30,24 +29,34 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every `prunekit …` that the pages and the help texts show."""
-    shown = [line for page in PAGES for block in blocks(page, "sh", "console") for line in block.splitlines()]
+    """Every `prunekit …` that the pages and the help texts show, without what the shell takes for itself."""
+    shown = [line for page in PAGES for block in blocks(page, "sh", "console") for line in joined(block)]
     root = root_command()
     for name in root.list_commands(None):
         helped = root.get_command(None, name).help.split("Examples:")[-1]
         shown += [line.strip() for line in helped.splitlines()]
-    parts = [part.strip() for line in shown for part in re.split(r" \| | && ", line)]
-    return sorted({part for part in parts if part.startswith("prunekit ")})
+    parts = [part for line in shown for part in re.split(r" \| | && |\$\(", line)]
+    plain = [re.split(r" >>? |\)\"|#", part)[0].strip() for part in parts]
+    return sorted({part for part in plain if part.startswith("prunekit ")})
+
+
+def joined(block: str) -> list[str]:
+    """The lines of a block, those that end with a backslash with the next."""
+    return [line.strip() for line in block.replace("\\\n", " ").splitlines()]
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_that_is_shown_exists_with_its_options(command: str) -> None:
+def test_every_command_that_is_shown_exists_with_its_options(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "merge.toml").write_text('model = "slim.pt"')
     _, name, *arguments = shlex.split(command)
     parser = root_command().get_command(None, name)
     parser.make_context(name, arguments)
 
 
-@pytest.mark.parametrize("name", ["inspect", *registry.names(), "train", "eval", "demo"])
+@pytest.mark.parametrize("name", root_command().list_commands(None))
 def test_every_command_has_examples_and_help_for_each_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     text = capsys.readouterr().out
@@ -65,6 +74,9 @@ def test_the_documented_keys_are_those_of_the_documents(tmp_path: Path, capsys: 
         ["merge", model, "--ratio", ".5", "-o", small],
         ["eval", model, "--no-latency"],
         ["train", model, "--data", "digits", "--dry-run"],
+        ["compare", model, "--no-latency"],
+        ["methods"],
+        ["completion", "zsh"],
     ):
         assert run([*command, "--json"]) == 0
         assert set(json.loads(capsys.readouterr().out)) <= said | {"schema", "version"}
@@ -72,7 +84,7 @@ def test_the_documented_keys_are_those_of_the_documents(tmp_path: Path, capsys: 
 
 def test_the_example_of_a_method_works() -> None:
     space: dict[str, Any] = {}
-    exec(blocks(ROOT / "docs" / "methods.md", "python")[0], space)
+    exec(blocks(ROOT / "docs" / "adding-a-method.md", "python")[0], space)
     method = space["EveryOther"]()
     assert isinstance(method, Method)
     model, x = build("resnet20").double(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
@@ -83,11 +95,22 @@ def test_the_example_of_a_method_works() -> None:
     assert sum(p.numel() for p in small.parameters()) < 0.3 * sum(p.numel() for p in model.parameters())
 
 
+RUNNABLE = [page for page in PAGES if blocks(page, "sh", "python") and page.name != "adding-a-method.md"]
+
+
 @pytest.mark.slow
-def test_the_readme_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)
+def test_every_command_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    """All of its shell, from top to bottom in one folder, then its Python in the same."""
     folder = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    script = "\n".join(blocks(ROOT / "README.md", "sh"))
+    script = "\n".join(blocks(page, "sh"))
     subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, check=True)
-    program = "\n".join(blocks(ROOT / "README.md", "python"))
+    program = "\n".join(blocks(page, "python"))
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"

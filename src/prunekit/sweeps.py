@@ -10,7 +10,8 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ from prunekit import api
 from prunekit.errors import PrunekitError
 from prunekit.evaluation import EvalResult, Latency
 from prunekit.restore.images import Images
+
+_Record = TypeVar("_Record", "SweepPoint", EvalResult, Latency)
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,35 @@ class SweepPoint:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SweepPoint:
-        """Read what `to_json` wrote."""
-        return cls(**{**data, "result": result_from_json(data["result"]) if data["result"] else None})
+        """Read what `to_json` wrote; raises `TypeError` for anything else."""
+        result = data["result"]
+        point = cls(**{**data, "result": None if result is None else result_from_json(result)})
+        return _typed(point)
 
 
 def result_from_json(data: Mapping[str, Any]) -> EvalResult:
-    """Read what `EvalResult.to_json` wrote."""
-    latency = Latency(**data["latency_ms"]) if data["latency_ms"] else None
-    return EvalResult(**{**data, "latency_ms": latency})
+    """Read what `EvalResult.to_json` wrote; raises `TypeError` for anything else."""
+    timing = data["latency_ms"]
+    latency = None if timing is None else _typed(Latency(**timing))
+    return _typed(EvalResult(**{**data, "latency_ms": latency}))
+
+
+def _typed(value: _Record) -> _Record:
+    """The same dataclass object, whose fields have the types that they are declared with; a float may be whole."""
+    for name, hint in get_type_hints(type(value)).items():
+        found = getattr(value, name)
+        kinds = _kinds(hint)
+        whole = isinstance(found, int) and not isinstance(found, bool) and float in kinds
+        if not isinstance(found, kinds) and not whole:
+            raise TypeError(f"{name} is {type(found).__name__}")
+    return value
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes that an annotation allows."""
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(kind for member in get_args(hint) for kind in _kinds(member))
+    return (get_origin(hint) or hint,)
 
 
 def sweep(

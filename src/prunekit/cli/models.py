@@ -114,6 +114,8 @@ def beside(source: str, suffix: str, kind: str = ".pt") -> Path:
     path = Path(source)
     if not path.exists() and ":" in source:
         path = Path(source.partition(":")[2].partition("@")[0])
+    if not path.name:
+        raise InputError(f"'{source}' is not the name of a model", hint="a file, prunekit:NAME or torchvision:NAME")
     stem = path
     while stem.suffix in _SUFFIXES:
         stem = stem.with_suffix("")
