@@ -68,7 +68,7 @@ class Row:
 _PAPER = TrainConfig(epochs=400, batch_size=128, lr=0.05, weight_decay=5e-4, precision="bf16")
 ROWS = {
     "resnet20": Row(
-        "resnet20_cifar", replace(_PAPER, epochs=3, precision="off"), GateRecipe(keep=0.6, ramp=0.67), IMAGENET
+        "resnet20_cifar", replace(_PAPER, epochs=3, precision="off"), GateRecipe(keep=0.6, ramp=0.6, renew=20), IMAGENET
     ),
     "resnet20-paper": Row("resnet20_cifar", _PAPER, GateRecipe(keep=0.65), IMAGENET),
     "resnet56-paper": Row("resnet56_cifar", _PAPER, GateRecipe(keep=0.6), CIFAR, {"shortcut": "conv", "relu": "input"}),

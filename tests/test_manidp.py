@@ -176,7 +176,7 @@ def test_half_of_all_channels_of_resnet56() -> None:
 
 def test_schedule() -> None:
     recipe = GateRecipe(keep=0.4)
-    rates = [recipe.keep_rate(epoch, 10) for epoch in range(10)]
+    rates = [recipe.keep_rate(epoch + 1, 10) for epoch in range(10)]
     assert rates[-1] == pytest.approx(0.4)
     assert rates[4] == pytest.approx(0.3 * math.cos(math.pi / 2) + 0.7)
     assert rates == sorted(rates, reverse=True)
@@ -259,15 +259,17 @@ def test_threshold_is_the_kth_largest_mean() -> None:
     x, labels = torch.rand(32, 1, 8, 8), torch.arange(32) % 10
     with watched(layers) as seen:
         aim(gated(x), x, labels)
-        aim.end_epoch(0, 10, world)
+        aim.end_step(0.5, 10, world)
+        aim.end_step(1.0, 10, world)
         assert [float(layer.threshold) for layer in layers] == [0.0, 0.0]  # the first epoch prunes nothing
         seen.clear()
         aim(gated(x), x, labels)
-        aim.end_epoch(9, 10, world)
+        aim.end_step(10.0, 10, world)
         for layer, pi in zip(layers, seen, strict=True):
             means = pi.detach().mean(0).sort(descending=True).values
             wanted = means[math.ceil(0.3 * len(means)) - 1]
             assert float(layer.threshold) == pytest.approx(float(wanted), rel=1e-5)
+    aim.end_epoch(9, 10, world)
     assert set(aim.figures()) == {"kept", "macs"}
     aim.close()
 

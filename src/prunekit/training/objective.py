@@ -56,6 +56,9 @@ class Objective:
     def begin(self, mean_loss: Callable[[], float]) -> None:
         """A new run starts; `mean_loss` measures the cross-entropy on training images, as they are."""
 
+    def end_step(self, progress: float, epochs: int, world: World) -> None:
+        """An optimiser step is done, `progress` epochs (with fractions) of `epochs` from the beginning of the run."""
+
     def end_epoch(self, epoch: int, epochs: int, world: World) -> None:
         """Epoch `epoch` (from 0) of `epochs` is over; every process is here, and nothing was validated yet."""
 

@@ -91,6 +91,8 @@ class Run:
                 stop, save = self._agree(number)
                 self._learner.update(lr)
                 state.step += 1
+                progress = state.epoch + state.step / self._feed.steps
+                self._learner.objective.end_step(progress, self._config.epochs, self._world)
                 if self._number % self._config.log_every == 0:
                     self._report(lr)
                 if stop or save:

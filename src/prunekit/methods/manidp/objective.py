@@ -29,8 +29,8 @@ class ManifoldObjective(Objective):
     epoch before; its weight is a constant, so that it cannot be lowered by making easy images hard. Similarity:
     `sum_l |R_l - T_l|^2 / N^2` of the cosine Gram matrices `(N, N)` of pooled feature maps and saliencies.
 
-    After every epoch but the first, a layer's threshold becomes the k-th largest of the mean saliencies that its
-    channels had in it, `k = ceil(r c)`.
+    After every epoch but the first (or more often, see `GateRecipe.renew`), a layer's threshold becomes the k-th
+    largest of the mean saliencies that its channels had in it, `k = ceil(r c)`.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, teacher: nn.Module | None, recipe: GateRecipe) -> None:
@@ -44,9 +44,10 @@ class ManifoldObjective(Objective):
         self._maps: list[Tensor] = []
         self._hooks = [hook for layer in self._layers.values() for hook in self._watch(layer)]
         device = next(model.parameters()).device
-        self._mean_loss = torch.zeros((), dtype=torch.float64, device=device)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        self._mean_loss, self._losses, self._kept, self._renewed = zeros(()), zeros(2), zeros(2), zeros(())
+        self._sums = zeros(sum(self._cost.channels) + 1)  # of saliencies since thresholds were set; last, of images
         self._figures: dict[str, float] = {}
-        self._reset(device)
         self.undecayed = frozenset(
             name for name, _ in model.named_parameters() if any(name.startswith(f"{n}.gate.") for n in self._layers)
         )
@@ -69,17 +70,30 @@ class ManifoldObjective(Objective):
         self._mean_loss.fill_(mean_loss())
 
     def end_epoch(self, epoch: int, epochs: int, world: World) -> None:
-        """New thresholds and a new mean cross-entropy, from what all processes saw in this epoch."""
-        sums, losses = world.summed(self._sums), world.summed(self._losses)
+        """A new mean cross-entropy, from what all processes saw in this epoch."""
+        del epoch, epochs
+        losses = world.summed(self._losses)
         self._mean_loss.copy_(losses[0] / losses[1])
-        if epoch > 0:
-            rate = self._recipe.keep_rate(epoch, epochs)
-            for layer, total in zip(self._layers.values(), torch.split(sums, list(self._cost.channels)), strict=True):
-                means = (total / losses[1]).sort(descending=True).values
+        self._figures = self._measured(world)
+        self._losses.zero_()
+        self._kept.zero_()
+
+    def end_step(self, progress: float, epochs: int, world: World) -> None:
+        """New thresholds, `renew` times an epoch; the first time nothing is pruned yet."""
+        times = math.floor(progress * self._recipe.renew + 1e-9)
+        if times <= int(self._renewed):
+            return
+        sums = world.summed(self._sums)
+        if times > 1:
+            rate = self._recipe.keep_rate(progress, epochs)
+            for layer, total in zip(
+                self._layers.values(), torch.split(sums[:-1], list(self._cost.channels)), strict=True
+            ):
+                means = (total / sums[-1]).sort(descending=True).values
                 wanted = math.ceil(rate * len(means) - 1e-9)  # not one more where the product is rounded up
                 layer.threshold.copy_(means[wanted - 1])
-        self._figures = self._measured(world)
-        self._reset(sums.device)
+        self._renewed.fill_(times)
+        self._sums.zero_()
 
     def figures(self) -> dict[str, float]:
         """The share of channels that images kept, and of the MACs that they cost, in this epoch so far (this process)
@@ -88,8 +102,9 @@ class ManifoldObjective(Objective):
         return self._figures or self._measured(None)
 
     def state(self) -> dict[str, Tensor]:
-        """The sums of this epoch, and the mean cross-entropy of the one before."""
-        return {"mean_loss": self._mean_loss, "losses": self._losses, "sums": self._sums, "kept": self._kept}
+        """The sums so far, the mean cross-entropy of the epoch before, and how often thresholds were set."""
+        names = ("mean_loss", "losses", "sums", "kept", "renewed")
+        return {name: getattr(self, f"_{name}") for name in names}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""
@@ -123,7 +138,8 @@ class ManifoldObjective(Objective):
     @torch.no_grad()
     def _count(self, pi: list[Tensor], losses: Tensor) -> None:
         self._figures = {}
-        self._sums += torch.cat([p.sum(0) for p in pi]).double()
+        count = losses.new_full((1,), len(losses))
+        self._sums += torch.cat([*(p.sum(0) for p in pi), count]).double()
         self._losses += torch.stack([losses.sum().double(), losses.new_tensor(len(losses)).double()])
         on = [(layer.kept(p) > 0).sum(1) for layer, p in zip(self._layers.values(), pi, strict=True)]
         kept = torch.stack(on, 1)
@@ -139,11 +155,6 @@ class ManifoldObjective(Objective):
             return {}
         share, macs = (kept / count).tolist()
         return {"kept": share, "macs": macs}
-
-    def _reset(self, device: torch.device) -> None:
-        self._sums = torch.zeros(sum(self._cost.channels), dtype=torch.float64, device=device)
-        self._losses = torch.zeros(2, dtype=torch.float64, device=device)
-        self._kept = torch.zeros(2, dtype=torch.float64, device=device)
 
 
 def pooled(layer: GatedConv, y: Tensor) -> Tensor:

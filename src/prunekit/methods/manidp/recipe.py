@@ -21,6 +21,7 @@ class GateRecipe:
     similarity: float = option(1.0, help="Weight of the similarity loss (gamma), 0 leaves it out.")
     tau: float = option(1.0, help="Images with less than tau times the mean loss count as easy.")
     ramp: float = option(1.0, help="Share of the run in which the kept share falls from 1 to --keep.")
+    renew: int = option(1, help="Times an epoch that the thresholds are set anew; more suit short runs.")
     squeeze: int | None = option(
         None, help="Width of the gates' hidden layer (default: the layer's channels, half of them from 80 on)."
     )
@@ -34,20 +35,21 @@ class GateRecipe:
         for name in ("complexity", "similarity"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name} must be at least 0, not {getattr(self, name):g}")
-        if self.squeeze is not None and self.squeeze < 1:
-            raise InputError(f"--squeeze must be at least 1, not {self.squeeze}")
+        for name in ("renew", "squeeze"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
 
     def hidden(self, channels: int) -> int:
         """The width of the hidden layer of a gate on `channels` channels."""
         return self.squeeze or (channels if channels < 80 else channels // 2)
 
-    def keep_rate(self, epoch: int, epochs: int) -> float:
-        """The share of channels to keep after epoch `epoch` (from 0): a cosine from 1 down to `keep`.
+    def keep_rate(self, done: float, epochs: int) -> float:
+        """The share of channels to keep once `done` epochs are over: a cosine from 1 down to `keep`.
 
-        `r(e) = (1 - r_T) / 2 cos(pi (e + 1) / E) + (1 + r_T) / 2`, with `E` the epochs of the ramp.
+        `r = (1 - r_T) / 2 cos(pi done / E) + (1 + r_T) / 2`, with `E` the epochs of the ramp.
         """
-        progress = min(1.0, (epoch + 1) / max(1.0, self.ramp * epochs))
-        return (1 - self.keep) / 2 * math.cos(math.pi * progress) + (1 + self.keep) / 2
+        share = min(1.0, done / (self.ramp * epochs))
+        return (1 - self.keep) / 2 * math.cos(math.pi * share) + (1 + self.keep) / 2
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they are stored."""
