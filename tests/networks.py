@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Keep, Plan
-from prunekit.surgery import Graph, resolve
+from prunekit.surgery import Graph, balanced, resolve
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -40,6 +41,9 @@ def random_plan(graph: Graph, seed: int, most: float = 0.9) -> Plan:
                 gone.discard(int(member.units[0]))
         if gone:
             keeps.append(Keep(group.name, [u for u in range(group.size) if u not in gone]))
+    scores = {group.name: np.array([chance.random() for _ in range(group.size)]) for group in graph.groups}
+    even = balanced(graph, {keep.group: keep.index for keep in keeps}, scores)
+    keeps = [Keep(name, index) for name, index in even.items()]
     while not _leaves_every_layer_alive(graph, Plan(keeps)):  # a stream may take all that one of its readers keeps
         keeps.pop(chance.randrange(len(keeps)))
     return Plan(keeps)

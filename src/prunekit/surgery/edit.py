@@ -19,8 +19,7 @@ from prunekit.plan import Plan
 from prunekit.surgery import attributes
 from prunekit.surgery.fold import folded
 from prunekit.surgery.graph import Graph, kept_after
-from prunekit.surgery.groups import Mask
-from prunekit.surgery.labels import Ids
+from prunekit.surgery.labels import Ids, Mask
 from prunekit.surgery.layers import ChannelSelect, SelectedNorm
 
 
@@ -37,13 +36,20 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     return small
 
 
-def remove(model: nn.Module, graph: Graph, kept: Mask, changed: Mapping[str, Tensor] | None = None) -> nn.Module:
+def remove(
+    model: nn.Module,
+    graph: Graph,
+    kept: Mask,
+    changed: Mapping[str, Tensor] | None = None,
+    indices: Mapping[tuple[str, int], Ids] | None = None,
+) -> nn.Module:
     """A copy of `model` without the channels whose class is not `kept`.
 
     `changed` holds new full-width values for some parameters and buffers, or for biases that do not exist yet.
+    `indices` are those of the parameters that stay, where not all of `kept` is to be followed.
     """
     changed = changed or {}
-    indices = graph.kept_indices(kept)
+    indices = graph.kept_indices(kept) if indices is None else indices
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     memo: dict[int, Any] = {}
     for name, dims in _by_parameter(indices, changed, tensors).items():
@@ -68,11 +74,18 @@ def _by_parameter(
 def _cut(tensor: Tensor, values: Tensor | None, dims: Mapping[int, Ids]) -> Tensor:
     result = (tensor if values is None else values).detach()
     for dim, index in dims.items():
-        result = result.index_select(dim, torch.from_numpy(index).to(result.device))
+        result = take(result, dim, index)
     if result.data_ptr() == tensor.data_ptr() and not tensor.is_meta:
         result = result.clone()
     result = _like_format(result, tensor)
     return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
+
+
+def take(tensor: Tensor, dim: int, index: Ids) -> Tensor:
+    """The entries `index` along `dim`, zeros where it is -1."""
+    taken = tensor.index_select(dim, torch.from_numpy(np.maximum(index, 0)).to(tensor.device))
+    blank = np.flatnonzero(index < 0)
+    return taken.index_fill_(dim, torch.from_numpy(blank).to(tensor.device), 0) if blank.size else taken
 
 
 def _like_format(result: Tensor, tensor: Tensor) -> Tensor:
@@ -98,7 +111,7 @@ def _make_biases(
     for name in changed.keys() - tensors.keys():
         owner = name.rpartition(".")[0]
         stays = indices.get((f"{owner}.weight" if owner else "weight", 0))
-        bias = changed[name] if stays is None else changed[name][torch.from_numpy(stays)]
+        bias = changed[name] if stays is None else take(changed[name], 0, stays)
         small.get_submodule(owner).bias = nn.Parameter(bias)
 
 

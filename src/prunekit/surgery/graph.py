@@ -13,8 +13,9 @@ from torch import Tensor
 
 from prunekit.errors import SurgeryError, unknown_name
 from prunekit.plan import Plan
-from prunekit.surgery.groups import ChannelGroup, Mask
-from prunekit.surgery.labels import Ids
+from prunekit.surgery.balance import Balancer
+from prunekit.surgery.groups import ChannelGroup
+from prunekit.surgery.labels import Ids, Mask
 from prunekit.surgery.layer_rules import is_batch_norm
 from prunekit.surgery.recording import Node
 
@@ -60,6 +61,7 @@ class Graph:
     unit_of: Ids
     example: tuple[Any, ...]
     batch: int
+    balancer: Balancer | None = None
 
     @property
     def example_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -114,13 +116,30 @@ class Graph:
         return lost
 
     def kept_indices(self, kept: Mask) -> dict[tuple[str, int], Ids]:
-        """The surviving indices of each parameter dimension that loses some."""
-        result = {}
+        """The surviving indices of each parameter dimension that loses some, in the order of the result.
+
+        Only networks with a `balancer` have another order than the original, or blank places, which are -1.
+        """
+        result = {} if self.balancer is None else self.balancer.indices(kept)
         for key, classes in self.slots.items():
+            if key in result:
+                continue
             stays = kept[classes]
             if not stays.all():
                 result[key] = np.flatnonzero(stays)
         return result
+
+    def balanced_groups(self) -> frozenset[str]:
+        """The groups that must keep the same share of their channels as some others."""
+        balances = self.balancer.balances if self.balancer else ()
+        return frozenset(self.groups[number].name for balance in balances for number in balance.groups)
+
+    def sizes(self, kept: Mask) -> dict[tuple[str, int], int]:
+        """How many indices of each parameter dimension are left."""
+        blank = {} if self.balancer is None else self.balancer.indices(kept)
+        return {
+            key: blank[key].size if key in blank else int(kept[classes].sum()) for key, classes in self.slots.items()
+        }
 
     def is_stream(self, group: ChannelGroup) -> bool:
         """Whether several layers add into these channels. An element-wise gate has no positions and does not count."""

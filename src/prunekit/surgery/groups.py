@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prunekit.surgery.labels import Ids, ids, settle
+from prunekit.surgery.labels import Ids, Mask, ids, settle
 from prunekit.surgery.recording import Recording
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -81,10 +78,10 @@ class Classes:
     frozen: Mapping[int, str]
 
 
-def classify(recording: Recording) -> Classes:
-    """Settle all facts of a recording."""
+def classify(recording: Recording, loose: Mask | None = None) -> Classes:
+    """Settle all facts of a recording; labels in `loose` are not tied by cuts (see `balance.py`)."""
     ledger = recording.ledger
-    root = settle(ledger.count, ledger.pairs)
+    root = settle(ledger.count, ledger.ties(np.zeros(ledger.count, dtype=np.bool_) if loose is None else loose))
     unique, of_label = np.unique(root, return_inverse=True)
     frozen: dict[int, str] = {}
     for labels, reason in ledger.frozen:

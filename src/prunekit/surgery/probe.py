@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from prunekit.surgery.edit import remove
 from prunekit.surgery.graph import Graph
-from prunekit.surgery.groups import Classes, Mask
-from prunekit.surgery.labels import compact, ids, varying
+from prunekit.surgery.groups import Classes
+from prunekit.surgery.labels import Mask, compact, ids, varying
 from prunekit.surgery.meta import DispatchMode, run_op
 from prunekit.surgery.recording import Flow, Node, Recording
 
@@ -79,12 +79,16 @@ def _arriving_in_module(recording: Recording, node: Node) -> Iterator[Tensor]:
 
 
 def _halved(graph: Graph) -> Mask:
-    """Half of the free channels of each group gone; groups that only follow a stream are left to it."""
+    """Half of the free channels of each group gone.
+
+    Groups that only follow a stream are left to it, and balanced ones have been run at half of their width already.
+    """
     followers = {link.norm for link in graph.links}
+    balanced = graph.balanced_groups()
     keeps = {}
     for group in graph.groups:
         going = set(group.free[1 : 1 + len(group.free) // 2])
-        if going and group.name not in followers:
+        if going and group.name not in followers and group.name not in balanced:
             keeps[group.name] = [unit for unit in range(group.size) if unit not in going]
     return graph.kept_classes(keeps)
 

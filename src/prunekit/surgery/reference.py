@@ -10,6 +10,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -17,8 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from prunekit.plan import Plan
 from prunekit.surgery.fold import folded
 from prunekit.surgery.graph import Graph, kept_after
-from prunekit.surgery.groups import Mask
-from prunekit.surgery.labels import Ids
+from prunekit.surgery.labels import Ids, Mask
 from prunekit.surgery.meta import DispatchMode
 
 
@@ -60,15 +60,23 @@ def _scatter_refits(
             full = changed[name].clone() if name in changed else tensors[name].detach().clone()
             # a bias that a fold has made has the outputs of its layer's weight
             known = name if name in tensors else f"{operation.layer}.weight"
-            grid = [
-                torch.from_numpy(indices[known, d]) if (known, d) in indices else torch.arange(full.size(d))
-                for d in range(full.dim())
-            ]
-            if full.dim():
-                full[torch.meshgrid(*grid, indexing="ij")] = values.to(full)
-            else:
-                full.copy_(values)
-            changed[name] = full
+            changed[name] = _put(full, values, [indices.get((known, d)) for d in range(full.dim())])
+
+
+def _put(full: Tensor, values: Tensor, indices: list[Ids | None]) -> Tensor:
+    """`full` with `values` where they come from; places that come from nowhere (-1) are left out."""
+    for dim, index in enumerate(indices):
+        if index is not None and (index < 0).any():
+            values = values.index_select(dim, torch.from_numpy(np.flatnonzero(index >= 0)).to(values.device))
+    grid = [
+        torch.arange(full.size(d)) if index is None else torch.from_numpy(index[index >= 0])
+        for d, index in enumerate(indices)
+    ]
+    if full.dim():
+        full[torch.meshgrid(*grid, indexing="ij")] = values.to(full)
+    else:
+        full.copy_(values)
+    return full
 
 
 class NormaliseKept(DispatchMode):

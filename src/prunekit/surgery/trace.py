@@ -7,17 +7,21 @@ import copy
 import gc
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import InputError
 from prunekit.surgery import layer_rules, rules, view_rules
+from prunekit.surgery.balance import Balancer, Shares, Traced, balances_of, compounding, traced
 from prunekit.surgery.graph import Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.groups import Classes, build_groups, classify
-from prunekit.surgery.labels import ids
+from prunekit.surgery.labels import Mask, ids
+from prunekit.surgery.narrow import narrowed
 from prunekit.surgery.probe import find_fixed, freeze_inputs
 from prunekit.surgery.record import Recorder, track_modules
 from prunekit.surgery.recording import Recording
@@ -51,11 +55,39 @@ def trace(model: nn.Module, x: Any, *, probe: bool = True) -> Graph:
     with _unfused_attention(), _no_collection(), torch.no_grad():
         recording, subject, example = _record(model, inputs)
         while True:
-            classes = classify(recording)
-            graph = _build(recording, classes, subject, example)
+            classes, graph = _settled(recording, subject, example)
             fixed = find_fixed(recording, classes, graph, subject, example) if probe else []
             if not fixed or not freeze_inputs(recording, classes, fixed):
                 return graph
+
+
+def _settled(recording: Recording, subject: nn.Module, example: tuple[Any, ...]) -> tuple[Classes, Graph]:
+    """Classes and graph; balanced instead of tied where ties by place are too strict, and balance can be had."""
+    loose = compounding(recording)
+    if loose.any():
+        classes = classify(recording, loose)
+        graph = _build(recording, classes, subject, example)
+        balancer = _balancer(recording, classes, loose, graph, subject)
+        try:
+            balancer.quotas(tuple(-(-balance.steps // 2) for balance in balancer.balances))
+            return classes, replace(graph, balancer=balancer)
+        except Exception as error:  # the forward runs at another width: it may fail in any way
+            _log.debug("no balance at half of the width (%s); tying places instead", error)
+    classes = classify(recording)
+    return classes, _build(recording, classes, subject, example)
+
+
+def _balancer(recording: Recording, classes: Classes, loose: Mask, graph: Graph, subject: nn.Module) -> Balancer:
+    sizes = [group.size for group in graph.groups]
+    balances = balances_of(recording, loose, classes.of_label, graph.group_of, sizes)
+
+    def narrow(shares: Shares) -> Traced:
+        with _unfused_attention(), torch.no_grad():
+            found, _, _ = _record(narrowed(subject, graph, balances, shares), graph.example)
+        own = classify(found, np.ones(found.ledger.count, dtype=np.bool_))
+        return traced(found, own.of_label, own.count)
+
+    return Balancer(balances, traced(recording, classes.of_label, classes.count), graph.group_of, narrow)
 
 
 def skeleton(model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
-from prunekit.surgery.edit import edit
+from prunekit.surgery.edit import edit, take
 from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.record import plain, track_modules
 from prunekit.surgery.reference import NormaliseKept, enliven, masked
@@ -185,7 +185,7 @@ def _first_difference(
         if stays is not None:
             width = graph.shapes[f"{name}.weight"][0]
             channels = 1 if want.size(1) == width else want.dim() - 1
-            want = want.index_select(channels, torch.from_numpy(stays).to(want.device))
+            want = take(want, channels, stays)
         if have is None or have.shape != want.shape:
             continue
         if float((want - have).abs().max()) > 1e-6 * max(float(want.abs().max()), 1e-30):

@@ -122,7 +122,7 @@ def _stretch(recorder: Recorder, call: Call, labels: Tensor, dim: int, start: in
     if vector is None or size <= 1 or total % size or start % size:
         freeze(recorder, call, labels, "a slice of channels with fixed bounds")
         return part
-    recorder.ledger.tie_blocks(vector, total // size)
+    recorder.ledger.cut(vector, total // size)
     return part
 
 
