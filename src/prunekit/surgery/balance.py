@@ -58,22 +58,22 @@ def compounding(recording: Recording) -> Mask:
     for rows in ledger.stretches:
         for where in np.unique(joined[rows]):
             parts[int(where)] = max(parts.get(int(where), 1), rows.shape[0])
-    loose = set()
+    loose = []
     for out in outs:
         where = int(joined[out[0]])
         if np.unique(free[out]).size > parts.get(where, 1) * np.unique(tied[out]).size:
-            loose.add(where)
-    return np.isin(joined, sorted(loose - _bound(recording, joined)))
+            loose.append(where)
+    return np.isin(joined, np.setdiff1d(loose, _bound(recording, joined))) if loose else nothing
 
 
-def _bound(recording: Recording, joined: Ids) -> set[int]:
+def _bound(recording: Recording, joined: Ids) -> Ids:
     """What stays tied: what holds something frozen, is normalised, or is chosen by place in modules of ours."""
-    bound = [labels for labels, _ in recording.ledger.frozen]
+    bound = [np.zeros(1, dtype=np.int64), *(labels for labels, _ in recording.ledger.frozen)]
     bound += [ids(labels) for pad in recording.pads.values() for labels in (pad.before, pad.after)]
     bound += [ids(labels) for link in recording.links.values() for labels in (link.stream, link.private)]
     bound += [ids(selection.inputs) for selection in recording.selections.values()]
     bound += [ids(labels) for _, labels in recording.normalised.values()]
-    return {0, *(int(where) for labels in bound for where in np.unique(joined[labels]))}
+    return np.unique(joined[np.concatenate(bound)])
 
 
 def balances_of(recording: Recording, loose: Mask, of_label: Ids, group_of: Ids, sizes: Sequence[int]) -> list[Balance]:
@@ -88,7 +88,14 @@ def balances_of(recording: Recording, loose: Mask, of_label: Ids, group_of: Ids,
     for groups in together.values():
         apart = [other for other in merged if not other & groups]
         merged = [*apart, groups.union(*(other for other in merged if other & groups))]
-    return [Balance(tuple(sorted(groups)), int(np.gcd.reduce([sizes[g] for g in groups]))) for groups in merged]
+    group_of_label = np.where(loose, group_of[of_label], -1)
+    return [Balance(tuple(sorted(g)), _steps(recording, group_of_label, sizes, sorted(g))) for g in merged]
+
+
+def _steps(recording: Recording, group_of_label: Ids, sizes: Sequence[int], groups: Sequence[int]) -> int:
+    """Into how many equal shares all groups and all parts that they are cut into can be divided."""
+    parts = [int(np.isin(group_of_label[rows[0]], groups).sum()) for rows in recording.ledger.stretches]
+    return math.gcd(*(sizes[g] for g in groups), *parts)
 
 
 def traced(recording: Recording, of_label: Ids, count: int) -> Traced:
@@ -111,24 +118,28 @@ def _token(*what: object) -> np.uint64:
 class Balancer:
     """Says how channels lie in a balanced network of a given width, by tracing it at that width.
 
-    `narrow` traces the network with the given share of each balance left; shares count steps of `Balance.steps`.
+    `narrow` traces the network with the given share of each balance left, if it runs; shares count steps of
+    `Balance.steps`.
     """
 
     def __init__(
-        self, balances: Sequence[Balance], full: Traced, group_of: Ids, narrow: Callable[[Shares], Traced]
+        self, balances: Sequence[Balance], full: Traced, group_of: Ids, narrow: Callable[[Shares], Traced | None]
     ) -> None:
         self.balances = tuple(balances)
+        self.full: Shares = tuple(balance.steps for balance in balances)
         self._full = full
         self._balance_of = np.full(group_of.size, -1, dtype=np.int64)
         for number, balance in enumerate(balances):
             self._balance_of[np.isin(group_of, balance.groups)] = number
         self._group_of = group_of
         self._narrow = narrow
-        self._known: dict[Shares, Traced] = {}
+        self._known: dict[Shares, Traced | None] = {}
 
     def quotas(self, shares: Shares) -> dict[int, int]:
-        """How many places for channels of each kind a network of these widths has."""
+        """How many places for channels of each kind a network of these widths has; none if it cannot run."""
         narrow = self._at(shares)
+        if narrow is None:
+            return {}
         kinds, counts = np.unique(narrow.kinds[self._places(narrow)], return_counts=True)
         return dict(zip(kinds.tolist(), counts.tolist(), strict=True))
 
@@ -165,6 +176,7 @@ class Balancer:
         if np.array_equal(ours, self._balance_of >= 0):
             return {}
         narrow = self._at(self.shares(kept))
+        assert narrow is not None  # it has been asked for its quotas
         stands_for = _assign(np.flatnonzero(ours), self._full.kinds, self._places(narrow), narrow.kinds)
         return {
             key: _order(classes, self._balance_of[classes] >= 0, kept, stands_for[narrow.slots[key]])
@@ -175,10 +187,9 @@ class Balancer:
     def _kinds_of(self, classes: Mask) -> tuple[Kinds, Ids]:
         return np.unique(self._full.kinds[classes], return_counts=True)
 
-    def _at(self, shares: Shares) -> Traced:
+    def _at(self, shares: Shares) -> Traced | None:
         if shares not in self._known:
-            full = all(share == balance.steps for share, balance in zip(shares, self.balances, strict=True))
-            self._known[shares] = self._full if full else self._narrow(shares)
+            self._known[shares] = self._full if shares == self.full else self._narrow(shares)
         return self._known[shares]
 
     def _places(self, narrow: Traced) -> Ids:
@@ -206,4 +217,5 @@ def _order(classes: Ids, ours: Mask, kept: Mask, stands_for: Ids) -> Ids:
     target = np.flatnonzero(stands_for >= 0)
     target = target[np.argsort(stands_for[target], kind="stable")]
     result[target] = source
-    return result[(stands_for != -2) | kept[classes[result]]]
+    there: Ids = result[(stands_for != -2) | kept[classes[result]]]
+    return there

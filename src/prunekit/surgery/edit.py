@@ -51,10 +51,13 @@ def remove(
     changed = changed or {}
     indices = graph.kept_indices(kept) if indices is None else indices
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    memo: dict[int, Any] = {}
-    for name, dims in _by_parameter(indices, changed, tensors).items():
-        memo[id(tensors[name])] = _cut(tensors[name], changed.get(name), dims)
-    small = _copy(model, memo)
+    small = copied(
+        model,
+        {
+            id(tensors[name]): _cut(tensors[name], changed.get(name), dims)
+            for name, dims in _by_parameter(indices, changed, tensors).items()
+        },
+    )
     _make_biases(small, changed, tensors, indices)
     _fit_modules(small, graph, kept, {name for name, _ in indices})
     _select_channels(small, graph, kept)
@@ -95,10 +98,15 @@ def _like_format(result: Tensor, tensor: Tensor) -> Tensor:
     return result.contiguous()
 
 
-def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def copied(model: nn.Module, replaced: dict[int, Any]) -> nn.Module:
+    """A deep copy of `model` in which some tensors, by their ids, give way to others.
+
+    Raises:
+        SurgeryError: something in the model cannot be copied.
+    """
     try:
-        return copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError) as error:
+        return copy.deepcopy(model, replaced)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
         raise SurgeryError(f"the model cannot be copied: {error}") from error
 
 
@@ -117,10 +125,12 @@ def _make_biases(
 
 def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterable[str]) -> None:
     modules = dict(small.named_modules())
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in graph.shapes.items():
+        owner, _, leaf = name.rpartition(".")
+        shapes.setdefault(owner, {})[leaf] = shape
     for owner in {name.rpartition(".")[0] for name in parameters}:
-        prefix = f"{owner}." if owner else ""
-        shapes = {n[len(prefix) :]: s for n, s in graph.shapes.items() if n.startswith(prefix)}
-        attributes.fit(modules[owner], shapes)
+        attributes.fit(modules[owner], shapes[owner])
     for name, (before, after) in graph.pads.items():
         attributes.write(modules[name], {"before": int(kept[before].sum()), "after": int(kept[after].sum())})
     for name, classes in graph.normalised.values():

@@ -50,7 +50,8 @@ def balanced(
     if graph.balancer is None:
         return result
     shares = tuple(_nearest_share(graph, balance, result, unit) for balance in graph.balancer.balances)
-    quotas = graph.balancer.quotas(shares)
+    while not (quotas := graph.balancer.quotas(shares)):
+        shares = tuple(min(share + 1, most) for share, most in zip(shares, graph.balancer.full, strict=True))
     for balance, share in zip(graph.balancer.balances, shares, strict=True):
         for number in balance.groups:
             group = graph.groups[number]

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from prunekit.surgery.edit import remove
 from prunekit.surgery.graph import Graph
 from prunekit.surgery.groups import Classes
 from prunekit.surgery.labels import Mask, compact, ids, varying
 from prunekit.surgery.meta import DispatchMode, run_op
-from prunekit.surgery.recording import Flow, Node, Recording
+from prunekit.surgery.recording import Flow, Node, Recording, tensors_in
 
 _log = logging.getLogger(__name__)
 
@@ -132,8 +131,7 @@ class _Probe(DispatchMode):
         return out
 
     def _check(self, out: Any, flow: Flow) -> None:
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        for result, labels in zip(results, flow.outputs, strict=False):
+        for result, labels in zip(tensors_in((out,)), flow.outputs, strict=False):
             if labels is None:
                 continue
             if id(labels) not in self._expected:

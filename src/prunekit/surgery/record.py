@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit.surgery.labels import along, none_like
 from prunekit.surgery.meta import DispatchMode, run_op
-from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording
+from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, tensors_in
 
 Rule = Callable[["Recorder", Call], None]
 
@@ -57,7 +57,7 @@ class Recorder(DispatchMode):
         """Run the op, then let its rule say what it did to the labels."""
         kwargs = kwargs or {}
         out = run_op(func, args, kwargs)
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        results = list(tensors_in((out,)))
         op = func._schema.name
         op = op[len("aten::") :].rstrip("_") if op.startswith("aten::") else op
         call = Call(op, func, args, kwargs, results, self.stack[-1] if self.stack and self.stack[-1] else self.root)
@@ -95,8 +95,7 @@ class Recorder(DispatchMode):
             else:
                 parameters.append(view.name)
         self.recording.used.update(parameters)
-        counter = flop_registry.get(call.func.overloadpacket)
-        macs = counter(*call.args, **call.kwargs, out_val=out) // 2 if counter else 0
+        macs = _macs(call, out)
         shape = tuple(call.results[0].shape) if call.results else ()
         outputs = tuple(self._new_value(t) for t in call.results)
         index = len(self.recording.nodes)
@@ -151,6 +150,12 @@ class Recorder(DispatchMode):
         for leaf in tree_leaves(plain(output)):
             if isinstance(leaf, Tensor):
                 self.ledger.freeze(self.labels(leaf), "the model's output")
+
+
+def _macs(call: Call, out: Any) -> int:
+    """Multiply-accumulates of an op: half of the floating-point operations that PyTorch counts for it."""
+    counter = flop_registry.get(call.func.overloadpacket)
+    return int(counter(*call.args, **call.kwargs, out_val=out)) // 2 if counter else 0
 
 
 def plain(output: Any) -> Any:

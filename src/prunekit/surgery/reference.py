@@ -6,7 +6,6 @@ an activation with `act(0) != 0` makes the two differ. Layers that normalise acr
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.plan import Plan
+from prunekit.surgery.edit import copied
 from prunekit.surgery.fold import folded
 from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.labels import Ids, Mask
@@ -35,13 +35,13 @@ def masked(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
             values = changed.get(name, tensors[name].detach()).clone()
             values.index_fill_(dim, torch.from_numpy((~kept[classes]).nonzero()[0]).to(values.device), 0.0)
             changed[name] = values
-    memo: dict[int, Any] = {}
+    replaced: dict[int, Any] = {}
     for name in changed.keys() & tensors.keys():
         old = tensors[name]
-        memo[id(old)] = (
+        replaced[id(old)] = (
             nn.Parameter(changed[name], old.requires_grad) if isinstance(old, nn.Parameter) else changed[name]
         )
-    reference = copy.deepcopy(model, memo)
+    reference = copied(model, replaced)
     for name in changed.keys() - tensors.keys():
         reference.get_submodule(name.rpartition(".")[0]).bias = nn.Parameter(changed[name])
     return reference
@@ -126,7 +126,7 @@ def enliven(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
     Weights that are all zero get random values, and batch norms the statistics of what they see, so that the signal
     neither dies nor drowns in biases on its way.
     """
-    lively = copy.deepcopy(model)
+    lively = copied(model, {})
     generator = torch.Generator().manual_seed(0)
     for name, parameter in lively.named_parameters():
         if parameter.dim() > 1 and not bool(parameter.any()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import logging
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunekit.errors import InputError
 from prunekit.surgery import layer_rules, rules, view_rules
 from prunekit.surgery.balance import Balancer, Shares, Traced, balances_of, compounding, traced
+from prunekit.surgery.edit import copied
 from prunekit.surgery.graph import Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.groups import Classes, build_groups, classify
 from prunekit.surgery.labels import Mask, ids
@@ -68,11 +68,8 @@ def _settled(recording: Recording, subject: nn.Module, example: tuple[Any, ...])
         classes = classify(recording, loose)
         graph = _build(recording, classes, subject, example)
         balancer = _balancer(recording, classes, loose, graph, subject)
-        try:
-            balancer.quotas(tuple(-(-balance.steps // 2) for balance in balancer.balances))
+        if balancer.quotas(tuple(-(-share // 2) for share in balancer.full)):
             return classes, replace(graph, balancer=balancer)
-        except Exception as error:  # the forward runs at another width: it may fail in any way
-            _log.debug("no balance at half of the width (%s); tying places instead", error)
     classes = classify(recording)
     return classes, _build(recording, classes, subject, example)
 
@@ -81,9 +78,15 @@ def _balancer(recording: Recording, classes: Classes, loose: Mask, graph: Graph,
     sizes = [group.size for group in graph.groups]
     balances = balances_of(recording, loose, classes.of_label, graph.group_of, sizes)
 
-    def narrow(shares: Shares) -> Traced:
-        with _unfused_attention(), torch.no_grad():
-            found, _, _ = _record(narrowed(subject, graph, balances, shares), graph.example)
+    def narrow(shares: Shares) -> Traced | None:
+        try:
+            with _unfused_attention(), torch.no_grad():
+                found, _, _ = _record(narrowed(subject, graph, balances, shares), graph.example)
+        except (InputError, RuntimeError) as error:
+            _log.debug("the network does not run at shares %s (%s)", shares, error)
+            return None
+        if len(found.nodes) != len(recording.nodes):
+            return None
         own = classify(found, np.ones(found.ledger.count, dtype=np.bool_))
         return traced(found, own.of_label, own.count)
 
@@ -92,13 +95,13 @@ def _balancer(recording: Recording, classes: Classes, loose: Mask, graph: Graph,
 
 def skeleton(model: nn.Module) -> nn.Module:
     """A copy of the network on the meta device: the same modules and shapes, no memory."""
-    memo: dict[int, Any] = {}
+    replaced: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         empty = torch.empty_like(tensor, device="meta")
         if isinstance(tensor, nn.Parameter):
             empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = empty
-    return copy.deepcopy(model, memo)
+        replaced[id(tensor)] = empty
+    return copied(model, replaced)
 
 
 def to_meta(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -147,7 +150,7 @@ def _record_real(
 ) -> tuple[Recording, nn.Module, tuple[Any, ...]]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     real = tree_map(lambda t: _with_values(t).to(device) if isinstance(t, Tensor) else t, inputs)
-    subject = copy.deepcopy(model).eval()
+    subject = copied(model, {}).eval()
     try:
         return _run(subject, real, dict(subject.named_buffers())), subject, real
     except Exception as error:
