@@ -6,9 +6,7 @@ refits. The caller's network is never touched: a failed edit leaves nothing half
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
 from prunekit.surgery import attributes
+from prunekit.surgery.copying import copied
 from prunekit.surgery.fold import folded
 from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.labels import Ids, Mask
@@ -96,18 +95,6 @@ def _like_format(result: Tensor, tensor: Tensor) -> Tensor:
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return result.contiguous(memory_format=torch.channels_last)
     return result.contiguous()
-
-
-def copied(model: nn.Module, replaced: dict[int, Any]) -> nn.Module:
-    """A deep copy of `model` in which some tensors, by their ids, give way to others.
-
-    Raises:
-        SurgeryError: something in the model cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model, replaced)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise SurgeryError(f"the model cannot be copied: {error}") from error
 
 
 def _make_biases(

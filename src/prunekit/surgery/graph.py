@@ -103,17 +103,15 @@ class Graph:
 
     def kept_units(self, kept: Mask) -> dict[str, tuple[int, ...]]:
         """The kept units, by name, of every group that loses some."""
-        gone = np.flatnonzero(~kept)
-        return {
-            self.groups[number].name: tuple(
-                np.flatnonzero(np.isin(np.arange(self.groups[number].size), self._lost(gone, number), invert=True))
-            )
-            for number in np.unique(self.group_of[gone])
-        }
-
-    def _lost(self, gone: Ids, number: int) -> Ids:
-        lost: Ids = self.unit_of[gone[self.group_of[gone] == number]]
-        return lost
+        gone = np.flatnonzero(~kept & (self.group_of >= 0))
+        gone = gone[np.argsort(self.group_of[gone], kind="stable")]
+        losing, starts = np.unique(self.group_of[gone], return_index=True)
+        units = {}
+        for number, classes in zip(losing, np.split(gone, starts[1:]), strict=True):
+            stays = np.ones(self.groups[number].size, dtype=np.bool_)
+            stays[self.unit_of[classes]] = False
+            units[self.groups[number].name] = tuple(np.flatnonzero(stays).tolist())
+        return units
 
     def kept_indices(self, kept: Mask) -> dict[tuple[str, int], Ids]:
         """The surviving indices of each parameter dimension that loses some, in the order of the result.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.plan import Plan
-from prunekit.surgery.edit import copied
+from prunekit.surgery.copying import copied
 from prunekit.surgery.fold import folded
 from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.labels import Ids, Mask
@@ -126,7 +126,7 @@ def enliven(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
     Weights that are all zero get random values, and batch norms the statistics of what they see, so that the signal
     neither dies nor drowns in biases on its way.
     """
-    lively = copied(model, {})
+    lively = copied(model)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in lively.named_parameters():
         if parameter.dim() > 1 and not bool(parameter.any()):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunekit.errors import InputError
 from prunekit.surgery import layer_rules, rules, view_rules
 from prunekit.surgery.balance import Balancer, Shares, Traced, balances_of, compounding, traced
-from prunekit.surgery.edit import copied
+from prunekit.surgery.copying import copied
 from prunekit.surgery.graph import Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.groups import Classes, build_groups, classify
 from prunekit.surgery.labels import Mask, ids
@@ -150,7 +150,7 @@ def _record_real(
 ) -> tuple[Recording, nn.Module, tuple[Any, ...]]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     real = tree_map(lambda t: _with_values(t).to(device) if isinstance(t, Tensor) else t, inputs)
-    subject = copied(model, {}).eval()
+    subject = copied(model).eval()
     try:
         return _run(subject, real, dict(subject.named_buffers())), subject, real
     except Exception as error:

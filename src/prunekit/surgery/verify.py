@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
-from prunekit.surgery.edit import copied, edit, take
+from prunekit.surgery.copying import copied
+from prunekit.surgery.edit import edit, take
 from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.record import plain, track_modules
 from prunekit.surgery.reference import NormaliseKept, enliven, masked
@@ -50,7 +51,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = [random_inputs(graph.example, device, seed + i) for i in range(2)]
     with torch.no_grad():
-        result = _prove(masked(model, plan, graph).eval(), copied(small, {}).eval(), inputs, graph, plan)
+        result = _prove(masked(model, plan, graph).eval(), copied(small).eval(), inputs, graph, plan)
         if not result.faint:
             return result.difference
         _same_weights(edit(model, plan, graph), small)
