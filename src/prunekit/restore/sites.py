@@ -59,7 +59,7 @@ def _changed(graph: Graph, plan: Plan) -> list[str]:
     for node in graph.nodes:
         norm = graph.normalised.get(node.index)
         touched = not values.isdisjoint(node.inputs) or not losing.isdisjoint(node.parameters)
-        if touched or (norm is not None and not kept[norm[1]].all()):
+        if touched or (norm is not None and not kept[norm].all()):
             values.update(node.outputs)
             if node.op in _OPS:
                 layers.update((p.rpartition(".")[0], None) for p in node.parameters if len(graph.shapes[p]) > 1)

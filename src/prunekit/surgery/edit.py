@@ -6,11 +6,12 @@ refits. The caller's network is never touched: a failed edit leaves nothing half
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
@@ -113,15 +114,26 @@ def _make_biases(
 def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterable[str]) -> None:
     modules = dict(small.named_modules())
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, shape in graph.shapes.items():
+    changed = set(parameters)
+    touched = set()
+    for name, known in _names(small):
         owner, _, leaf = name.rpartition(".")
-        shapes.setdefault(owner, {})[leaf] = shape
-    for owner in {name.rpartition(".")[0] for name in parameters}:
+        shapes.setdefault(owner, {})[leaf] = graph.shapes[known]
+        if known in changed:
+            touched.add(owner)
+    for owner in touched:
         attributes.fit(modules[owner], shapes[owner])
     for name, (before, after) in graph.pads.items():
         attributes.write(modules[name], {"before": int(kept[before].sum()), "after": int(kept[after].sum())})
-    for name, classes in graph.normalised.values():
+    for name, classes in graph.widths.items():
         _fit_norm(modules.get(name), int(kept[classes].sum()))
+
+
+def _names(small: nn.Module) -> Iterator[tuple[str, str]]:
+    """Every name of each parameter and buffer, with the one it is known by: tied weights have several."""
+    first: dict[int, str] = {}
+    for name, tensor in [*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)]:
+        yield name, first.setdefault(id(tensor), name)
 
 
 def _fit_norm(module: nn.Module | None, channels: int) -> None:
@@ -130,6 +142,8 @@ def _fit_norm(module: nn.Module | None, channels: int) -> None:
         module.normalized_shape = (channels,)
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = channels
+    elif isinstance(module, _NormBase):
+        module.num_features = channels
 
 
 def _select_channels(small: nn.Module, graph: Graph, kept: Mask) -> None:

@@ -43,8 +43,8 @@ class Graph:
 
     `slots` maps (parameter, dimension) to the class of each index; class 0 is no channel. `pads` maps `ChannelPad`
     modules to the classes of the zeros they add before and after; `normalised` maps the nodes that normalise across
-    channels to their module and the classes they normalise. `shapes` are those of parameters and buffers; `example` is
-    the input it was recorded with, on the meta device.
+    channels to the classes they normalise, and `widths` every norm module to those it sees. `shapes` are those of
+    parameters and buffers; `example` is the input it was recorded with, on the meta device.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -54,7 +54,8 @@ class Graph:
     pads: Mapping[str, tuple[Ids, Ids]]
     links: tuple[LinkedNorm, ...]
     selections: Mapping[str, SelectedChannels]
-    normalised: Mapping[int, tuple[str, Ids]]
+    normalised: Mapping[int, Ids]
+    widths: Mapping[str, Ids]
     shapes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
     group_of: Ids

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
@@ -23,6 +24,7 @@ from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recordin
 Rule = Callable[["Recorder", Call], None]
 
 _LAYERS = ("convolution", "addmm", "mm")
+_OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)  # they check sizes of their own that nothing here edits
 
 
 class Recorder(DispatchMode):
@@ -63,13 +65,25 @@ class Recorder(DispatchMode):
         call = Call(op, func, args, kwargs, results, self.stack[-1] if self.stack and self.stack[-1] else self.root)
         node = self._node(call, out)
         arriving = tuple(self._labels[id(t)] for t in call.tensors if id(t) in self._labels)
-        rule = self._rules.get(op)
-        if rule is None and torch.Tag.pointwise in func.tags:
-            rule = self._rules["pointwise"]
-        (rule or self._fallback)(self, call)
+        self._rule(call)(self, call)
         self.recording.nodes.append(node)
         self.recording.flow.append(Flow(arriving, tuple(self._labels.get(id(t)) for t in results)))
         return out
+
+    def _rule(self, call: Call) -> Rule:
+        if isinstance(self.modules.get(call.where), _OPAQUE):
+            return self._fallback
+        rule = self._rules.get(call.op)
+        if rule is None and torch.Tag.pointwise in call.func.tags:
+            rule = self._rules["pointwise"]
+        return rule or self._fallback
+
+    def note_width(self, module: str, vector: Tensor) -> None:
+        """Note which channels a norm sees; an instance norm sees each image's, one after the other."""
+        own = self.modules.get(module)
+        if isinstance(own, _NormBase):
+            vector = vector[: own.num_features]
+        self.recording.widths[module] = vector
 
     def settle_links(self, first: int) -> None:
         """A batch norm that alone reads the layer in front of it shares its channels: that is no stream.

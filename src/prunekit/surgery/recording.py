@@ -138,7 +138,8 @@ class Recording:
     pads: dict[str, Pad] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
     selections: dict[str, Selection] = field(default_factory=dict)
-    normalised: dict[int, tuple[str, Tensor]] = field(default_factory=dict)  # by node: module, labels it mixes
+    normalised: dict[int, Tensor] = field(default_factory=dict)  # by node: the labels that it mixes
+    widths: dict[str, Tensor] = field(default_factory=dict)  # by module: the channels that it normalises
     used: set[str] = field(default_factory=set)
 
     def slot(self, parameter: str, dim: int, role: str, labels: Tensor) -> Tensor:

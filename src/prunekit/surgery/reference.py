@@ -89,7 +89,7 @@ class NormaliseKept(DispatchMode):
         self._masks: list[Mask | None] = []
         for node in norms:
             known = graph.normalised.get(node.index)
-            mask = kept[known[1]] if known else None
+            mask = None if known is None else kept[known]
             self._masks.append(None if mask is None or mask.all() else mask)
         self._next = 0
 

@@ -227,7 +227,8 @@ def _build(recording: Recording, classes: Classes, subject: nn.Module, example: 
             name: SelectedChannels(ids(selection.index), classes.of_label[ids(selection.inputs)])
             for name, selection in recording.selections.items()
         },
-        normalised={n: (where, classes.of_label[ids(labels)]) for n, (where, labels) in recording.normalised.items()},
+        normalised={node: classes.of_label[ids(labels)] for node, labels in recording.normalised.items()},
+        widths={module: classes.of_label[ids(labels)] for module, labels in recording.widths.items()},
         shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
         parameters=frozenset(name for name, _ in subject.named_parameters()),
         group_of=group_of,
