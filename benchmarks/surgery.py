@@ -12,8 +12,9 @@ of the model's own, and rank filters by their L2 norm. Rows that the JSON file h
 from __future__ import annotations
 
 import argparse
-import functools
+import contextlib
 import json
+import os
 import resource
 import signal
 import statistics
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 TOOLS = ("prunekit", "torch-pruning")
 
@@ -37,15 +39,15 @@ def main() -> None:
     run.add_argument("--limit", type=int, default=120, help="CPU seconds for one model and tool, all told")
     run.add_argument("--tools", nargs="*", choices=TOOLS, default=TOOLS)
     run.add_argument("--models", nargs="*", help="some models (default: all of torchvision.models)")
-    one = commands.add_parser("one", help="one model and tool, as JSON")
+    one = commands.add_parser("serve", help="models from standard input, rows to standard output")
     one.add_argument("tool", choices=TOOLS)
-    one.add_argument("model")
+    one.add_argument("--limit", type=int, default=120)
     table = commands.add_parser("table", help="table and picture of finished rows")
     table.add_argument("json", type=Path)
     table.add_argument("--picture", type=Path)
     args = parser.parse_args()
-    if args.command == "one":
-        return print(json.dumps(measure(args.tool, args.model)))
+    if args.command == "serve":
+        return serve(args.tool, args.limit)
     rows = run_all(args) if args.command == "run" else json.loads(args.json.read_text())
     show(rows)
     if args.picture:
@@ -59,43 +61,69 @@ def run_all(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     names = args.models or torchvision.models.list_models(module=torchvision.models)
     rows: dict[str, dict[str, Any]] = json.loads(args.json.read_text()) if args.json.exists() else {}
-    pythons = {"prunekit": sys.executable, "torch-pruning": args.peer}
+    servers = {"prunekit": sys.executable, "torch-pruning": args.peer}
+    asked = {tool: _start(servers[tool], tool, args.limit) for tool in args.tools if servers[tool]}
     for name in names:
-        for tool in args.tools:
-            if pythons[tool] and f"{tool} {name}" not in rows:
-                rows[f"{tool} {name}"] = row = _in_a_process(pythons[tool], tool, name, args.limit)
+        for tool, server in asked.items():
+            if f"{tool} {name}" not in rows:
+                assert server.stdin is not None
+                assert server.stdout is not None
+                server.stdin.write(f"{name}\n")
+                server.stdin.flush()
+                rows[f"{tool} {name}"] = row = json.loads(server.stdout.readline())
                 args.json.write_text(json.dumps(rows, indent=1))
                 print(f"{tool:14} {name:20} {row.get('seconds', '')} {row.get('error', '')}", flush=True)
+    for server in asked.values():
+        server.communicate()
     return rows
 
 
-def _in_a_process(python: str, tool: str, name: str, limit: float) -> dict[str, Any]:
-    command = [python, __file__, "one", tool, name]
-    cap = functools.partial(resource.setrlimit, resource.RLIMIT_CPU, (limit, limit + 5))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=cap)
-    if done.returncode == -signal.SIGXCPU:
-        return {"error": f"no end within {limit} s"}
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["died without a word"])[-1][:200]}
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def _start(python: str, tool: str, limit: int) -> subprocess.Popen[str]:
+    command = [python, __file__, "serve", tool, "--limit", str(limit)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def serve(tool: str, limit: int) -> None:
+    """Import once, then fork a process for each model that is named on standard input."""
+    import torch
+    import torchvision  # noqa: F401
+
+    torch.set_num_threads(1)
+    if tool == "prunekit":
+        import prunekit.api  # noqa: F401
+    else:
+        import torch_pruning  # noqa: F401
+    for line in sys.stdin:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+            with os.fdopen(writer, "w") as pipe:
+                pipe.write(json.dumps(_measured(tool, line.strip())))
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            told = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == -signal.SIGXCPU:
+            told = json.dumps({"error": f"no end within {limit} s"})
+        print(told or json.dumps({"error": f"died with status {status}"}), flush=True)
+
+
+def _measured(tool: str, name: str) -> dict[str, Any]:
+    try:
+        return measure(tool, name)
+    except Exception as error:  # whatever it is, it is the result
+        return {"error": f"{type(error).__name__}: {error}"[:200]}
 
 
 def measure(tool: str, name: str) -> dict[str, Any]:
     """Prune one model with one tool and say what it took."""
     import torch
-    import torchvision
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     prune = _with_prunekit if tool == "prunekit" else _with_torch_pruning
-    if tool == "prunekit":
-        import prunekit.api  # noqa: F401  imports are not timed
-    else:
-        import torch_pruning  # noqa: F401
     before = _memory("VmRSS")
-    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model = torchvision.models.get_model(name, weights=None, **extra).eval()
+    model = build(name)
     size = 299 if name == "inception_v3" else 224
     x = torch.randn(1, 3, size, size)
     params = sum(p.numel() for p in model.parameters())
@@ -103,13 +131,46 @@ def measure(tool: str, name: str) -> dict[str, Any]:
     clock = Stopwatch()
     row, small, proof = prune(model, x, clock)
     row["peak_mib"] = round(_memory("VmHWM") - before, 1)
-    with torch.no_grad():
-        shape = list(small.eval()(x).shape)
-    if shape != [1, 1000]:
-        raise SystemExit(f"output of shape {shape}")
     after = sum(p.numel() for p in small.parameters())
-    row |= {"params_before": params, "params_after": after, "macs_after": _macs(small, x)}
-    return row | {"seconds": clock.wall, "cpu_seconds": clock.cpu} | proof()
+    row |= {"params_before": params, "params_after": after} | proof()
+    shape, macs = _run_without_values(small, x)
+    if shape != [1, 1000]:
+        return {"error": f"an output of shape {shape}"}
+    return row | {"macs_after": macs, "seconds": clock.wall, "cpu_seconds": clock.cpu}
+
+
+def build(name: str) -> Any:
+    """The model with random weights, drawn from one short table: initialising takes longer than pruning."""
+    import torch
+    import torchvision
+    from torch import nn
+
+    drawing = [f for f in dir(nn.init) if f.endswith("_") and f[0] != "_" and f not in ("ones_", "zeros_", "constant_")]
+    with contextlib.ExitStack() as stack:
+        for function in drawing:
+            stack.enter_context(mock.patch.object(nn.init, function, lambda tensor, *_, **__: tensor))
+        extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        model = torchvision.models.get_model(name, weights=None, **extra).eval()
+    table = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.dim() > 1 or key.endswith("bias"):
+                gain = (2 / parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.01
+                flat = parameter.view(-1)
+                for start in range(0, flat.numel(), table.numel()):
+                    part = flat[start : start + table.numel()]
+                    torch.mul(table[: part.numel()], gain, out=part)
+    return model
+
+
+def _run_without_values(model: Any, x: Any) -> tuple[list[int], int]:
+    """The shape of the output, and the MACs."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output = model.eval().to("meta")(x.to("meta"))
+    return list(output.shape), counter.get_total_flops() // 2
 
 
 class Stopwatch:
@@ -127,15 +188,6 @@ def _memory(kind: str) -> float:
     """A field of /proc/self/status in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
-
-
-def _macs(model: Any, x: Any) -> int:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(x)
-    return counter.get_total_flops() // 2
 
 
 def _with_prunekit(model: Any, x: Any, clock: Stopwatch) -> tuple[dict[str, Any], Any, Callable[[], dict[str, Any]]]:
