@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -94,27 +94,30 @@ def serve(tool: str, limit: int) -> None:
     else:
         import torch_pruning  # noqa: F401
     for line in sys.stdin:
-        reader, writer = os.pipe()
-        child = os.fork()
-        if not child:
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-            with os.fdopen(writer, "w") as pipe:
-                pipe.write(json.dumps(_measured(tool, line.strip())))
-            os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            told = pipe.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status == -signal.SIGXCPU:
-            told = json.dumps({"error": f"no end within {limit} s"})
-        print(told or json.dumps({"error": f"died with status {status}"}), flush=True)
+        name = line.strip()
+        print(json.dumps(measured_in_a_process(lambda: measure(tool, name), limit)), flush=True)  # noqa: B023
 
 
-def _measured(tool: str, name: str) -> dict[str, Any]:
-    try:
-        return measure(tool, name)
-    except Exception as error:  # whatever it is, it is the result
-        return {"error": f"{type(error).__name__}: {error}"[:200]}
+def measured_in_a_process(measure: Callable[[], dict[str, Any]], limit: int) -> dict[str, Any]:
+    """What `measure` returns in a forked process, or the error that it ends with; `limit` is in CPU seconds."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+        with os.fdopen(writer, "w") as pipe:
+            try:
+                pipe.write(json.dumps(measure()))
+            except Exception as error:  # whatever it is, it is the result
+                pipe.write(json.dumps({"error": f"{type(error).__name__}: {error}"[:200]}))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        told = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == -signal.SIGXCPU:
+        return {"error": f"no end within {limit} s"}
+    result: dict[str, Any] = json.loads(told) if told else {"error": f"died with status {status}"}
+    return result
 
 
 def measure(tool: str, name: str) -> dict[str, Any]:
@@ -140,19 +143,26 @@ def measure(tool: str, name: str) -> dict[str, Any]:
 
 
 def build(name: str) -> Any:
-    """The model with random weights, drawn from one short table: initialising takes longer than pruning."""
-    import torch
+    """The model with random weights."""
     import torchvision
-    from torch import nn
 
-    drawing = [f for f in dir(nn.init) if f.endswith("_") and f[0] != "_" and f not in ("ones_", "zeros_", "constant_")]
-    with contextlib.ExitStack() as stack:
-        for function in drawing:
-            stack.enter_context(mock.patch.object(nn.init, function, lambda tensor, *_, **__: tensor))
+    with without_drawing() as fill:
         extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(name, weights=None, **extra).eval()
+        fill(model)
+    return model
+
+
+@contextlib.contextmanager
+def without_drawing() -> Iterator[Callable[[Any], None]]:
+    """Models that are made here draw no weights, which takes longer than pruning; gives a function that fills them."""
+    import torch
+    from torch import nn
+
     table = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def fill(model: nn.Module) -> None:
         for key, parameter in model.named_parameters():
             if parameter.dim() > 1 or key.endswith("bias"):
                 gain = (2 / parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.01
@@ -160,7 +170,12 @@ def build(name: str) -> Any:
                 for start in range(0, flat.numel(), table.numel()):
                     part = flat[start : start + table.numel()]
                     torch.mul(table[: part.numel()], gain, out=part)
-    return model
+
+    drawing = [f for f in dir(nn.init) if f.endswith("_") and f[0] != "_" and f not in ("ones_", "zeros_", "constant_")]
+    with contextlib.ExitStack() as stack:
+        for function in drawing:
+            stack.enter_context(mock.patch.object(nn.init, function, lambda tensor, *_, **__: tensor))
+        yield fill
 
 
 def _run_without_values(model: Any, x: Any) -> tuple[list[int], int]:
@@ -207,10 +222,11 @@ def _with_prunekit(model: Any, x: Any, clock: Stopwatch) -> tuple[dict[str, Any]
     return {"ops": len(graph.nodes), "prunable": prunable(graph)}, small, proof
 
 
-def half_of_each_group(model: Any, graph: Any, share: float = 0.5) -> Any:
-    """Keep the channels of the largest L2 norm, the same share of each group."""
+def half_of_each_group(model: Any, graph: Any, share: float = 0.5, round_to: int = 1) -> Any:
+    """Remove the channels of the smallest L2 norm, the same share of each group."""
     import numpy as np
 
+    from prunekit.methods.ranking import round_widths
     from prunekit.plan import Keep, Plan
     from prunekit.surgery import balanced
 
@@ -226,7 +242,8 @@ def half_of_each_group(model: Any, graph: Any, share: float = 0.5) -> Any:
         go = sorted(group.free, key=score.__getitem__)[: int(len(group.free) * share)]
         if go:
             keeps[group.name] = sorted(set(range(group.size)).difference(go))
-    return Plan([Keep(name, index) for name, index in balanced(graph, keeps, scores).items()])
+    keeps = balanced(graph, round_widths(graph.groups, scores, keeps, round_to), scores, round_to)
+    return Plan([Keep(name, index) for name, index in keeps.items()])
 
 
 def prunable(graph: Any) -> float:

@@ -72,7 +72,7 @@ def _bound(recording: Recording, joined: Ids) -> Ids:
     bound += [ids(labels) for pad in recording.pads.values() for labels in (pad.before, pad.after)]
     bound += [ids(labels) for link in recording.links.values() for labels in (link.stream, link.private)]
     bound += [ids(selection.inputs) for selection in recording.selections.values()]
-    bound += [ids(labels) for labels in recording.normalised.values()]
+    bound += [ids(labels) for labels in (*recording.normalised.values(), *recording.widths.values())]
     return np.unique(joined[np.concatenate(bound)])
 
 

@@ -79,9 +79,14 @@ class Recorder(DispatchMode):
         return rule or self._fallback
 
     def note_width(self, module: str, vector: Tensor) -> None:
-        """Note which channels a norm sees; an instance norm sees each image's, one after the other."""
+        """Note which channels a norm sees that may have no parameters to tell its width by.
+
+        An instance norm sees each image's channels, one image after the other.
+        """
         own = self.modules.get(module)
         if isinstance(own, _NormBase):
+            if own.weight is not None or own.running_mean is not None:
+                return
             vector = vector[: own.num_features]
         self.recording.widths[module] = vector
 
