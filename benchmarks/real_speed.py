@@ -2,8 +2,8 @@
 
     python benchmarks/real_speed.py --json real_speed.json
 
-Channels go by L2 norm, the same share of each group, in widths that are multiples of 8. Each network runs as saved, with
-batch norms folded into the convolutions, and folded with channels last, on one thread. Repetitions of all networks
+Channels go by L2 norm, the same share of each group, in widths that are multiples of 8. Each network runs as saved,
+with batch norms folded into the convolutions, and folded with channels last, on one thread. Repetitions of all networks
 alternate, and the fastest of each counts. What is shown is the share of the MACs reduction that arrives:
 (1 - time after / time before) / (1 - MACs after / MACs before), before and after run in the same way.
 """
