@@ -108,7 +108,7 @@ class Graph:
         gone = gone[np.argsort(self.group_of[gone], kind="stable")]
         losing, starts = np.unique(self.group_of[gone], return_index=True)
         units = {}
-        for number, classes in zip(losing, np.split(gone, starts[1:]), strict=True):
+        for number, classes in zip(losing, np.split(gone, starts[1:]), strict=False):  # nothing splits into one part
             stays = np.ones(self.groups[number].size, dtype=np.bool_)
             stays[self.unit_of[classes]] = False
             units[self.groups[number].name] = tuple(np.flatnonzero(stays).tolist())
