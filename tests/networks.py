@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Keep, Plan
-from prunekit.surgery import Graph, resolve
+from prunekit.surgery import Graph, balanced, resolve
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -40,6 +41,9 @@ def random_plan(graph: Graph, seed: int, most: float = 0.9) -> Plan:
                 gone.discard(int(member.units[0]))
         if gone:
             keeps.append(Keep(group.name, [u for u in range(group.size) if u not in gone]))
+    scores = {group.name: np.array([chance.random() for _ in range(group.size)]) for group in graph.groups}
+    even = balanced(graph, {keep.group: keep.index for keep in keeps}, scores)
+    keeps = [Keep(name, index) for name, index in even.items()]
     while not _leaves_every_layer_alive(graph, Plan(keeps)):  # a stream may take all that one of its readers keeps
         keeps.pop(chance.randrange(len(keeps)))
     return Plan(keeps)
@@ -111,6 +115,55 @@ class Shuffle(nn.Module):
         return x.view(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+class ShuffleUnit(nn.Module):
+    """Half of the channels through a body, then all of them shuffled: the unit of ShuffleNetV2."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.halves, self.shuffle = HalfAndHalf(body), Shuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shuffle(self.halves(x))
+
+
+class Several(nn.Module):
+    """Cut in two, one half through two bodies, everything concatenated and mixed again: YOLO's C2f."""
+
+    def __init__(self, width: int, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.mix = first, second, nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(x.chunk(2, 1))
+        parts.append(self.first(parts[-1]))
+        parts.append(self.second(parts[-1]) + parts[-1])
+        return self.mix(torch.cat(parts, 1))
+
+
+class Twice(nn.Module):
+    """The same body two times, and its output beside itself."""
+
+    def __init__(self, width: int, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.mix = body, nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(torch.relu(self.body(x)))
+        return self.mix(torch.cat([y, y], 1))
+
+
+class Scaled(nn.Module):
+    """`x + scale * body(norm(x))`, the norm over channels of each position: ConvNeXt's block."""
+
+    def __init__(self, width: int, body: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.body, self.scale = nn.LayerNorm(width), body, nn.Parameter(torch.rand(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x + self.scale * self.body(normed)
+
+
 class FlattenHead(nn.Module):
     """Flatten with positions, then two linear layers."""
 
@@ -124,16 +177,19 @@ class FlattenHead(nn.Module):
 
 
 def norm(chance: random.Random, channels: int) -> nn.Module:
-    """A random normalisation of `channels`."""
+    """A random layer that treats each of `channels` by itself, or normalises groups of them."""
     return chance.choice(
-        [nn.BatchNorm2d(channels), nn.GroupNorm(2 if channels % 2 == 0 else 1, channels), nn.Identity()]
+        [
+            *(nn.BatchNorm2d(channels), nn.GroupNorm(2 if channels % 2 == 0 else 1, channels), nn.Identity()),
+            *(nn.PReLU(channels), nn.InstanceNorm2d(channels, affine=chance.random() < 0.5)),
+        ]
     )
 
 
 def conv_body(chance: random.Random, inputs: int, outputs: int) -> nn.Module:
     """A random run of convolutions from `inputs` to `outputs` channels that keeps the positions."""
     act = chance.choice([nn.ReLU, nn.SiLU, nn.Hardswish])
-    kind = chance.choice(["plain", "bottleneck", "depthwise", "grouped"])
+    kind = chance.choice(["plain", "bottleneck", "depthwise", "grouped", "transposed"])
     if kind == "plain":
         layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=chance.random() < 0.5), norm(chance, outputs)]
     elif kind == "bottleneck":
@@ -145,6 +201,12 @@ def conv_body(chance: random.Random, inputs: int, outputs: int) -> nn.Module:
             *(nn.Conv2d(inputs, hidden, 1), nn.BatchNorm2d(hidden), act()),
             *(nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden), nn.BatchNorm2d(hidden), act()),
             nn.Conv2d(hidden, outputs, 1),
+        ]
+    elif kind == "transposed":
+        hidden, groups = 4 * chance.randint(1, 3), chance.choice([1, 2, 4])
+        layers = [
+            *(nn.Conv2d(inputs, hidden, 1), act(), nn.ConvTranspose2d(hidden, hidden, 3, padding=1, groups=groups)),
+            *(nn.BatchNorm2d(hidden), act(), nn.Conv2d(hidden, outputs, 1)),
         ]
     else:
         hidden = 4 * chance.randint(1, 3)
@@ -162,7 +224,7 @@ def conv_body_square(chance: random.Random, width: int) -> nn.Module:
 
 
 def random_network(seed: int) -> nn.Module:
-    """A random mix of residual, dense, gated, split, shuffled, grouped and strided blocks; input `(N, 3, 8, 8)`."""
+    """A random mix of all `BLOCKS`, dense blocks and pooling; input `(N, 3, 8, 8)`."""
     torch.manual_seed(seed)
     chance = random.Random(seed)
     width = 4 * chance.randint(1, 3)
@@ -193,4 +255,13 @@ BLOCKS: dict[str, Callable[[random.Random, int], nn.Module]] = {
     "gated": lambda chance, width: Gated(width, chance.randint(1, 4)),
     "halves": lambda chance, width: HalfAndHalf(conv_body_square(chance, width // 2)),
     "shuffle": lambda _chance, _width: Shuffle(2),
+    "shuffle unit": lambda chance, width: ShuffleUnit(conv_body_square(chance, width // 2)),
+    "shuffle units": lambda chance, width: nn.Sequential(
+        *(ShuffleUnit(conv_body_square(chance, width // 2)) for _ in range(chance.randint(2, 4)))
+    ),
+    "several": lambda chance, width: Several(
+        width, conv_body_square(chance, width // 2), conv_body_square(chance, width // 2)
+    ),
+    "twice": lambda chance, width: Twice(width, conv_body_square(chance, width)),
+    "scaled": lambda chance, width: Scaled(width, conv_body_square(chance, width)),
 }

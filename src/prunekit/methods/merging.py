@@ -77,8 +77,10 @@ def mergeable_layers(model: nn.Module, graph: Graph) -> tuple[list[Layer], dict[
     """The layers whose every consumer can take over, and for the other groups why not."""
     modules = dict(model.named_modules())
     layers, left = [], {}
+    cut = graph.balanced_groups()
     for group in graph.groups:
-        reason = _obstacle(graph, group, modules)
+        reason = "the network cuts these channels into equal parts" if group.name in cut else None
+        reason = reason or _obstacle(graph, group, modules)
         if reason is None:
             producer = group.producers[0].module
             norm = graph.batch_norm_after(producer)

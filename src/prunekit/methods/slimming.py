@@ -20,7 +20,7 @@ from prunekit.plan import Keep, Plan
 from prunekit.restore.calibrate import calibrate
 from prunekit.restore.constants import constant_folds
 from prunekit.restore.images import Images
-from prunekit.surgery import ChannelGroup, Cost, Graph, predict
+from prunekit.surgery import ChannelGroup, Cost, Graph, balanced, predict
 
 if TYPE_CHECKING:
     from prunekit.methods.slim import SlimConfig
@@ -98,7 +98,7 @@ def _by_threshold(
 
     def keeps_at(count: int) -> dict[str, list[int]]:
         widths = round_widths(groups, scores, keep_after(groups, removal, count), config.round_to)
-        return with_unread_streams(graph, widths)
+        return with_unread_streams(graph, balanced(graph, widths, scores, config.round_to))
 
     if budget.kind == "ratio":
         total = sum(len(group.free) for group in groups)
@@ -146,7 +146,7 @@ def _by_group(
         wanted = round(check_ratio(ratio) * len(group.free))
         keeps.update(keep_after([group], removal, min(wanted, len(removal.order))))
         protected += removal.protected if wanted > len(removal.order) else ()
-    return round_widths(groups, scores, keeps, config.round_to), protected
+    return balanced(graph, round_widths(groups, scores, keeps, config.round_to), scores, config.round_to), protected
 
 
 def _threshold(

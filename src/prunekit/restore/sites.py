@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from prunekit.restore.samples import Layer
 from prunekit.restore.streams import Join, find_join, private_norm
 from prunekit.surgery import Graph
 from prunekit.surgery.graph import kept_after
+from prunekit.surgery.labels import Ids
 from prunekit.surgery.layer_rules import is_batch_norm
 
 _OPS = ("convolution", "addmm", "mm")
@@ -39,7 +40,7 @@ def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], 
     left: dict[str, str] = {}
     for name in _changed(graph, plan):
         weight = f"{name}.weight" if name else "weight"
-        reason = _obstacle(graph, name, weight, modules.get(name))
+        reason = _obstacle(graph, name, weight, modules.get(name)) or _blank(kept, weight)
         if reason is None:
             stays = kept.get((weight, 0))
             index = None if stays is None else torch.from_numpy(stays)
@@ -58,11 +59,17 @@ def _changed(graph: Graph, plan: Plan) -> list[str]:
     for node in graph.nodes:
         norm = graph.normalised.get(node.index)
         touched = not values.isdisjoint(node.inputs) or not losing.isdisjoint(node.parameters)
-        if touched or (norm is not None and not kept[norm[1]].all()):
+        if touched or (norm is not None and not kept[norm].all()):
             values.update(node.outputs)
             if node.op in _OPS:
                 layers.update((p.rpartition(".")[0], None) for p in node.parameters if len(graph.shapes[p]) > 1)
     return list(layers)
+
+
+def _blank(kept: Mapping[tuple[str, int], Ids], weight: str) -> str | None:
+    if any((kept[key] < 0).any() for key in ((weight, 0), (weight, 1)) if key in kept):
+        return "it has places for channels that the original does not have"
+    return None
 
 
 def _obstacle(graph: Graph, name: str, weight: str, module: nn.Module | None) -> str | None:

@@ -7,6 +7,7 @@ from prunekit.surgery.cost import Cost, LayerCost, cost_of, measure, predict
 from prunekit.surgery.edit import edit
 from prunekit.surgery.graph import Graph, resolve
 from prunekit.surgery.groups import ChannelGroup, Member
+from prunekit.surgery.narrow import balanced
 from prunekit.surgery.trace import trace
 from prunekit.surgery.verify import verify
 
@@ -16,6 +17,7 @@ __all__ = [
     "Graph",
     "LayerCost",
     "Member",
+    "balanced",
     "cost_of",
     "edit",
     "measure",

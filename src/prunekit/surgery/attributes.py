@@ -74,6 +74,8 @@ def fit(module: nn.Module, before: Mapping[str, tuple[int, ...]]) -> None:
 def _fit_convolution(conv: _ConvNd, before: tuple[int, ...]) -> None:
     """Depthwise layers lose groups with their channels; other grouped layers keep theirs."""
     if conv.transposed:
+        if conv.groups == before[0]:
+            conv.groups = conv.weight.size(0)
         conv.in_channels, conv.out_channels = conv.weight.size(0), conv.weight.size(1) * conv.groups
         return
     if conv.groups > 1 and before[1] == 1:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.surgery.graph import Graph
-from prunekit.surgery.groups import Mask
+from prunekit.surgery.labels import Mask
 from prunekit.surgery.trace import trace
 
 
@@ -86,7 +86,7 @@ def _outputs(graph: Graph, module: str) -> int:
 
 def predict(graph: Graph, kept: Mask) -> Cost:
     """The cost once only the `kept` classes are left, without building the network. Exact, and takes microseconds."""
-    shares = {key: int(kept[classes].sum()) for key, classes in graph.slots.items()}
+    shares = graph.sizes(kept)
     params = sum(
         _product(shares.get((name, dim), size) for dim, size in enumerate(shape))
         for name, shape in graph.shapes.items()

@@ -6,22 +6,21 @@ refits; then the gates. The caller's network is never touched: a failed edit lea
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
 from prunekit.surgery import attributes
+from prunekit.surgery.copying import copied
 from prunekit.surgery.fold import folded
 from prunekit.surgery.gated import insert_gates
 from prunekit.surgery.graph import Graph, kept_after
-from prunekit.surgery.groups import Mask
-from prunekit.surgery.labels import Ids
+from prunekit.surgery.labels import Ids, Mask
 from prunekit.surgery.layers import ChannelSelect, SelectedNorm
 
 
@@ -39,18 +38,28 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     return small
 
 
-def remove(model: nn.Module, graph: Graph, kept: Mask, changed: Mapping[str, Tensor] | None = None) -> nn.Module:
+def remove(
+    model: nn.Module,
+    graph: Graph,
+    kept: Mask,
+    changed: Mapping[str, Tensor] | None = None,
+    indices: Mapping[tuple[str, int], Ids] | None = None,
+) -> nn.Module:
     """A copy of `model` without the channels whose class is not `kept`.
 
     `changed` holds new full-width values for some parameters and buffers, or for biases that do not exist yet.
+    `indices` are those of the parameters that stay, where not all of `kept` is to be followed.
     """
     changed = changed or {}
-    indices = graph.kept_indices(kept)
+    indices = graph.kept_indices(kept) if indices is None else indices
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    memo: dict[int, Any] = {}
-    for name, dims in _by_parameter(indices, changed, tensors).items():
-        memo[id(tensors[name])] = _cut(tensors[name], changed.get(name), dims)
-    small = _copy(model, memo)
+    small = copied(
+        model,
+        {
+            id(tensors[name]): _cut(tensors[name], changed.get(name), dims)
+            for name, dims in _by_parameter(indices, changed, tensors).items()
+        },
+    )
     _make_biases(small, changed, tensors, indices)
     _fit_modules(small, graph, kept, {name for name, _ in indices})
     _select_channels(small, graph, kept)
@@ -70,11 +79,18 @@ def _by_parameter(
 def _cut(tensor: Tensor, values: Tensor | None, dims: Mapping[int, Ids]) -> Tensor:
     result = (tensor if values is None else values).detach()
     for dim, index in dims.items():
-        result = result.index_select(dim, torch.from_numpy(index).to(result.device))
+        result = take(result, dim, index)
     if result.data_ptr() == tensor.data_ptr() and not tensor.is_meta:
         result = result.clone()
     result = _like_format(result, tensor)
     return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
+
+
+def take(tensor: Tensor, dim: int, index: Ids) -> Tensor:
+    """The entries `index` along `dim`, zeros where it is -1."""
+    taken = tensor.index_select(dim, torch.from_numpy(np.maximum(index, 0)).to(tensor.device))
+    blank = np.flatnonzero(index < 0)
+    return taken.index_fill_(dim, torch.from_numpy(blank).to(tensor.device), 0) if blank.size else taken
 
 
 def _like_format(result: Tensor, tensor: Tensor) -> Tensor:
@@ -82,13 +98,6 @@ def _like_format(result: Tensor, tensor: Tensor) -> Tensor:
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return result.contiguous(memory_format=torch.channels_last)
     return result.contiguous()
-
-
-def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    try:
-        return copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError) as error:
-        raise SurgeryError(f"the model cannot be copied: {error}") from error
 
 
 def _make_biases(
@@ -100,20 +109,33 @@ def _make_biases(
     for name in changed.keys() - tensors.keys():
         owner = name.rpartition(".")[0]
         stays = indices.get((f"{owner}.weight" if owner else "weight", 0))
-        bias = changed[name] if stays is None else changed[name][torch.from_numpy(stays)]
+        bias = changed[name] if stays is None else take(changed[name], 0, stays)
         small.get_submodule(owner).bias = nn.Parameter(bias)
 
 
 def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterable[str]) -> None:
     modules = dict(small.named_modules())
-    for owner in {name.rpartition(".")[0] for name in parameters}:
-        prefix = f"{owner}." if owner else ""
-        shapes = {n[len(prefix) :]: s for n, s in graph.shapes.items() if n.startswith(prefix)}
-        attributes.fit(modules[owner], shapes)
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    changed = set(parameters)
+    touched = set()
+    for name, known in _names(small):
+        owner, _, leaf = name.rpartition(".")
+        shapes.setdefault(owner, {})[leaf] = graph.shapes[known]
+        if known in changed:
+            touched.add(owner)
+    for owner in touched:
+        attributes.fit(modules[owner], shapes[owner])
     for name, (before, after) in graph.pads.items():
         attributes.write(modules[name], {"before": int(kept[before].sum()), "after": int(kept[after].sum())})
-    for name, classes in graph.normalised.values():
+    for name, classes in graph.widths.items():
         _fit_norm(modules.get(name), int(kept[classes].sum()))
+
+
+def _names(small: nn.Module) -> Iterator[tuple[str, str]]:
+    """Every name of each parameter and buffer, with the one it is known by: tied weights have several."""
+    first: dict[int, str] = {}
+    for name, tensor in [*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)]:
+        yield name, first.setdefault(id(tensor), name)
 
 
 def _fit_norm(module: nn.Module | None, channels: int) -> None:
@@ -122,6 +144,8 @@ def _fit_norm(module: nn.Module | None, channels: int) -> None:
         module.normalized_shape = (channels,)
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = channels
+    elif isinstance(module, _NormBase):
+        module.num_features = channels
 
 
 def _select_channels(small: nn.Module, graph: Graph, kept: Mask) -> None:

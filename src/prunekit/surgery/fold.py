@@ -22,6 +22,8 @@ def folded(model: nn.Module, plan: Plan, graph: Graph) -> dict[str, Tensor]:
     Raises:
         SurgeryError: a fold that names no consumer of its group, or has the wrong shape, or nowhere to put a constant.
     """
+    if not plan.folds:
+        return {}
     keeps = resolve(graph, plan)
     tensors = {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
     # Offsets read the original weights: they are what the removed channels were worth before any merging.

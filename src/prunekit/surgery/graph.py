@@ -13,8 +13,9 @@ from torch import Tensor
 
 from prunekit.errors import SurgeryError, unknown_name
 from prunekit.plan import Plan
-from prunekit.surgery.groups import ChannelGroup, Mask
-from prunekit.surgery.labels import Ids
+from prunekit.surgery.balance import Balancer
+from prunekit.surgery.groups import ChannelGroup
+from prunekit.surgery.labels import Ids, Mask
 from prunekit.surgery.layer_rules import is_batch_norm
 from prunekit.surgery.recording import Node
 
@@ -42,8 +43,8 @@ class Graph:
 
     `slots` maps (parameter, dimension) to the class of each index; class 0 is no channel. `pads` maps `ChannelPad`
     modules to the classes of the zeros they add before and after; `normalised` maps the nodes that normalise across
-    channels to their module and the classes they normalise. `shapes` are those of parameters and buffers; `example` is
-    the input it was recorded with, on the meta device.
+    channels to the classes they normalise, and `widths` every norm module to those it sees. `shapes` are those of
+    parameters and buffers; `example` is the input it was recorded with, on the meta device.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -53,13 +54,15 @@ class Graph:
     pads: Mapping[str, tuple[Ids, Ids]]
     links: tuple[LinkedNorm, ...]
     selections: Mapping[str, SelectedChannels]
-    normalised: Mapping[int, tuple[str, Ids]]
+    normalised: Mapping[int, Ids]
+    widths: Mapping[str, Ids]
     shapes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
     group_of: Ids
     unit_of: Ids
     example: tuple[Any, ...]
     batch: int
+    balancer: Balancer | None = None
 
     @property
     def example_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -101,26 +104,41 @@ class Graph:
 
     def kept_units(self, kept: Mask) -> dict[str, tuple[int, ...]]:
         """The kept units, by name, of every group that loses some."""
-        gone = np.flatnonzero(~kept)
-        return {
-            self.groups[number].name: tuple(
-                np.flatnonzero(np.isin(np.arange(self.groups[number].size), self._lost(gone, number), invert=True))
-            )
-            for number in np.unique(self.group_of[gone])
-        }
-
-    def _lost(self, gone: Ids, number: int) -> Ids:
-        lost: Ids = self.unit_of[gone[self.group_of[gone] == number]]
-        return lost
+        gone = np.flatnonzero(~kept & (self.group_of >= 0))
+        gone = gone[np.argsort(self.group_of[gone], kind="stable")]
+        losing, starts = np.unique(self.group_of[gone], return_index=True)
+        units = {}
+        for number, classes in zip(losing, np.split(gone, starts[1:]), strict=False):  # nothing splits into one part
+            stays = np.ones(self.groups[number].size, dtype=np.bool_)
+            stays[self.unit_of[classes]] = False
+            units[self.groups[number].name] = tuple(np.flatnonzero(stays).tolist())
+        return units
 
     def kept_indices(self, kept: Mask) -> dict[tuple[str, int], Ids]:
-        """The surviving indices of each parameter dimension that loses some."""
-        result = {}
+        """The surviving indices of each parameter dimension that loses some, in the order of the result.
+
+        Only networks with a `balancer` have another order than the original, or blank places, which are -1.
+        """
+        result = {} if self.balancer is None else self.balancer.indices(kept)
         for key, classes in self.slots.items():
+            if key in result:
+                continue
             stays = kept[classes]
             if not stays.all():
                 result[key] = np.flatnonzero(stays)
         return result
+
+    def balanced_groups(self) -> frozenset[str]:
+        """The groups that must keep the same share of their channels as some others."""
+        balances = self.balancer.balances if self.balancer else ()
+        return frozenset(self.groups[number].name for balance in balances for number in balance.groups)
+
+    def sizes(self, kept: Mask) -> dict[tuple[str, int], int]:
+        """How many indices of each parameter dimension are left."""
+        blank = {} if self.balancer is None else self.balancer.indices(kept)
+        return {
+            key: blank[key].size if key in blank else int(kept[classes].sum()) for key, classes in self.slots.items()
+        }
 
     def is_stream(self, group: ChannelGroup) -> bool:
         """Whether several layers add into these channels. An element-wise gate has no positions and does not count."""

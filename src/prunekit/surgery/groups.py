@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prunekit.surgery.labels import Ids, ids, settle
+from prunekit.surgery.labels import Ids, Mask, ids, settle
 from prunekit.surgery.recording import Recording
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,8 @@ class ChannelGroup:
     @cached_property
     def free(self) -> tuple[int, ...]:
         """The units that may be removed."""
+        if not self.frozen:
+            return tuple(range(self.size))
         return tuple(unit for unit in range(self.size) if unit not in self.frozen)
 
     @property
@@ -81,15 +80,18 @@ class Classes:
     frozen: Mapping[int, str]
 
 
-def classify(recording: Recording) -> Classes:
-    """Settle all facts of a recording."""
+def classify(recording: Recording, loose: Mask | None = None) -> Classes:
+    """Settle all facts of a recording; labels in `loose` are not tied by cuts (see `balance.py`)."""
     ledger = recording.ledger
-    root = settle(ledger.count, ledger.pairs)
+    root = settle(ledger.count, ledger.ties(np.zeros(ledger.count, dtype=np.bool_) if loose is None else loose))
     unique, of_label = np.unique(root, return_inverse=True)
     frozen: dict[int, str] = {}
+    seen = np.zeros(len(unique), dtype=np.bool_)
     for labels, reason in ledger.frozen:
-        for cls in np.unique(of_label[labels]):
-            frozen.setdefault(int(cls), reason)
+        classes = of_label[labels]
+        new = np.unique(classes[~seen[classes]])
+        seen[new] = True
+        frozen.update(dict.fromkeys(new.tolist(), reason))
     return Classes(of_label.astype(np.int64), len(unique), frozen)
 
 

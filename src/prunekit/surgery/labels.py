@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Ledger:
     count: int = 1  # label 0 is taken: "no channel"
     pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
+    stretches: list[Ids] = field(default_factory=list)  # equal parts of a tensor, one a row: (parts, channels)
 
     def fresh(self, number: int) -> Tensor:
         """`number` labels that nobody has used, shape `(number,)`."""
@@ -55,6 +57,24 @@ class Ledger:
         present = present[present != 0]
         if present.size:
             self.frozen.append((present, reason))
+
+    def cut(self, vector: Tensor, parts: int) -> None:
+        """`vector` (1-D) is cut into equal parts, as long as each other at any width.
+
+        Channels at the same place of all parts are tied, unless `balance.py` finds that too strict.
+        """
+        rows = ids(vector).reshape(parts, -1)
+        ours = rows != 0
+        alone = ours.any(axis=0) & ~ours.all(axis=0)
+        if alone.any():
+            stuck = np.unique(rows[:, alone])
+            self.frozen.append((stuck[stuck != 0], "a cut between channels and values that have fixed channels"))
+        self.stretches.append(rows[:, ours.all(axis=0)])
+
+    def ties(self, loose: Mask) -> list[tuple[Ids, Ids]]:
+        """Every pair of labels that name one channel; labels in `loose` are not tied by cuts."""
+        tied = [rows[:, ~loose[rows[0]]] for rows in self.stretches]
+        return [*self.pairs, *((rows[0], row) for rows in tied for row in rows[1:])]
 
     def tie_blocks(self, vector: Tensor, blocks: int) -> None:
         """Channels at the same place in each of `blocks` equal stretches of `vector` (1-D) live or die together."""
@@ -157,7 +177,7 @@ def reshape(ledger: Ledger, labels: Tensor, shape: Sequence[int], where: str) ->
         if vector is None:
             ledger.freeze(labels, f"a reshape in {where} that mixes channels with other dimensions")
             return none_like(shape)
-        ledger.tie_blocks(vector, math.prod(shape[d] for d in right[:-1]))
+        ledger.cut(vector, math.prod(shape[d] for d in right[:-1]))
     return recompact(labels.reshape(tuple(shape)))
 
 

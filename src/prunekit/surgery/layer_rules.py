@@ -12,14 +12,16 @@ from prunekit.surgery.rules import unknown
 
 
 def convolution(recorder: Recorder, call: Call) -> None:
-    """Any convolution: 1-D to 3-D, grouped, depthwise; transposed ones without groups."""
+    """Any convolution: 1-D to 3-D, grouped, depthwise, transposed."""
     x, weight = call.args[0], recorder.parameter(call.args[1])
     transposed, groups = bool(call.argument(6, "transposed")), int(call.argument(8, "groups"))
     vector = lb.vector_along(recorder.labels(x), 1)
     own = tuple(range(call.args[1].dim()))
-    if weight is None or weight.dims != own or vector is None or (transposed and groups > 1):
+    if weight is None or weight.dims != own or vector is None:
         return unknown(recorder, call)
-    if groups == 1:
+    if transposed and groups > 1:
+        produced = _grouped_transposed(recorder, weight, vector, call.args[1].size(1), groups)
+    elif groups == 1:
         out, into = (1, 0) if transposed else (0, 1)
         produced = recorder.recording.produced(weight.name, out, call.args[1].size(out))
         recorder.recording.slot(weight.name, into, "in", vector)
@@ -44,6 +46,16 @@ def _grouped(recorder: Recorder, weight: ParameterView, vector: Tensor, outputs:
     produced = recorder.recording.produced(weight.name, 0, outputs)
     recorder.ledger.tie_blocks(produced, groups)
     return produced
+
+
+def _grouped_transposed(recorder: Recorder, weight: ParameterView, vector: Tensor, outputs: int, groups: int) -> Tensor:
+    """The weight is `(inputs, outputs of one group, ...)`: index `o` stands for output `o` of every group."""
+    if vector.numel() == groups:
+        recorder.recording.slot(weight.name, 0, "along", vector)
+        return vector.repeat_interleave(outputs)
+    recorder.ledger.tie_blocks(vector, groups)
+    recorder.recording.slot(weight.name, 0, "in", vector)
+    return recorder.recording.produced(weight.name, 1, outputs).repeat(groups)
 
 
 def _bias(recorder: Recorder, bias: Tensor | None, produced: Tensor) -> None:
@@ -82,6 +94,7 @@ def batch_norm(recorder: Recorder, call: Call) -> None:
     if bool((vector != 0).any()):
         vector = _private(recorder, call, vector)
     recorder.set(call.results[0], _ride_along(recorder, call, vector, 1))
+    recorder.note_width(call.where, vector)
     return _statistics(recorder, call)
 
 
@@ -110,10 +123,12 @@ def _ride_along(recorder: Recorder, call: Call, vector: Tensor, dim: int) -> Ten
     """Attach every 1-D parameter of the op to the channels; labels of the result."""
     for tensor in call.tensors[1:]:
         view = recorder.parameter(tensor)
-        if view is None:
-            recorder.ledger.freeze(vector, f"a computed scale in {call.where}")
-        else:
+        if view is not None:
             recorder.recording.slot(view.name, 0, "along", vector)
+        elif bool((recorder.labels(tensor) != 0).all()):  # a parameter repeated for each image: instance norm
+            recorder.ledger.unify(vector, recorder.labels(tensor), call.where)
+        else:
+            recorder.ledger.freeze(vector, f"a computed scale in {call.where}")
     return lb.along(vector, dim, call.args[0].shape)
 
 
@@ -134,7 +149,8 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
     if len(normalised) != 1 or vector is None:
         return unknown(recorder, call)
     recorder.set(call.results[0], _ride_along(recorder, call, vector, last))
-    recorder.recording.normalised[len(recorder.recording.nodes)] = (call.where, vector)
+    recorder.recording.normalised[len(recorder.recording.nodes)] = vector
+    recorder.note_width(call.where, vector)
     return _statistics(recorder, call)
 
 
@@ -146,7 +162,8 @@ def group_norm(recorder: Recorder, call: Call) -> None:
         return unknown(recorder, call)
     recorder.ledger.tie_blocks(vector, groups)
     recorder.set(call.results[0], _ride_along(recorder, call, vector, 1))
-    recorder.recording.normalised[len(recorder.recording.nodes)] = (call.where, vector)
+    recorder.recording.normalised[len(recorder.recording.nodes)] = vector
+    recorder.note_width(call.where, vector)
     return _statistics(recorder, call)
 
 

@@ -36,7 +36,8 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def run_op(func: Any, args: Args, kwargs: Mapping[str, Any]) -> Any:
     """Run an op, by the table where it has an answer."""
-    if args and isinstance(args[0], Tensor) and args[0].is_meta and args[0].is_floating_point() and not kwargs:
+    first = args[0][0] if args and isinstance(args[0], list) and args[0] else args[0] if args else None
+    if isinstance(first, Tensor) and first.is_meta and first.is_floating_point() and not kwargs:
         name = func._schema.name.removeprefix("aten::")
         answer = _TABLE.get(name.rstrip("_"))
         result = answer(args) if answer else None
@@ -83,11 +84,46 @@ def _mm(args: Args) -> Tensor:
     return result
 
 
+def _layer_norm(args: Args) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+
+
+def _binary_of_two(args: Args) -> Tensor | None:
+    """`_binary`, and two tensors of one type that broadcast to a third shape."""
+    result = _binary(args)
+    if result is None and args[0].dtype == args[1].dtype:
+        shape = torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call]
+        result = torch.empty(shape, dtype=args[0].dtype, device="meta")
+    return result
+
+
+def _cat(args: Args) -> Tensor | None:
+    parts = args[0]
+    dim = (args[1] if len(args) > 1 else 0) % parts[0].dim()
+    if any(part.dim() != parts[0].dim() or part.dtype != parts[0].dtype for part in parts):
+        return None
+    shape = list(parts[0].shape)
+    for part in parts[1:]:
+        if any(n != m for d, (n, m) in enumerate(zip(part.shape, shape, strict=True)) if d != dim):
+            return None  # the usual way says what is wrong
+    shape[dim] = sum(part.size(dim) for part in parts)
+    result: Tensor = parts[0].new_empty(shape)
+    return result
+
+
+def _norm(args: Args) -> Tensor | None:
+    return _mean((args[0], *args[2:4]))
+
+
 _TABLE: Mapping[str, Callable[[Args], Any]] = {
     **dict.fromkeys(("relu", "silu", "gelu", "sigmoid", "tanh", "hardswish", "hardsigmoid"), _like_input),
-    **dict.fromkeys(("hardtanh", "leaky_relu", "elu", "fill"), _like_input),
-    **dict.fromkeys(("add", "sub", "mul", "div"), _binary),
+    **dict.fromkeys(("hardtanh", "leaky_relu", "elu", "fill", "clamp", "clamp_min", "roll"), _like_input),
+    **dict.fromkeys(("_softmax", "_safe_softmax"), _like_input),
+    **dict.fromkeys(("add", "sub", "mul", "div"), _binary_of_two),
+    "cat": _cat,
+    "linalg_vector_norm": _norm,
     "native_batch_norm": _batch_norm,
+    "native_layer_norm": _layer_norm,
     "mean": _mean,
     "addmm": _addmm,
     "mm": _mm,

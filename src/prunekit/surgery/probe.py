@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from prunekit.surgery.edit import remove
 from prunekit.surgery.graph import Graph
-from prunekit.surgery.groups import Classes, Mask
-from prunekit.surgery.labels import compact, ids, varying
+from prunekit.surgery.groups import Classes
+from prunekit.surgery.labels import Mask, compact, ids, varying
 from prunekit.surgery.meta import DispatchMode, run_op
-from prunekit.surgery.recording import Flow, Node, Recording
+from prunekit.surgery.recording import Flow, Node, Recording, tensors_in
 
 _log = logging.getLogger(__name__)
 
@@ -79,12 +78,16 @@ def _arriving_in_module(recording: Recording, node: Node) -> Iterator[Tensor]:
 
 
 def _halved(graph: Graph) -> Mask:
-    """Half of the free channels of each group gone; groups that only follow a stream are left to it."""
+    """Half of the free channels of each group gone.
+
+    Groups that only follow a stream are left to it, and balanced ones have been run at half of their width already.
+    """
     followers = {link.norm for link in graph.links}
+    balanced = graph.balanced_groups()
     keeps = {}
     for group in graph.groups:
         going = set(group.free[1 : 1 + len(group.free) // 2])
-        if going and group.name not in followers:
+        if going and group.name not in followers and group.name not in balanced:
             keeps[group.name] = [unit for unit in range(group.size) if unit not in going]
     return graph.kept_classes(keeps)
 
@@ -128,8 +131,7 @@ class _Probe(DispatchMode):
         return out
 
     def _check(self, out: Any, flow: Flow) -> None:
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        for result, labels in zip(results, flow.outputs, strict=False):
+        for result, labels in zip(tensors_in((out,)), flow.outputs, strict=False):
             if labels is None:
                 continue
             if id(labels) not in self._expected:

@@ -12,17 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.surgery.labels import along, none_like
 from prunekit.surgery.meta import DispatchMode, run_op
-from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording
+from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, tensors_in
 
 Rule = Callable[["Recorder", Call], None]
 
 _LAYERS = ("convolution", "addmm", "mm")
+_OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)  # they check sizes of their own that nothing here edits
 
 
 class Recorder(DispatchMode):
@@ -57,19 +59,36 @@ class Recorder(DispatchMode):
         """Run the op, then let its rule say what it did to the labels."""
         kwargs = kwargs or {}
         out = run_op(func, args, kwargs)
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        results = list(tensors_in((out,)))
         op = func._schema.name
         op = op[len("aten::") :].rstrip("_") if op.startswith("aten::") else op
         call = Call(op, func, args, kwargs, results, self.stack[-1] if self.stack and self.stack[-1] else self.root)
         node = self._node(call, out)
         arriving = tuple(self._labels[id(t)] for t in call.tensors if id(t) in self._labels)
-        rule = self._rules.get(op)
-        if rule is None and torch.Tag.pointwise in func.tags:
-            rule = self._rules["pointwise"]
-        (rule or self._fallback)(self, call)
+        self._rule(call)(self, call)
         self.recording.nodes.append(node)
         self.recording.flow.append(Flow(arriving, tuple(self._labels.get(id(t)) for t in results)))
         return out
+
+    def _rule(self, call: Call) -> Rule:
+        if isinstance(self.modules.get(call.where), _OPAQUE):
+            return self._fallback
+        rule = self._rules.get(call.op)
+        if rule is None and torch.Tag.pointwise in call.func.tags:
+            rule = self._rules["pointwise"]
+        return rule or self._fallback
+
+    def note_width(self, module: str, vector: Tensor) -> None:
+        """Note which channels a norm sees that may have no parameters to tell its width by.
+
+        An instance norm sees each image's channels, one image after the other.
+        """
+        own = self.modules.get(module)
+        if isinstance(own, _NormBase):
+            if own.weight is not None or own.running_mean is not None:
+                return
+            vector = vector[: own.num_features]
+        self.recording.widths[module] = vector
 
     def settle_links(self, first: int) -> None:
         """A batch norm that alone reads the layer in front of it shares its channels: that is no stream.
@@ -95,8 +114,7 @@ class Recorder(DispatchMode):
             else:
                 parameters.append(view.name)
         self.recording.used.update(parameters)
-        counter = flop_registry.get(call.func.overloadpacket)
-        macs = counter(*call.args, **call.kwargs, out_val=out) // 2 if counter else 0
+        macs = _macs(call, out)
         shape = tuple(call.results[0].shape) if call.results else ()
         outputs = tuple(self._new_value(t) for t in call.results)
         index = len(self.recording.nodes)
@@ -151,6 +169,12 @@ class Recorder(DispatchMode):
         for leaf in tree_leaves(plain(output)):
             if isinstance(leaf, Tensor):
                 self.ledger.freeze(self.labels(leaf), "the model's output")
+
+
+def _macs(call: Call, out: Any) -> int:
+    """Multiply-accumulates of an op: half of the floating-point operations that PyTorch counts for it."""
+    counter = flop_registry.get(call.func.overloadpacket)
+    return int(counter(*call.args, **call.kwargs, out_val=out)) // 2 if counter else 0
 
 
 def plain(output: Any) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from prunekit.surgery.labels import Ledger
 
@@ -66,7 +65,16 @@ class Call:
     @cached_property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, in order."""
-        return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+        return [*tensors_in(self.args), *tensors_in(self.kwargs.values())]
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors among an op's arguments or results, one level of lists deep: ATen nests no further."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (item for item in value if isinstance(item, Tensor))
 
 
 @dataclass
@@ -130,7 +138,8 @@ class Recording:
     pads: dict[str, Pad] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
     selections: dict[str, Selection] = field(default_factory=dict)
-    normalised: dict[int, tuple[str, Tensor]] = field(default_factory=dict)  # by node: module, labels it mixes
+    normalised: dict[int, Tensor] = field(default_factory=dict)  # by node: the labels that it mixes
+    widths: dict[str, Tensor] = field(default_factory=dict)  # by module: the channels that it normalises
     used: set[str] = field(default_factory=set)
 
     def slot(self, parameter: str, dim: int, role: str, labels: Tensor) -> Tensor:

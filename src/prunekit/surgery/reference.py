@@ -6,19 +6,19 @@ an activation with `act(0) != 0` makes the two differ. Layers that normalise acr
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.plan import Plan
+from prunekit.surgery.copying import copied
 from prunekit.surgery.fold import folded
 from prunekit.surgery.graph import Graph, kept_after
-from prunekit.surgery.groups import Mask
-from prunekit.surgery.labels import Ids
+from prunekit.surgery.labels import Ids, Mask
 from prunekit.surgery.meta import DispatchMode
 
 
@@ -35,13 +35,13 @@ def masked(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
             values = changed.get(name, tensors[name].detach()).clone()
             values.index_fill_(dim, torch.from_numpy((~kept[classes]).nonzero()[0]).to(values.device), 0.0)
             changed[name] = values
-    memo: dict[int, Any] = {}
+    replaced: dict[int, Any] = {}
     for name in changed.keys() & tensors.keys():
         old = tensors[name]
-        memo[id(old)] = (
+        replaced[id(old)] = (
             nn.Parameter(changed[name], old.requires_grad) if isinstance(old, nn.Parameter) else changed[name]
         )
-    reference = copy.deepcopy(model, memo)
+    reference = copied(model, replaced)
     for name in changed.keys() - tensors.keys():
         reference.get_submodule(name.rpartition(".")[0]).bias = nn.Parameter(changed[name])
     return reference
@@ -60,15 +60,23 @@ def _scatter_refits(
             full = changed[name].clone() if name in changed else tensors[name].detach().clone()
             # a bias that a fold has made has the outputs of its layer's weight
             known = name if name in tensors else f"{operation.layer}.weight"
-            grid = [
-                torch.from_numpy(indices[known, d]) if (known, d) in indices else torch.arange(full.size(d))
-                for d in range(full.dim())
-            ]
-            if full.dim():
-                full[torch.meshgrid(*grid, indexing="ij")] = values.to(full)
-            else:
-                full.copy_(values)
-            changed[name] = full
+            changed[name] = _put(full, values, [indices.get((known, d)) for d in range(full.dim())])
+
+
+def _put(full: Tensor, values: Tensor, indices: list[Ids | None]) -> Tensor:
+    """`full` with `values` where they come from; places that come from nowhere (-1) are left out."""
+    for dim, index in enumerate(indices):
+        if index is not None and (index < 0).any():
+            values = values.index_select(dim, torch.from_numpy(np.flatnonzero(index >= 0)).to(values.device))
+    grid = [
+        torch.arange(full.size(d)) if index is None else torch.from_numpy(index[index >= 0])
+        for d, index in enumerate(indices)
+    ]
+    if full.dim():
+        full[torch.meshgrid(*grid, indexing="ij")] = values.to(full)
+    else:
+        full.copy_(values)
+    return full
 
 
 class NormaliseKept(DispatchMode):
@@ -81,7 +89,7 @@ class NormaliseKept(DispatchMode):
         self._masks: list[Mask | None] = []
         for node in norms:
             known = graph.normalised.get(node.index)
-            mask = kept[known[1]] if known else None
+            mask = None if known is None else kept[known]
             self._masks.append(None if mask is None or mask.all() else mask)
         self._next = 0
 
@@ -118,7 +126,7 @@ def enliven(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
     Weights that are all zero get random values, and batch norms the statistics of what they see, so that the signal
     neither dies nor drowns in biases on its way.
     """
-    lively = copy.deepcopy(model)
+    lively = copied(model)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in lively.named_parameters():
         if parameter.dim() > 1 and not bool(parameter.any()):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import InputError
 from prunekit.surgery import layer_rules, rules, view_rules
+from prunekit.surgery.balance import Balancer, Shares, Traced, balances_of, compounding, traced
+from prunekit.surgery.copying import copied
 from prunekit.surgery.graph import Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.groups import Classes, build_groups, classify
-from prunekit.surgery.labels import ids
+from prunekit.surgery.labels import Mask, ids
+from prunekit.surgery.narrow import narrowed
 from prunekit.surgery.probe import find_fixed, freeze_inputs
 from prunekit.surgery.record import Recorder, track_modules
 from prunekit.surgery.recording import Recording
@@ -52,22 +56,53 @@ def trace(model: nn.Module, x: Any, *, probe: bool = True) -> Graph:
     with _unfused_attention(), _no_collection(), torch.inference_mode(False), torch.no_grad():
         recording, subject, example = _record(model, inputs)
         while True:
-            classes = classify(recording)
-            graph = _build(recording, classes, subject, example)
+            classes, graph = _settled(recording, subject, example)
             fixed = find_fixed(recording, classes, graph, subject, example) if probe else []
             if not fixed or not freeze_inputs(recording, classes, fixed):
                 return graph
 
 
+def _settled(recording: Recording, subject: nn.Module, example: tuple[Any, ...]) -> tuple[Classes, Graph]:
+    """Classes and graph; balanced instead of tied where ties by place are too strict, and balance can be had."""
+    loose = compounding(recording)
+    if loose.any():
+        classes = classify(recording, loose)
+        graph = _build(recording, classes, subject, example)
+        balancer = _balancer(recording, classes, loose, graph, subject)
+        if balancer.quotas(tuple(-(-share // 2) for share in balancer.full)):
+            return classes, replace(graph, balancer=balancer)
+    classes = classify(recording)
+    return classes, _build(recording, classes, subject, example)
+
+
+def _balancer(recording: Recording, classes: Classes, loose: Mask, graph: Graph, subject: nn.Module) -> Balancer:
+    sizes = [group.size for group in graph.groups]
+    balances = balances_of(recording, loose, classes.of_label, graph.group_of, sizes)
+
+    def narrow(shares: Shares) -> Traced | None:
+        try:
+            with _unfused_attention(), torch.no_grad():
+                found, _, _ = _record(narrowed(subject, graph, balances, shares), graph.example)
+        except (InputError, RuntimeError) as error:
+            _log.debug("the network does not run at shares %s (%s)", shares, error)
+            return None
+        if len(found.nodes) != len(recording.nodes):
+            return None
+        own = classify(found, np.ones(found.ledger.count, dtype=np.bool_))
+        return traced(found, own.of_label, own.count)
+
+    return Balancer(balances, traced(recording, classes.of_label, classes.count), graph.group_of, narrow)
+
+
 def skeleton(model: nn.Module) -> nn.Module:
     """A copy of the network on the meta device: the same modules and shapes, no memory."""
-    memo: dict[int, Any] = {}
+    replaced: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         empty = torch.empty_like(tensor, device="meta")
         if isinstance(tensor, nn.Parameter):
             empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = empty
-    return copy.deepcopy(model, memo)
+        replaced[id(tensor)] = empty
+    return copied(model, replaced)
 
 
 def to_meta(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -116,7 +151,7 @@ def _record_real(
 ) -> tuple[Recording, nn.Module, tuple[Any, ...]]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     real = tree_map(lambda t: _with_values(t).to(device) if isinstance(t, Tensor) else t, inputs)
-    subject = copy.deepcopy(model).eval()
+    subject = copied(model).eval()
     try:
         return _run(subject, real, dict(subject.named_buffers())), subject, real
     except Exception as error:
@@ -193,7 +228,8 @@ def _build(recording: Recording, classes: Classes, subject: nn.Module, example: 
             name: SelectedChannels(ids(selection.index), classes.of_label[ids(selection.inputs)])
             for name, selection in recording.selections.items()
         },
-        normalised={n: (where, classes.of_label[ids(labels)]) for n, (where, labels) in recording.normalised.items()},
+        normalised={node: classes.of_label[ids(labels)] for node, labels in recording.normalised.items()},
+        widths={module: classes.of_label[ids(labels)] for module, labels in recording.widths.items()},
         shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
         parameters=frozenset(name for name, _ in subject.named_parameters()),
         group_of=group_of,

@@ -6,7 +6,6 @@ its first initialisation, say) would prove nothing: then the same plan is proven
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
-from prunekit.surgery.edit import edit
+from prunekit.surgery.copying import copied
+from prunekit.surgery.edit import edit, take
 from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.record import plain, track_modules
 from prunekit.surgery.reference import NormaliseKept, enliven, masked
@@ -51,7 +51,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = [random_inputs(graph.example, device, seed + i) for i in range(2)]
     with torch.no_grad():
-        result = _prove(masked(model, plan, graph).eval(), copy.deepcopy(small).eval(), inputs, graph, plan)
+        result = _prove(masked(model, plan, graph).eval(), copied(small).eval(), inputs, graph, plan)
         if not result.faint:
             return result.difference
         _same_weights(edit(model, plan, graph), small)
@@ -185,7 +185,7 @@ def _first_difference(
         if stays is not None:
             width = graph.shapes[f"{name}.weight"][0]
             channels = 1 if want.size(1) == width else want.dim() - 1
-            want = want.index_select(channels, torch.from_numpy(stays).to(want.device))
+            want = take(want, channels, stays)
         if have is None or have.shape != want.shape:
             continue
         if float((want - have).abs().max()) > 1e-6 * max(float(want.abs().max()), 1e-30):

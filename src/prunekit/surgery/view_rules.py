@@ -122,7 +122,7 @@ def _stretch(recorder: Recorder, call: Call, labels: Tensor, dim: int, start: in
     if vector is None or size <= 1 or total % size or start % size:
         freeze(recorder, call, labels, "a slice of channels with fixed bounds")
         return part
-    recorder.ledger.tie_blocks(vector, total // size)
+    recorder.ledger.cut(vector, total // size)
     return part
 
 
@@ -166,14 +166,12 @@ def reorder(recorder: Recorder, call: Call) -> None:
 
 
 def repeat(recorder: Recorder, call: Call) -> None:
-    """`repeat`: tiles along positions."""
+    """`repeat`: copies side by side, of positions or of channels."""
     labels, result = recorder.labels(call.args[0]), call.results[0]
     lifted = labels.reshape((1,) * (result.dim() - labels.dim()) + tuple(labels.shape))
     moving = lb.varying(lifted)
-    if any(result.size(d) != lifted.size(d) for d in moving):
-        return unknown(recorder, call)
-    tiled = lifted[tuple(slice(None) if d in moving else slice(0, 1) for d in range(lifted.dim()))]
-    return recorder.set(result, tiled.expand(result.shape))
+    copies = [result.size(d) // lifted.size(d) if d in moving else 1 for d in range(lifted.dim())]
+    recorder.set(result, lb.recompact(lb.compact(lifted).repeat(copies).expand(result.shape)))
 
 
 def pad(recorder: Recorder, call: Call) -> None:
