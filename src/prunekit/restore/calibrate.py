@@ -14,14 +14,13 @@ import torch
 from torch import nn
 
 from prunekit.plan import Plan
-from prunekit.restore.images import Images, gather
+from prunekit.restore.images import MEMORY, Images, gather
 from prunekit.restore.sites import find_sites
 from prunekit.restore.walk import note_targets, refit_in_order
 from prunekit.surgery import Graph, edit
 
 ROWS = 24_000  # positions of each layer, over all images: no more was gained from three times as many
 RIDGE = 1e-2  # of the mean second moment of a layer's inputs; 1e-4 to 1e-2 did equally well on held-out images
-MEMORY = 4 << 30  # bytes of activations
 
 
 def calibrate(
