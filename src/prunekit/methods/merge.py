@@ -38,7 +38,7 @@ class MergeConfig(Config):
     widths: str | None = option(
         None,
         help="'uniform' takes the same share of every layer; 'loss' takes most where least is lost, within the "
-        "parameters and MACs of the same uniform ratio. Default: loss where activations are measured.",
+        "parameters and MACs of the same uniform ratio. Default: uniform for paper and none, else loss.",
         choices=("uniform", "loss"),
     )
     scope: str = option(

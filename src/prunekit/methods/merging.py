@@ -26,7 +26,7 @@ from prunekit.surgery import Graph
 if TYPE_CHECKING:
     from prunekit.methods.merge import MergeConfig
 
-_BY_LOSS = ("calibrate", "synthetic")
+_CRITERION = {"paper": "l1-norm", "none": "l1-norm", "moments": "l2-norm"}  # elsewhere pivot, on measured readings
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def _select(
     graph: Graph, layers: Sequence[Layer], config: MergeConfig, restore: str, source: _Source
 ) -> tuple[Kept, dict[str, Any]]:
     """The kept filters, and what they were chosen by."""
-    measured = restore in _BY_LOSS
-    criterion = config.criterion or {"moments": "l2-norm"}.get(restore, "pivot" if measured else "l1-norm")
-    widths = config.widths or ("loss" if measured and not isinstance(config.ratio, dict) else "uniform")
+    criterion = config.criterion or _CRITERION.get(restore, "pivot")
+    uniform = restore in ("paper", "none") or isinstance(config.ratio, dict)
+    widths = config.widths or ("uniform" if uniform else "loss")
     readings: dict[str, Reading] = {}
     if "pivot" == criterion or widths == "loss":
         groups = [layer.group for layer in layers]

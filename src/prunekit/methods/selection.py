@@ -37,8 +37,8 @@ class _Unexplained:
     """The covariance that the channels kept so far leave."""
 
     def __init__(self, reading: Reading) -> None:
-        self._left = reading.covariance.double().clone()
-        self._gram = reading.gram.double()
+        self._left = reading.covariance.detach().double().clone()
+        self._gram = reading.gram.detach().double()
         self._product = self._left @ self._gram
         mean = self._left.diagonal().mean()
         self._ridge = float(_RIDGE * mean) if mean > 0 else 1.0

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from prunekit.methods.merge import MergeConfig
 
 Kept = dict[str, list[int]]
-_NARROWEST = 8  # with widths by loss, a layer keeps at least an eighth of its channels: a guard against wrong readings
+# The least that widths by loss leave of a layer, as one part of so many: readings are not to be trusted all the way.
+_NARROWEST = {"measured": 8, "modelled": 4}
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def _by_loss(
     known = [one for one in ranked if one.name in readings]
     blind = [one for one in ranked if one.name not in readings]
     curves = [losses(readings[one.name], one.order) for one in known]
-    least = [max(config.min_channels, -(-one.layer.group.size // _NARROWEST)) for one in known]
+    parts = [_NARROWEST["modelled" if readings[one.name].modelled else "measured"] for one in known]
+    least = [max(config.min_channels, -(-one.layer.group.size // p)) for one, p in zip(known, parts, strict=True)]
     order = removals(curves, _unit_costs(graph, known), least)
 
     def keeps_at(count: int) -> Kept:

@@ -28,11 +28,13 @@ BATCH = 64
 class Reading:
     """`covariance` of a group's units and `gram`, the products of the weights that read them, each `(units, units)`.
 
-    `gram` is divided by the variance of the consumers' outputs: `(gram * S).sum()` is the relative loss.
+    `gram` is divided by the variance of the consumers' outputs: `(gram * S).sum()` is the relative loss. Where that is
+    `modelled`, not measured, it is wrong about layers of which hardly anything is left.
     """
 
     covariance: Tensor
     gram: Tensor
+    modelled: bool = False
 
 
 def gram_of(weight: Tensor, member: Member, size: int, scale: Tensor) -> Tensor:
