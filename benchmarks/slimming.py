@@ -62,7 +62,7 @@ ROWS = {
     "densenet40": Row("densenet40_12", 1e-5, ({"ratio": 0.4}, {"ratio": 0.6}), _PAPER, _PAPER),
     "resnet20": Row(
         "resnet20_cifar",
-        5e-3,
+        1e-2,
         ({"target_macs": "50%"},),
         {**_SHORT, "epochs": 3, "lr": 0.05},
         {**_SHORT, "epochs": 2, "lr": 0.01},
@@ -72,7 +72,7 @@ ROWS = {
     ),
 }
 
-WAYS = {"dropped": "none", "constants absorbed": "constants", "least squares": "calibrate"}
+WAYS = {"dropped": "none", "least squares": "calibrate", "constants absorbed": "constants"}
 
 
 @dataclass(frozen=True)

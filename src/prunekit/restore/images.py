@@ -12,6 +12,7 @@ from prunekit.errors import InputError
 from prunekit.surgery import Graph
 
 Images = Tensor | Iterable[Tensor]
+MEMORY = 4 << 30  # bytes of activations
 
 
 def gather(images: Images, model: nn.Module, graph: Graph, memory: int) -> Tensor:

@@ -23,13 +23,15 @@ _OPS = ("convolution", "addmm", "mm")
 class Site:
     """A layer to be refitted: the outputs it keeps (None for all), and where it adds into a residual stream.
 
-    Its constant goes into its bias, if it has one, or else into the running mean of `norm`.
+    Its constant goes into its bias, if it has one, or else into the running mean of `norm`. `rectified` says whether
+    nothing but a ReLU reads what it gives, behind its norm if it has one.
     """
 
     layer: str
     kept: Tensor | None
     norm: str | None
     join: Join | None
+    rectified: bool
 
 
 def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], dict[str, str]]:
@@ -44,7 +46,8 @@ def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], 
         if reason is None:
             stays = kept.get((weight, 0))
             index = None if stays is None else torch.from_numpy(stays)
-            sites.append(Site(name, index, _norm_for_constant(graph, name), find_join(graph, name)))
+            norm = norm_behind(graph, name)
+            sites.append(Site(name, index, norm, find_join(graph, name), _rectified(graph, name, norm)))
         else:
             left[name] = reason
     return sites, left
@@ -80,10 +83,18 @@ def _obstacle(graph: Graph, name: str, weight: str, module: nn.Module | None) ->
     return None
 
 
-def _norm_for_constant(graph: Graph, layer: str) -> str | None:
+def norm_behind(graph: Graph, layer: str) -> str | None:
     """The batch norm behind a layer, if it serves this layer alone and has a running mean to be shifted."""
     norm = graph.batch_norm_after(layer)
     return private_norm(graph, norm) if norm and _uses(graph, norm, is_batch_norm) == 1 else None
+
+
+def _rectified(graph: Graph, layer: str, norm: str | None) -> bool:
+    node = next(node for node in graph.calls(layer) if node.op in _OPS)
+    if norm is not None:
+        node = next(node for node in graph.calls(norm) if is_batch_norm(node.op))
+    readers = graph.readers(node.outputs[0])
+    return bool(readers) and all(reader.op == "relu" for reader in readers)
 
 
 def _uses(graph: Graph, module: str, kind: Callable[[str], bool]) -> int:

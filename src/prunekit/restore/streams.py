@@ -60,14 +60,14 @@ def private_norm(graph: Graph, norm: str) -> str | None:
     return None if selecting or f"{norm}.running_mean" not in graph.shapes else norm
 
 
-def scale_to_stream(model: nn.Module, join: Join) -> Tensor:
-    """By how much the norm on the way multiplies each channel, `(C,)`; infinite where that is next to nothing."""
-    if join.norm is None:
+def scale_of(model: nn.Module, name: str | None) -> Tensor:
+    """By how much a batch norm multiplies each channel, `(C,)`, one without; infinite where that is next to nothing."""
+    if name is None:
         return torch.ones(1, device=next(model.parameters()).device)
-    norm: Any = model.get_submodule(join.norm)
+    norm: Any = model.get_submodule(name)
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
-        scale = scale * norm.weight
+        scale = scale * norm.weight.detach()
     return torch.where(scale.abs() > _FAINT * scale.abs().max(), scale, torch.inf)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.plan import Plan, Refit
-from prunekit.restore.least_squares import fit_towards
+from prunekit.restore.least_squares import Chunks, fit_towards
 from prunekit.restore.samples import inputs_at, outputs_at, positions
 from prunekit.restore.sites import Site
-from prunekit.restore.streams import Watch, scale_to_stream
+from prunekit.restore.streams import Watch, scale_of
 from prunekit.surgery import Graph
 from prunekit.surgery.edit import refit
+
+ROUNDS = 4  # repetitions of a fit that a ReLU follows; twelve gained nothing more
+HELD = 512 << 20  # bytes of one layer's rows
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,11 @@ def refit_in_order(
         def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
             with watch.aside():
                 target, stream = targets.pop(site.layer), watch.take(site.join)
-                wanted = target.output
-                if site.join and target.stream is not None and stream is not None:
-                    missing = target.stream - outputs_at(stream, layer, target.where)
-                    wanted = wanted + missing / scale_to_stream(small, site.join)
+                wanted = _wanted(
+                    small, site, target, None if stream is None else outputs_at(stream, layer, target.where)
+                )
                 try:
-                    found = _fitted(small, site, args[0], target.where, wanted, ridge)
+                    found = _fitted(small, site, args[0], wanted, ridge)
                 except FloatingPointError as error:
                     failed[site.layer] = str(error)
                     return
@@ -95,7 +97,50 @@ def refit_in_order(
     return refits, failed
 
 
-def _fitted(small: nn.Module, site: Site, x: Tensor, where: Tensor, wanted: Tensor, ridge: float) -> list[Refit]:
+@dataclass(frozen=True)
+class Wanted:
+    """What a layer of the pruned network should give at the places `where`, `(rows, C)`, before its batch norm.
+
+    A ReLU that reads `scale * output + offset`, and nothing else does, cannot tell one negative number from another:
+    then nothing is wanted where both networks are negative. `scale` is None where there is no such ReLU.
+    """
+
+    where: Tensor
+    output: Tensor
+    scale: Tensor | None = None
+    offset: Tensor | None = None
+
+    def relaxed(self, rows: slice, given: Tensor) -> Tensor:
+        """What is wanted of a layer that gives `given`, `(rows, C)`: its loss bounds that of the ReLU's output."""
+        assert self.scale is not None
+        assert self.offset is not None
+        wanted = self.output[rows].to(given)
+        now, then = self.scale * given + self.offset, self.scale * wanted + self.offset
+        nearest = torch.where(now > 0, -self.offset / self.scale, given)  # zero behind the ReLU, or as it is
+        return torch.where((then > 0) | ~self.scale.isfinite(), wanted, nearest)
+
+
+def _wanted(small: nn.Module, site: Site, target: Target, stream: Tensor | None) -> Wanted:
+    """The original's output, and what brings a residual stream back to the original's."""
+    if site.join and target.stream is not None and stream is not None:
+        missing = (target.stream - stream) / scale_of(small, site.join.norm)
+        return Wanted(target.where, target.output + missing)
+    if site.rectified:
+        return Wanted(target.where, target.output, *_affine(small, site.norm))
+    return Wanted(target.where, target.output)
+
+
+def _affine(small: nn.Module, norm: str | None) -> tuple[Tensor, Tensor]:
+    """Scale and offset of a batch norm; one and zero without."""
+    scale = scale_of(small, norm)
+    if norm is None:
+        return scale, torch.zeros_like(scale)
+    module: Any = small.get_submodule(norm)
+    offset = -module.running_mean * scale
+    return scale, offset if module.bias is None else offset + module.bias
+
+
+def _fitted(small: nn.Module, site: Site, x: Tensor, wanted: Wanted, ridge: float) -> list[Refit]:
     """The refits of a layer, and of the batch norm that takes its constant, to give `wanted` from its input `x`.
 
     Raises:
@@ -105,9 +150,22 @@ def _fitted(small: nn.Module, site: Site, x: Tensor, where: Tensor, wanted: Tens
     weight, bias, groups = layer.weight, layer.bias, getattr(layer, "groups", 1)
     wide = torch.promote_types(weight.dtype, torch.float32)
     present = weight.reshape(groups, weight.size(0) // groups, -1)
-    y = wanted.reshape(len(where), groups, -1).transpose(0, 1).to(wide)  # (groups, rows, outputs)
-    chunks = ((part.to(wide), y[:, rows]) for rows, part in inputs_at(x, layer, where))
-    fit = fit_towards(present, chunks, len(where), ridge, constant=bias is not None or site.norm is not None)
+
+    def grouped(rows: Tensor) -> Tensor:
+        return rows.reshape(len(rows), groups, -1).transpose(0, 1)  # (groups, rows, outputs)
+
+    def relax(rows: slice, given: Tensor) -> Tensor:
+        return grouped(wanted.relaxed(rows, given.transpose(0, 1).flatten(1)))
+
+    fit = fit_towards(
+        present,
+        _chunks(x, layer, wanted.where, wide),
+        grouped(wanted.output.to(wide)),
+        ridge,
+        constant=bias is not None or site.norm is not None,
+        relax=None if wanted.scale is None else relax,
+        rounds=ROUNDS,
+    )
     values = {"weight": fit.weight.reshape(weight.shape).to(weight)}
     if bias is not None:
         return [Refit(site.layer, {**values, "bias": fit.constant.flatten().to(bias)})]
@@ -116,6 +174,18 @@ def _fitted(small: nn.Module, site: Site, x: Tensor, where: Tensor, wanted: Tens
     mean = small.get_buffer(f"{site.norm}.running_mean")
     shifted = (mean - fit.constant.flatten()).to(mean)
     return [Refit(site.layer, values), Refit(site.norm, {"running_mean": shifted})]
+
+
+def _chunks(x: Tensor, layer: Any, where: Tensor, wide: torch.dtype) -> Chunks:
+    """The layer's inputs at these places; held, unless they take too much, since each round asks for them again."""
+
+    def gather() -> Iterator[tuple[slice, Tensor]]:
+        return ((rows, part.to(wide)) for rows, part in inputs_at(x, layer, where))
+
+    if len(where) * layer.weight[0].numel() * getattr(layer, "groups", 1) * wide.itemsize > HELD:
+        return gather
+    held = list(gather())
+    return lambda: held
 
 
 def _forward(model: nn.Module, batch: Tensor, watch: Watch) -> None:

@@ -1,0 +1,96 @@
+"""Which channels stay, and how many in each layer, judged by the loss that the kept ones leave unexplained.
+
+Of the covariance `S` of all channels, a kept channel explains `s s^T / (S_ii + ridge)` with `s` its column: one step of
+a pivoted Cholesky factorisation. What a layer then loses is `tr(gram S)` (`prunekit.restore.readings`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prunekit.restore.readings import Reading
+
+_RIDGE = 1e-3  # of the mean variance: below that, channels are alike
+
+
+def pivoted(reading: Reading) -> NDArray[np.int64]:
+    """All units, each the one that explains most of what the consumers read once those before it are kept."""
+    unexplained = _Unexplained(reading)
+    return np.array([unexplained.keep(unexplained.best()) for _ in range(len(reading.gram))], dtype=np.int64)
+
+
+def losses(reading: Reading, order: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+    """The relative loss with the first `n` units of `order` kept, for `n` from 0 to all: `(units + 1,)`."""
+    unexplained = _Unexplained(reading)
+    found = [unexplained.loss()]
+    for unit in order:
+        unexplained.keep(int(unit))
+        found.append(unexplained.loss())
+    return np.minimum.accumulate(np.array(found))
+
+
+class _Unexplained:
+    """The covariance that the channels kept so far leave."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._left = reading.covariance.detach().double().clone()
+        self._gram = reading.gram.detach().double()
+        self._product = self._left @ self._gram
+        mean = self._left.diagonal().mean()
+        self._ridge = float(_RIDGE * mean) if mean > 0 else 1.0
+        self._gone = torch.zeros(len(self._left), dtype=torch.bool, device=self._left.device)
+
+    def best(self) -> int:
+        """The unit that lowers the loss most."""
+        gains = (self._product * self._left).sum(1) / (self._left.diagonal().clamp_min(0) + self._ridge)
+        return int(torch.where(self._gone, -torch.inf, gains).argmax())
+
+    def keep(self, unit: int) -> int:
+        """Take out what `unit` explains."""
+        column = self._left[:, unit].clone()
+        pivot = column[unit].clamp_min(0) + self._ridge
+        self._left -= torch.outer(column, column) / pivot
+        self._product -= torch.outer(column, column @ self._gram) / pivot
+        self._gone[unit] = True
+        return unit
+
+    def loss(self) -> float:
+        """`tr(gram S)`."""
+        return max(0.0, float(self._product.diagonal().sum()))
+
+
+def removals(curves: Sequence[NDArray[np.float64]], costs: Sequence[float], least: Sequence[int]) -> list[int]:
+    """In which order to narrow the layers, one channel at a time: the number of the layer, for each step.
+
+    `curves[i][n]` is what layer `i` loses with `n` channels, `costs[i]` what a channel of it costs. Steps go by loss
+    per cost along the lower convex hull of each curve, which is what is best for every budget; layer `i` keeps at
+    least `least[i]`.
+    """
+    layer, slope = [], []
+    for number, (curve, cost, floor) in enumerate(zip(curves, costs, least, strict=True)):
+        steps = _hull_slopes(curve[::-1][: len(curve) - floor])
+        layer += [number] * len(steps)
+        slope += [step / cost for step in steps]
+    return [layer[i] for i in np.argsort(np.array(slope), kind="stable")]
+
+
+def _hull_slopes(loss: NDArray[np.float64]) -> list[float]:
+    """The slopes of the lower convex hull of `loss` over 0, 1, 2, ..., one for each step."""
+    corners = [0]
+    for point in range(1, len(loss)):
+        while len(corners) > 1 and _slope(loss, corners[-2], corners[-1]) >= _slope(loss, corners[-1], point):
+            corners.pop()
+        corners.append(point)
+    slopes: list[float] = []
+    for start, end in itertools.pairwise(corners):
+        slopes += [_slope(loss, start, end)] * (end - start)
+    return slopes
+
+
+def _slope(loss: NDArray[np.float64], start: int, end: int) -> float:
+    return float(loss[end] - loss[start]) / (end - start)

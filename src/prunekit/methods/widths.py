@@ -1,0 +1,179 @@
+"""The filters that stay in each layer: an order by some criterion, and how many of it, the same share or by loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
+from prunekit.methods.candidates import Layer
+from prunekit.methods.ranking import round_widths
+from prunekit.methods.selection import losses, pivoted, removals
+from prunekit.restore.readings import Reading
+from prunekit.surgery import Cost, Graph, predict
+
+if TYPE_CHECKING:
+    from prunekit.methods.merge import MergeConfig
+
+Kept = dict[str, list[int]]
+# The least that widths by loss leave of a layer, as one part of so many: readings are not to be trusted all the way.
+_NARROWEST = {"measured": 8, "modelled": 4}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A layer and its units from the best to the worst."""
+
+    layer: Layer
+    order: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        """The group's name."""
+        return self.layer.group.name
+
+    def best(self, number: int) -> list[int]:
+        """The best units, ascending."""
+        return sorted(int(unit) for unit in self.order[:number])
+
+
+def rank(layers: Sequence[Layer], criterion: str, readings: Mapping[str, Reading]) -> list[Ranked]:
+    """Each layer's units by the criterion; by `l2-norm` where `pivot` has no reading of them."""
+    ranked = []
+    for layer in layers:
+        reading = readings.get(layer.group.name)
+        if criterion == "pivot" and reading is not None:
+            ranked.append(Ranked(layer, pivoted(reading)))
+        else:
+            scores = importance(layer.weight, "l2-norm" if criterion == "pivot" else criterion)
+            ranked.append(Ranked(layer, np.argsort(-scores, kind="stable")))
+    return ranked
+
+
+def importance(weight: Tensor, criterion: str) -> NDArray[np.float64]:
+    """A score for each filter, `(C,)`: `l1-norm`, `l2-norm`, or `l2-GM`, the sum of distances to all filters."""
+    flat = weight.flatten(1).double().cpu()
+    if criterion == "l2-GM":
+        scores = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
+    else:
+        scores = flat.norm(p=1 if criterion == "l1-norm" else 2, dim=1)
+    result: NDArray[np.float64] = scores.numpy()
+    return result
+
+
+def choose(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading]) -> Kept:
+    """The kept units of every layer that loses some.
+
+    With `readings`, widths follow the loss that they predict, within the parameters and MACs that the same ratio of
+    every layer would leave; without, every layer loses the same share.
+
+    Raises:
+        InputError: a budget that cannot be met, or a layer that cannot be narrowed.
+    """
+    if isinstance(config.ratio, dict):
+        return _rounded(ranked, _by_group(graph, ranked, config), config)
+    budget = read_budget(config, predict(graph, graph.kept_classes({})))
+    return _by_loss(graph, ranked, config, budget, readings) if readings else _uniform(graph, ranked, config, budget)
+
+
+def _uniform(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget) -> Kept:
+    def keeps_at(ratio: float) -> Kept:
+        kept = {one.name: _largest(one, ratio, config.min_channels) for one in ranked}
+        return _rounded(ranked, {name: units for name, units in kept.items() if units is not None}, config)
+
+    if budget.kind == "ratio":
+        return keeps_at(budget.amount)
+    step = 1 + _steps_to(graph, budget, 998, lambda k: keeps_at((k + 1) / 1000))
+    return keeps_at(step / 1000)
+
+
+def _by_loss(
+    graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget, readings: Mapping[str, Reading]
+) -> Kept:
+    known = [one for one in ranked if one.name in readings]
+    blind = [one for one in ranked if one.name not in readings]
+    curves = [losses(readings[one.name], one.order) for one in known]
+    parts = [_NARROWEST["modelled" if readings[one.name].modelled else "measured"] for one in known]
+    least = [max(config.min_channels, -(-one.layer.group.size // p)) for one, p in zip(known, parts, strict=True)]
+    order = removals(curves, _unit_costs(graph, known), least)
+
+    def keeps_at(count: int) -> Kept:
+        gone = np.bincount(np.array(order[:count], dtype=np.int64), minlength=len(known))
+        kept = {one.name: one.best(one.layer.group.size - int(n)) for one, n in zip(known, gone, strict=True) if n}
+        pace = count / max(1, len(order))  # at which layers that nothing is known of lose theirs
+        others = {one.name: _largest(one, pace, config.min_channels) for one in blind}
+        kept.update({name: units for name, units in others.items() if units is not None})
+        return _rounded(ranked, kept, config)
+
+    if budget.kind != "ratio":
+        return keeps_at(_steps_to(graph, budget, len(order), keeps_at))
+    goal = predict(graph, graph.kept_classes(_uniform(graph, ranked, config, budget)))
+
+    def enough(count: int) -> bool:
+        cost = predict(graph, graph.kept_classes(keeps_at(count)))
+        return cost.params <= goal.params and cost.macs <= goal.macs
+
+    return keeps_at(fewest(len(order), enough))
+
+
+def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> list[float]:
+    """What one unit of each layer costs, as a share of all parameters plus one of all MACs."""
+    whole, costs = predict(graph, graph.kept_classes({})), []
+    for one in ranked:
+        size = one.layer.group.size
+        half = predict(graph, graph.kept_classes({one.name: one.best(max(1, size // 2))}))
+        shares = (whole.params - half.params) / whole.params + (whole.macs - half.macs) / whole.macs
+        costs.append(shares / max(1, size - size // 2))
+    return costs
+
+
+def _steps_to(graph: Graph, budget: Budget, limit: int, keeps_at: Callable[[int], Kept]) -> int:
+    """The fewest steps whose network meets the target.
+
+    Raises:
+        InputError: even the last one leaves more.
+    """
+
+    def cost(step: int) -> Cost:
+        return predict(graph, graph.kept_classes(keeps_at(step)))
+
+    step = fewest(limit, lambda k: budget.met_by(cost(k)))
+    if not budget.met_by(cost(step)):
+        raise InputError(f"the target of {budget.amount:,.0f} {budget.kind} cannot be met by merging these layers")
+    return step
+
+
+def _by_group(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig) -> Kept:
+    assert isinstance(config.ratio, dict)
+    by_name = {one.name: one for one in ranked}
+    kept = {}
+    for name, ratio in config.ratio.items():
+        group = graph.group(name)
+        if group.name not in by_name:
+            raise InputError(f"channel group '{name}' cannot be merged: see 'left' in prunekit inspect")
+        index = _largest(by_name[group.name], check_ratio(ratio), config.min_channels)
+        if index is not None:
+            kept[group.name] = index
+    return kept
+
+
+def _largest(one: Ranked, ratio: float, least: int) -> list[int] | None:
+    """The filters that stay, ascending. The paper truncates the number for convolutions, rounds it for linear ones."""
+    size = one.layer.group.size
+    wanted = size * (1 - ratio)
+    number = max(least, 1, round(wanted) if isinstance(one.layer.module, nn.Linear) else int(wanted))
+    return None if number >= size else one.best(number)
+
+
+def _rounded(ranked: Sequence[Ranked], kept: Mapping[str, Sequence[int]], config: MergeConfig) -> Kept:
+    places = {one.name: np.empty(len(one.order)) for one in ranked}
+    for one in ranked:
+        places[one.name][one.order] = -np.arange(len(one.order), dtype=np.float64)
+    return round_widths([one.layer.group for one in ranked], places, kept, config.round_to)

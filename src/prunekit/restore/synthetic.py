@@ -1,0 +1,74 @@
+"""Restoration on images that are made from nothing but the network: no data file is read.
+
+Dead leaves are brought into the network's own statistics, and then stand for the images that it was trained on: the
+pruned network is refitted to them layer by layer, as `calibrate` does. What the pictures still get wrong is taken out
+where it shows: during the fit both networks normalise by the pictures' own statistics, so that behind every batch norm
+means and variances are those of the training images. Only what the fit changed goes back to the true statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.plan import Plan, Refit
+from prunekit.restore.calibrate import calibrate
+from prunekit.restore.images import MEMORY, bytes_per_image
+from prunekit.restore.leaves import dead_leaves
+from prunekit.restore.norms import aligned, norms_of
+from prunekit.surgery import Graph, edit
+
+COUNT = 500
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Images `(N, C, H, W)`, and a copy of the network whose batch norms hold their statistics."""
+
+    images: Tensor
+    aligned: nn.Module
+
+    def restored(self, model: nn.Module, graph: Graph, plan: Plan) -> Plan:
+        """`plan` with refits from the images, for `model` with its own statistics."""
+        found = calibrate(self.aligned, graph, plan, self.images)
+        true, made = (dict(norms_of(edit(network, plan, graph))) for network in (model, self.aligned))
+        operations = [_moved(op, true, made) if isinstance(op, Refit) else op for op in found.operations]
+        notes = {**found.notes, "synthetic": found.notes["calibration"]}
+        del notes["calibration"]
+        return Plan(operations, notes, found.example)
+
+
+def _moved(
+    refit: Refit, true: dict[str, nn.modules.batchnorm._BatchNorm], made: dict[str, nn.modules.batchnorm._BatchNorm]
+) -> Refit:
+    """A running mean that the fit has shifted, shifted as far from the true one."""
+    if "running_mean" not in refit.values:
+        return refit
+    before, start = made[refit.layer].running_mean, true[refit.layer].running_mean
+    assert before is not None
+    assert start is not None
+    return Refit(refit.layer, {**refit.values, "running_mean": start + refit.values["running_mean"] - before})
+
+
+def synthesise(model: nn.Module, graph: Graph, *, count: int = COUNT, seed: int = 0) -> Synthesis:
+    """Make images for `model`, as many as `count` and memory allow.
+
+    Raises:
+        InputError: the network does not read one image, or it has no batch norm whose statistics tell of its data.
+    """
+    if len(graph.example) != 1 or not isinstance(graph.example[0], Tensor) or graph.example[0].dim() != 4:
+        raise InputError("images can only be made for a network with a single input (N, C, H, W)")
+    if not dict(norms_of(model)):
+        raise InputError(
+            "--restore synthetic makes images from batch-norm statistics, and this network holds none",
+            hint="--restore calibrate works on any network, with --data",
+        )
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    count = min(count, max(2, MEMORY // bytes_per_image(graph)))
+    channels, height, width = graph.example[0].shape[1:]
+    generator = torch.Generator().manual_seed(seed)
+    images = dead_leaves(count, (channels, height, width), generator).to(like)
+    return Synthesis(images, aligned(model, images))
