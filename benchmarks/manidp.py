@@ -73,11 +73,11 @@ ROWS = {
     "resnet20-paper": Row("resnet20_cifar", _PAPER, GateRecipe(keep=0.65), IMAGENET),
     "resnet56-paper": Row("resnet56_cifar", _PAPER, GateRecipe(keep=0.6), CIFAR, {"shortcut": "conv", "relu": "input"}),
 }
-VARIANTS: dict[str, dict[str, float]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "both": {},
-    "neither": {"complexity": 0.0, "similarity": 0.0},
-    "complexity": {"similarity": 0.0},
-    "similarity": {"complexity": 0.0},
+    "neither": {"no_complexity": True, "no_similarity": True},
+    "complexity": {"no_similarity": True},
+    "similarity": {"no_complexity": True},
 }
 
 

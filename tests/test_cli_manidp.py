@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import prunekit as pk
 import schemas
@@ -111,6 +115,24 @@ def test_prune_static(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     before = pk.evaluate(pk.load(low), pk.open_data("digits", "train"))
     after = pk.evaluate(pk.load(tmp_path / "static.pt"), pk.open_data("digits", "train"))
     assert after.accuracy == pytest.approx(before.accuracy, abs=2e-3)
+
+
+def test_two_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
+    """Statistics and thresholds are those of all images, whoever saw them. (Similarity compares within a process.)"""
+    common = ["--data", "digits", "--batch-size", "64", "--epochs", "2", "--device", "cpu", "-q", "--no-similarity"]
+    models = []
+    for processes in (1, 2):
+        target = tmp_path / f"by-{processes}.pt"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [*launch, "-m", "prunekit", "manidp", "train", str(folder / "model.pt"), *common, "--sync-bn"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, "-o", str(target)], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        models.append(pk.load(target).state_dict())
+    for name, one in models[0].items():
+        assert torch.allclose(one.float(), models[1][name].float(), rtol=1e-2, atol=1e-3), name
 
 
 WRONG: dict[str, tuple[list[str], str]] = {

@@ -114,20 +114,32 @@ def settings(capsys: Capture, *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-NAMES = [name for name in root_command().list_commands(None) if name not in ("demo", "methods", "completion")]
+def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its name, those of groups with the group's and a dot before it."""
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
+            yield from leaves(command, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", command
+
+
+NAMES = [name for name, _ in leaves(root_command()) if name not in ("demo", "methods", "completion")]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_printed_reads_back_the_same(name: str, tmp_path: Path, capsys: Capture) -> None:
+    words = name.split(".")
     model = [] if name == "train" else ["model “x”\\.pt"]
     flags = ["--mean", ".1,.2", "-q", *(["--ratio", "1e-1"] if name in registry.names() else [])]
     more = ["--method", "slim", "--method", "merge:restore=none"] if name == "sweep" else []
-    printed = settings(capsys, name, *model, *flags, *more)
+    printed = settings(capsys, *words, *model, *flags, *more)
     file = tmp_path / "all.toml"
     file.write_text(printed, encoding="utf-8")
-    assert settings(capsys, name, "--config", file) == printed
-    file.write_text(f"[{name}]\n{printed}\n[demo]\nepochs = 3\n", encoding="utf-8")
-    assert settings(capsys, name, f"--config={file}") == printed
+    assert settings(capsys, *words, "--config", file) == printed
+    other = "report" if len(words) > 1 else "demo"
+    file.write_text(f"[{words[-1]}]\n{printed}\n[{other}]\nforce = true\n", encoding="utf-8")
+    assert words[-1] == other or settings(capsys, *words, f"--config={file}") == printed
 
 
 def test_a_run_with_a_file_is_the_run_with_its_flags(network: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -170,16 +182,6 @@ def test_bad_files_of_settings(content: str, message: str, network: Path, tmp_pa
     assert len(captured.err.splitlines()) <= 2
     assert list(tmp_path.iterdir()) == [file]
     assert run(["slim", str(network), "--config", str(tmp_path)]) == 2
-
-
-def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every command by its name, those of groups with the group's and a dot before it."""
-    for name in group.list_commands(None):
-        command = group.get_command(None, name)
-        if hasattr(command, "list_commands"):
-            yield from leaves(command, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", command
 
 
 def test_every_command_has_a_schema() -> None:

@@ -231,6 +231,12 @@ def test_loss_is_cross_entropy_with_both_terms() -> None:
     similar.close()
 
 
+def test_losses_can_be_left_out() -> None:
+    assert GateRecipe().losses == (5e-3, 1.0)
+    assert GateRecipe(no_complexity=True).losses == (0.0, 1.0)
+    assert GateRecipe(no_similarity=True).losses == (5e-3, 0.0)
+
+
 def test_complexity_does_not_reward_wrong_answers() -> None:
     """Its weight is a constant: the gradient that reaches the logits is that of the cross-entropy alone."""
     gated = add_gates(tiny(), GateRecipe()).train()

@@ -58,10 +58,11 @@ class ManifoldObjective(Objective):
         pi, maps = [p.float() for p in self._pi], [m.float() for m in self._maps]
         self._pi, self._maps = [], []
         losses = F.cross_entropy(at_least_float(logits), labels, reduction="none").detach()
-        if self._recipe.complexity:
-            loss = loss + self._recipe.complexity * self._complexity(pi, losses)
-        if self._recipe.similarity:
-            loss = loss + self._recipe.similarity * sum(map(unlikeness, maps, pi))
+        complexity, similarity = self._recipe.losses
+        if complexity:
+            loss = loss + complexity * self._complexity(pi, losses)
+        if similarity:
+            loss = loss + similarity * sum(map(unlikeness, maps, pi))
         self._count(pi, losses)
         return loss, logits
 
@@ -122,7 +123,7 @@ class ManifoldObjective(Objective):
                 self._pi.append(pi)
 
         def feature_map(_: nn.Module, __: Any, y: Tensor, *, layer: GatedConv) -> None:
-            if layer.training and self._recipe.similarity:
+            if layer.training and self._recipe.losses[1]:
                 self._maps.append(pooled(layer, y))
 
         return [

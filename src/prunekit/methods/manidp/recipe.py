@@ -17,8 +17,10 @@ class GateRecipe:
     """How gates are made and trained; the defaults are the paper's, with the release's weights of the two losses."""
 
     keep: float = option(0.6, help="Share of each layer's channels to keep at the end (the paper's target rate).")
-    complexity: float = option(5e-3, help="Weight of the complexity loss (lambda'), 0 leaves it out.")
-    similarity: float = option(1.0, help="Weight of the similarity loss (gamma), 0 leaves it out.")
+    complexity: float = option(5e-3, help="Weight of the complexity loss (lambda').")
+    similarity: float = option(1.0, help="Weight of the similarity loss (gamma).")
+    no_complexity: bool = option(False, help="Leave the complexity loss out.")
+    no_similarity: bool = option(False, help="Leave the similarity loss out.")
     tau: float = option(1.0, help="Images with less than tau times the mean loss count as easy.")
     ramp: float = option(1.0, help="Share of the run in which the kept share falls from 1 to --keep.")
     renew: int = option(1, help="Times an epoch that the thresholds are set anew; more suit short runs.")
@@ -38,6 +40,11 @@ class GateRecipe:
         for name in ("renew", "squeeze"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def losses(self) -> tuple[float, float]:
+        """The weights of complexity and similarity as they are used: 0 for what is left out."""
+        return 0.0 if self.no_complexity else self.complexity, 0.0 if self.no_similarity else self.similarity
 
     def hidden(self, channels: int) -> int:
         """The width of the hidden layer of a gate on `channels` channels."""

@@ -98,7 +98,7 @@ COMMAND = Command(
     (
         "prunekit manidp train model.pt --data digits --epochs 20 --keep 0.6 -o gated.pt",
         "prunekit manidp train model.pt --data path/to/images --epochs 100 --resume",
-        "prunekit manidp train model.pt --data path/to/images --complexity 0 --similarity 0",
+        "prunekit manidp train model.pt --data path/to/images --no-complexity --no-similarity",
         "torchrun --nproc-per-node 4 -m prunekit manidp train model.pt --data path/to/images",
     ),
     {
