@@ -184,7 +184,8 @@ def _solve(columns: Tensor, patch: Tensor, index: Tensor) -> Tensor:
     penalty = RIDGE * spread if spread > 0 else 1.0
     system = kept + penalty * torch.eye(len(index), dtype=kept.dtype)
     rest = (columns @ patch)[:, index] - present @ kept
-    return present + torch.linalg.solve(system, rest.t()).t()
+    step: Tensor = torch.linalg.solve(system, rest.t()).t()
+    return present + step
 
 
 def _write(weight: Tensor, solved: Tensor, places: Tensor, kept: list[int], *, whole: bool) -> Tensor:

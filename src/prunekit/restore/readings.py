@@ -50,7 +50,7 @@ def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], batc
     """The readings of these groups on `batch`, by name; without those whose consumers cannot be watched."""
     gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(group, model)]
     generator = torch.Generator().manual_seed(0)
-    for images in batch.split(BATCH):
+    for images in torch.split(batch, BATCH):
         watch = Watch(graph, [gauge.join for gauge in gauges])
         handles = [gauge.attach(watch, generator) for gauge in gauges]
         try:

@@ -24,20 +24,20 @@ def spreads(model: nn.Module, graph: Graph) -> dict[int, tuple[Tensor, Tensor]]:
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for node in graph.nodes:
         known = [found[value] for value in dict.fromkeys(node.inputs) if value in found]
-        result = None
+        result: tuple[Tensor, Tensor] | None = None
         if is_batch_norm(node.op) and node.parameters:
             result = _after_norm(modules.get(node.parameters[0].rpartition(".")[0]))
         elif node.op == "add" and known:
             width = max(len(mean) for mean, _ in known)
             whole = [pair for pair in known if len(pair[0]) == width]
-            result = sum(mean for mean, _ in whole), sum(variance for _, variance in whole)
+            result = torch.stack([m for m, _ in whole]).sum(0), torch.stack([v for _, v in whole]).sum(0)
         elif node.op in ACTIVATIONS and known:
             terms, variance = hermite(known[0][1].sqrt(), known[0][0], ACTIVATIONS[node.op])
             result = terms[0], variance
         elif node.op in _SAME and known:
             result = known[0]
         if result is not None and node.outputs:
-            found[node.outputs[0]] = result  # type: ignore[assignment]
+            found[node.outputs[0]] = result
     return found
 
 

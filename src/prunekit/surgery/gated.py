@@ -124,7 +124,7 @@ def remove_gates(model: nn.Module, scales: Mapping[str, Tensor]) -> nn.Module:
             norm.weight = nn.Parameter(scale * (ones if norm.weight is None else norm.weight))
             norm.bias = nn.Parameter(scale * (zeros if norm.bias is None else norm.bias))
             norm.affine = True
-        modules = list(layer.conv) if made_by.before else [layer.conv]
+        modules = list(layer.conv) if isinstance(layer.conv, nn.Sequential) else [layer.conv]
         for place, module in zip((*made_by.before, made_by.conv, made_by.norm), (*modules, norm), strict=True):
             model.set_submodule(place, module)
     return model

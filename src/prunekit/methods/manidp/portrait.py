@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +87,7 @@ def _alignment(model: nn.Module, cost: DynamicCost, images: ImageSet) -> dict[st
             hook.remove()
 
 
-def _keeping(features: list[Tensor], layer: GatedConv):  # type: ignore[no-untyped-def]
+def _keeping(features: list[Tensor], layer: GatedConv) -> Callable[[nn.Module, object, Tensor], None]:
     def keep(_: nn.Module, __: object, y: Tensor) -> None:
         features.append(pooled(layer, y))
 

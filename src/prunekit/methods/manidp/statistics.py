@@ -10,7 +10,8 @@ def ranks(values: Tensor) -> Tensor:
     """The rank of each of `(N,)` values, from 0; equal values share the mean of theirs."""
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts.double() + 1) / 2)[place]
+    middle: Tensor = last - (counts.double() + 1) / 2
+    return middle[place]
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

@@ -38,7 +38,7 @@ def add_buckets(model: nn.Module, cost: DynamicCost, images: Tensor, count: int,
         raise InputError(
             f"{count} sub-networks from {len(images)} images", hint="two or more, and at least twenty images for each"
         )
-    record = observe(model, cost, ((part, None) for part in images.split(250)), saliencies=True)
+    record = observe(model, cost, ((part, None) for part in torch.split(images, 250)), saliencies=True)
     layers = [layer for _, layer in gated_layers(model)]
     kept = [layer.kept(pi) for layer, pi in zip(layers, record.saliencies, strict=True)]
     generator = torch.Generator().manual_seed(seed)
@@ -104,7 +104,7 @@ def _cut(model: nn.Module, scales: Tensor) -> nn.Module:
     delattr(subject, NAME)
     names = [name for name, _ in gated_layers(subject)]
     widths = [layer.gate.excite.out_features for _, layer in gated_layers(subject)]
-    parts = dict(zip(names, torch.split(scales, widths), strict=True))  # type: ignore[no-untyped-call]
+    parts = dict(zip(names, torch.split(scales, widths), strict=True))
     remove_gates(subject, parts)
     graph = graph_of(subject)
     plan = Plan(_keeps(graph, parts), example=graph.example_shapes)
@@ -156,5 +156,5 @@ def train_router(router: Router, images: Tensor, home: Tensor, generator: torch.
             torch.autograd.backward(loss)
             optimizer.step()
     with torch.no_grad():
-        right = torch.cat([router(part).argmax(1) for part in images.split(250)]) == home
+        right = torch.cat([router(part).argmax(1) for part in torch.split(images, 250)]) == home
     return float(right.float().mean())

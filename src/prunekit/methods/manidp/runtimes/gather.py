@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class OneImage(nn.Module):
         if x.size(0) == 1:
             result: Tensor = self.network(x)
             return result
-        return torch.cat([self.network(one) for one in x.split(1)])
+        return torch.cat([self.network(one) for one in torch.split(x, 1)])
 
 
 class GatheredConv(nn.Module):
@@ -245,7 +246,7 @@ def _limit(layer: GatheredConv, x: Tensor) -> int:
     limit = 0
     for share in _SHARES:
         count = min(layer.width, max(1, round(share * layer.width / _MULTIPLE)) * _MULTIPLE)
-        if _seconds(lambda count=count: layer.gather(x, kept, count)) < dense:
+        if _seconds(partial(layer.gather, x, kept, count)) < dense:
             limit = count
     if layer.sink is not None:
         layer.sink.index = state
