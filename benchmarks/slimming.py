@@ -72,7 +72,10 @@ ROWS = {
     ),
 }
 
-WAYS = {"dropped": "none", "least squares": "calibrate", "constants absorbed": "constants"}
+# How the network is restored. Constants go into running means, which tuning estimates anew: that tunes to the very
+# weights that dropping does, and is not done twice.
+WAYS = {"dropped": "none", "constants absorbed": "constants", "least squares": "calibrate"}
+TUNED_AS = {"constants absorbed": "dropped"}
 
 
 @dataclass(frozen=True)
@@ -126,11 +129,10 @@ def main() -> None:
     calibration = next(bench.train_set.sample(1000, seed=0).batches(1000))[0]
     for amount in row.amounts:
         for way, restore in WAYS.items():
-            label = f"slim {_said(amount)}, {way}"
+            label, tuned = (f"slim {_said(amount)}, {name}" for name in (way, TUNED_AS.get(way, way)))
             images = calibration if restore == "calibrate" else None
-            results.append(
-                _pruned(label, "slim", sparse, {**amount, "restore": restore, "scope": row.scope}, images, row, bench)
-            )
+            settings = {**amount, "restore": restore, "scope": row.scope}
+            results.append(_pruned(label, "slim", sparse, settings, images, row, bench, tuned))
     if row.l1_control:
         settings = {**row.l1_control, "restore": "none", "criterion": "l1-norm"}
         label = f"L1 norm {_said(row.l1_control)} of the baseline"
@@ -153,10 +155,11 @@ def _pruned(
     images: torch.Tensor | None,
     row: Row,
     bench: Bench,
+    tuned_as: str | None = None,
 ) -> dict[str, Any]:
     result = pk.prune(method, model, images=images, **settings)
     before = bench.accuracy(result.model)
-    name = "".join(c if c.isalnum() else "-" for c in label)
+    name = "".join(c if c.isalnum() else "-" for c in tuned_as or label)
     tuned = bench.trained(f"tuned-{name}", result.model, row.tuning)
     return {**_line(label, tuned, bench), "accuracy_pruned": before, "seconds": round(result.seconds, 2)}
 
