@@ -42,7 +42,7 @@ from prunekit.methods.manidp.fit import add_gates, fit
 from prunekit.methods.manidp.recipe import GateRecipe
 from prunekit.methods.manidp.record import observe
 from prunekit.methods.manidp.runtimes import choose
-from prunekit.methods.manidp.runtimes.buckets import add_buckets
+from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed
 from prunekit.methods.manidp.statistics import spearman
 from prunekit.methods.manidp.thresholds import calibrate
 from prunekit.recipe import TrainConfig
@@ -263,7 +263,10 @@ def speed(options: argparse.Namespace) -> None:
     cost = dynamic_cost(model, graph_of(model))
     images = torch.randn(64, *choose.images_like(model, 1).shape[1:])
     add_buckets(model, cost, images, 2)
-    networks = {"dense": choose.dense(copy.deepcopy(model)), "masked": choose.masked(model)}
+    networks = {
+        "dense": choose.dense(copy.deepcopy(model), options.batch),
+        "masked": choose.masked(model, options.batch),
+    }
     if options.batch == 1:
         networks["gather"] = choose.accelerate(model, "gather")[0]
     networks["buckets"] = choose.accelerate(model, "buckets", batch=options.batch)[0]
@@ -272,7 +275,7 @@ def speed(options: argparse.Namespace) -> None:
     record = observe(model, cost, [(images, None)])
     facts: dict[str, Any] = {"arch": options.arch, "keep": options.keep, "batch": options.batch}
     facts["macs_share"] = record.mean_macs / cost.dense
-    facts["buckets_macs_share"] = pk.inspect(networks["buckets"].networks[0]).cost.macs / cost.dense
+    facts["buckets_macs_share"] = pk.inspect(bucketed(model).networks[0]).cost.macs / cost.dense
     for name, values in times.items():
         facts[f"{name}_ms"] = round(1e3 * statistics.median(values), 3)
         facts[f"{name}_ms_min"] = round(1e3 * min(values), 3)

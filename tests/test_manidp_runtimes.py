@@ -155,7 +155,7 @@ def test_too_few_images_for_buckets() -> None:
 def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     model = gated("prunekit:resnet20", 32)
     model.add_module(NAME, BucketTable(2, 5, 3))
-    monkeypatch.setattr(choose, "_one", lambda _, name: name)
+    monkeypatch.setattr(choose, "_one", lambda _, name, __: name)
     for best in ("masked", "gather", "buckets"):
         monkeypatch.setattr(choose, "medians", lambda nets, _, b=best: {name: float(name != b) for name in nets})
         assert choose.accelerate(model, "auto")[1] == best

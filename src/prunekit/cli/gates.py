@@ -126,7 +126,7 @@ def _latencies(output: Output, model: nn.Module, options: EvalOptions) -> dict[s
 
     batch = options.latency_batch
     names = ["masked", *(["gather"] if batch == 1 else []), *(["buckets"] if hasattr(model, NAME) else [])]
-    networks = {"dense": choose.dense(copy.deepcopy(model))}
+    networks = {"dense": choose.dense(copy.deepcopy(model), batch)}
     with threads_limited(options.threads):
         networks |= {name: choose.accelerate(model, name, batch=batch)[0] for name in names}
         seconds = choose.medians(networks, choose.images_like(model, batch))

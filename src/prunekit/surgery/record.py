@@ -85,7 +85,7 @@ class Recorder(DispatchMode):
         """
         own = self.modules.get(module)
         if isinstance(own, _NormBase):
-            if own.weight is not None or own.running_mean is not None:
+            if any(getattr(own, name) is not None for name in ("weight", "running_mean")):
                 return
             vector = vector[: own.num_features]
         self.recording.widths[module] = vector

@@ -111,7 +111,7 @@ def _cut(model: nn.Module, scales: Tensor) -> nn.Module:
     small = surgery.edit(subject, plan, graph)
     surgery.verify(subject, small, plan, graph)
     folded, _ = fold_batch_norms(small, graph_of(small))
-    return folded.to(memory_format=torch.channels_last)
+    return folded
 
 
 def _keeps(graph: surgery.Graph, parts: dict[str, Tensor]) -> list[Keep]:

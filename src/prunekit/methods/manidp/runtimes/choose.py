@@ -14,6 +14,7 @@ from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.recipe import RUNTIMES
 from prunekit.methods.manidp.runtimes.buckets import bucketed
 from prunekit.methods.manidp.runtimes.gather import gathered
+from prunekit.methods.manidp.runtimes.layout import in_best_layout
 from prunekit.spec import origin_of
 from prunekit.surgery.buckets import NAME
 from prunekit.surgery.gated import gated_layers, remove_gates
@@ -34,26 +35,26 @@ def accelerate(model: nn.Module, runtime: str, *, batch: int = 1) -> tuple[nn.Mo
     if not any(gated_layers(model)):
         raise InputError(f"--runtime {runtime} is for networks with gates", hint="prunekit manidp train makes them")
     if runtime != "auto":
-        return _one(model, runtime), runtime
+        return _one(model, runtime, batch), runtime
     names = ["masked", *(["gather"] if batch == 1 else []), *(["buckets"] if hasattr(model, NAME) else [])]
-    networks = {name: _one(model, name) for name in names}
+    networks = {name: _one(model, name, batch) for name in names}
     times = medians(networks, images_like(model, batch))
     best = min(times, key=times.__getitem__)
     return networks[best], best
 
 
-def dense(model: nn.Module) -> nn.Module:
+def dense(model: nn.Module, batch: int = 1) -> nn.Module:
     """The gated `model`, **changed in place**, without its gates: what a runtime is to be faster than."""
     if hasattr(model, NAME):
         delattr(model, NAME)
     ones = {name: torch.ones_like(layer.gate.excite.bias.detach()) for name, layer in gated_layers(model)}
-    return masked(remove_gates(model, ones))
+    return masked(remove_gates(model, ones), batch)
 
 
-def masked(model: nn.Module) -> nn.Module:
-    """A copy of any network for inference, batch norms folded, channels-last."""
+def masked(model: nn.Module, batch: int = 1) -> nn.Module:
+    """A copy of any network for inference, batch norms folded, in the layout that is faster for such batches."""
     folded, _ = fold_batch_norms(model, graph_of(model))
-    return folded.to(memory_format=torch.channels_last)
+    return in_best_layout(folded, images_like(model, batch))
 
 
 def medians(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str, float]:
@@ -82,7 +83,12 @@ def images_like(model: nn.Module, batch: int) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _one(model: nn.Module, runtime: str) -> nn.Module:
+def _one(model: nn.Module, runtime: str, batch: int) -> nn.Module:
     if runtime == "gather":
         return gathered(model, images_like(model, 1))
-    return bucketed(model) if runtime == "buckets" else masked(model)
+    if runtime == "buckets":
+        runner = bucketed(model)
+        part = images_like(model, max(1, batch // len(runner.networks)))
+        runner.networks = nn.ModuleList(in_best_layout(network, part) for network in runner.networks)
+        return runner
+    return masked(model, batch)
