@@ -110,6 +110,7 @@ RUNNABLE = [page for page in PAGES if blocks(page, "sh", "python") and page.name
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)
 def test_every_command_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     """All of its shell, from top to bottom in one folder, then its Python in the same."""

@@ -72,7 +72,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
             with path.open("wb") as stream:
                 write(stream)
         else:
-            _replace(path.resolve(), write)
+            _replace(path.resolve(), write, force)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -89,7 +89,7 @@ def check_target(path: Path, force: bool) -> None:
         raise InputError(f"cannot write {str(path)!r}: {error}") from error
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def _replace(path: Path, write: Callable[[BinaryIO], object], force: bool) -> None:
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as stream:
@@ -98,11 +98,23 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(stream.fileno())
         if path.exists():
             temporary.chmod(path.stat().st_mode & 0o7777)
-        temporary.replace(path)
+        if force or not _linked(temporary, path):
+            temporary.replace(path)
     finally:
         # gone already after the rename; otherwise something failed, and that error is the one to report
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give the finished file its name unless another process has taken it since; False where links do not exist."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise InputError(f"{path} exists already", hint="force (--force) overwrites it") from None
+    except OSError:
+        return False
+    return True
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:

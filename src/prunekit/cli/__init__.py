@@ -8,6 +8,9 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """The `prunekit` program: run the command that `sys.argv` names and leave with its exit status."""
-    from prunekit.cli.app import run
+    try:
+        from prunekit.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:  # before a command could begin, or while the last lines of one were written
+        sys.exit(130)

@@ -73,9 +73,9 @@ class Output:
             print(text, file=sys.stderr)
 
     def data(self, text: str) -> None:
-        """Write `text` to standard output, ending with one newline."""
+        """Write `text` to standard output, ending with one newline; a path's bytes that are no UTF-8 as they are."""
         if self.first:
-            _write(sys.stdout.buffer, (text.rstrip("\n") + "\n").encode())
+            _write(sys.stdout.buffer, (text.rstrip("\n") + "\n").encode(errors="surrogateescape"))
 
     def document(self, document: dict[str, Any]) -> None:
         """Write one JSON document to standard output."""
