@@ -26,7 +26,6 @@ import prunekit as pk
 from prunekit.models import parse_args
 
 
-
 def main() -> None:
     """Measure every combination on the whole test split."""
     options = _options()

@@ -50,7 +50,9 @@ def duplicate(layer: nn.Conv2d | nn.Linear, source: int, copies: dict[int, float
 
 def chunks_of(x: Tensor) -> Chunks:
     """The rows of `x`, `(blocks, rows, inputs)`, a few at a time."""
-    return lambda: ((slice(i, i + part.size(1)), part) for i, part in zip(range(0, 999, 7), x.split(7, 1)))
+    return lambda: (
+        (slice(i, i + part.size(1)), part) for i, part in zip(range(0, 999, 7), x.split(7, 1), strict=False)
+    )
 
 
 # -- the regression -----------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def _select(
     uniform = restore in ("paper", "none") or isinstance(config.ratio, dict)
     widths = config.widths or ("uniform" if uniform else "loss")
     readings: dict[str, Reading] = {}
-    if "pivot" == criterion or widths == "loss":
+    if criterion == "pivot" or widths == "loss":
         groups = [layer.group for layer in layers]
         if source.images is None:
             readings = modelled(source.model, graph, groups)
@@ -110,9 +110,7 @@ def _restored(
     return _merged(plan, able, kept, config) if restore == "paper" else plan
 
 
-def _merged(
-    plan: Plan, layers: Mapping[str, Layer], kept: Mapping[str, Sequence[int]], config: MergeConfig
-) -> Plan:
+def _merged(plan: Plan, layers: Mapping[str, Layer], kept: Mapping[str, Sequence[int]], config: MergeConfig) -> Plan:
     """The paper's folds, and how many merges they make."""
     operations: list[Operation] = list(plan.operations)
     merged = negative = 0

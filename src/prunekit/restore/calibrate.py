@@ -10,6 +10,8 @@ layer at the moment when its input has arrived.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -49,8 +51,23 @@ def calibrate(
         batch = gather(images, model, graph, memory)
         sites, left = find_sites(model, graph, plan)
         targets = note_targets(model, graph, sites, batch, rows, seed)
+        warning = _too_few(model, {name: len(target.where) for name, target in targets.items()}, len(batch))
         refits, failed = refit_in_order(edit(model, plan, graph), graph, sites, targets, batch, ridge)
     done = {refit.layer for refit in refits}
     left |= {s.layer: failed.get(s.layer, "its forward is not called") for s in sites if s.layer not in done}
     notes = {"images": len(batch), "layers": len(sites) - len(left.keys() & {s.layer for s in sites}), "left": left}
-    return Plan([*plan.operations, *refits], {**plan.notes, "calibration": notes}, plan.example)
+    said = {"calibration": notes, **({"warning": warning} if warning else {})}
+    return Plan([*plan.operations, *refits], {**plan.notes, **said}, plan.example)
+
+
+def _too_few(model: nn.Module, rows: Mapping[str, int], images: int) -> str | None:
+    """A warning where layers have more inputs than there are positions to learn from."""
+    inputs = {name: model.get_parameter(f"{name}.weight" if name else "weight")[0].numel() for name in rows}
+    starved = sorted((name for name in rows if rows[name] < inputs[name]), key=lambda name: rows[name] - inputs[name])
+    if not starved:
+        return None
+    worst = starved[0]
+    return (
+        f"{images} images give {rows[worst]:,} positions of '{worst}', fewer than its {inputs[worst]:,} inputs "
+        f"({len(starved)} of {len(rows)} layers are so): what they do not tell stays as it was; more images help"
+    )

@@ -20,8 +20,8 @@ from prunekit.plan import Refit
 from prunekit.restore.gaussian import ACTIVATIONS, activated
 from prunekit.restore.readings import Reading, gram_of
 from prunekit.restore.sites import norm_behind
-from prunekit.restore.streams import find_join, scale_of
 from prunekit.restore.spreads import spreads
+from prunekit.restore.streams import find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.fold import places_of
 from prunekit.surgery.layer_rules import is_batch_norm

@@ -67,7 +67,7 @@ def scale_of(model: nn.Module, name: str | None) -> Tensor:
     norm: Any = model.get_submodule(name)
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
-        scale = scale * norm.weight
+        scale = scale * norm.weight.detach()
     return torch.where(scale.abs() > _FAINT * scale.abs().max(), scale, torch.inf)
 
 

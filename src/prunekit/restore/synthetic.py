@@ -41,7 +41,9 @@ class Synthesis:
         return Plan(operations, notes, found.example)
 
 
-def _moved(refit: Refit, true: dict[str, nn.modules.batchnorm._BatchNorm], made: dict[str, nn.modules.batchnorm._BatchNorm]) -> Refit:
+def _moved(
+    refit: Refit, true: dict[str, nn.modules.batchnorm._BatchNorm], made: dict[str, nn.modules.batchnorm._BatchNorm]
+) -> Refit:
     """A running mean that the fit has shifted, shifted as far from the true one."""
     if "running_mean" not in refit.values:
         return refit

@@ -77,7 +77,9 @@ def refit_in_order(
         def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
             with watch.aside():
                 target, stream = targets.pop(site.layer), watch.take(site.join)
-                wanted = _wanted(small, site, target, None if stream is None else outputs_at(stream, layer, target.where))
+                wanted = _wanted(
+                    small, site, target, None if stream is None else outputs_at(stream, layer, target.where)
+                )
                 try:
                     found = _fitted(small, site, args[0], wanted, ridge)
                 except FloatingPointError as error:

@@ -1,0 +1,469 @@
+"""Restoration without data: closed-form moments, images made from the network, and what both must not touch."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from networks import lively
+from prunekit import api, models, surgery
+from prunekit.errors import InputError
+from prunekit.methods.selection import losses, pivoted, removals
+from prunekit.plan import Keep, Plan
+from prunekit.restore import norms, synthetic
+from prunekit.restore.gaussian import ACTIVATIONS, activated, hermite
+from prunekit.restore.leaves import dead_leaves
+from prunekit.restore.readings import Reading, measure
+
+
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model(x)
+    return result
+
+
+def block(seed: int = 0, channels: int = 16) -> nn.Sequential:
+    """Two convolutions with batch norm whose running statistics are those of standard normal images."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()),
+        *(nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
+    ).double()
+    for norm in (model[1], model[4]):
+        assert isinstance(norm, nn.BatchNorm2d)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, 0, 0.5)
+    result = norms.aligned(model.eval(), torch.randn(400, 3, 12, 12, dtype=torch.float64))
+    assert isinstance(result, nn.Sequential)
+    return result
+
+
+# -- closed-form moments ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_hermite_coefficients_are_expectations(name: str) -> None:
+    """Against plain integration: the mean, the variance, and Parseval's identity for the rest."""
+    gamma, beta = torch.tensor([0.3, 1.0, 2.0]).double(), torch.tensor([-1.0, 0.2, 0.7]).double()
+    terms, variance = hermite(gamma, beta, ACTIVATIONS[name])
+    u = torch.linspace(-9, 9, 40_001, dtype=torch.float64)
+    weight = torch.exp(-u.square() / 2) / math.sqrt(2 * math.pi) * (u[1] - u[0])
+    values = ACTIVATIONS[name](gamma[:, None] * u + beta[:, None])
+    mean = values @ weight
+    assert torch.allclose(terms[0], mean, atol=1e-4)
+    assert torch.allclose(variance, values.square() @ weight - mean.square(), atol=1e-4)
+    assert (terms[1:].square().sum(0) <= variance + 1e-4).all()
+    assert torch.allclose(terms[1], values @ (weight * u), atol=1e-4)
+
+
+def test_moments_of_white_inputs_are_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On independent pixels the model holds: means and covariances, also between places, as simulated."""
+    monkeypatch.setattr("prunekit.restore.gaussian.FADING", 0.0)
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12)).double().eval()
+    nn.init.uniform_(layers[1].weight, 0.5, 1.5)
+    nn.init.normal_(layers[1].bias, 0, 0.5)
+    x = torch.randn(2000, 3, 10, 10, dtype=torch.float64)
+    layers = norms.aligned(layers, x)
+    mean, covariance = activated(layers[0], layers[1], "relu", [(0, 0), (0, 1), (2, 0), (-1, 1)])
+    whole = outputs(layers, x).relu()
+    here = whole[:, :, 2:6, 2:6]
+    assert torch.allclose(here.mean((0, 2, 3)), mean, atol=0.03)
+    for (down, right), modelled in zip([(0, 0), (0, 1), (2, 0), (-1, 1)], covariance, strict=True):
+        moved = whole[:, :, 2 + down : 6 + down, 2 + right : 6 + right]
+        centred = [part - part.mean((0, 2, 3), keepdim=True) for part in (here, moved)]
+        measured = torch.einsum("nihw,njhw->ij", *centred) / (len(x) * 16)
+        assert (measured - modelled).abs().max() < 0.04
+
+
+def test_moments_come_nearer_than_pruning_and_merging() -> None:
+    images = torch.randn(300, 3, 12, 12, dtype=torch.float64)
+    for seed in range(3):
+        model = block(seed)
+        want = outputs(model, images)
+        error = {}
+        for restore in ("none", "paper", "moments"):
+            settings: dict[str, Any] = {"ratio": {"0": 0.5}, "criterion": "l2-norm", "restore": restore}
+            small = api.prune("merge", model, images[:1], **settings).model
+            error[restore] = float((outputs(small, images) - want).square().mean())
+        assert error["moments"] < 0.5 * min(error["none"], error["paper"]), error
+
+
+def test_a_consumer_behind_pooling_and_flatten() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.GELU(), nn.AvgPool2d(2)),
+        *(nn.Flatten(), nn.Linear(12 * 16, 6)),
+    )
+    model = norms.aligned(lively(model).double(), torch.randn(200, 3, 8, 8, dtype=torch.float64))
+    images = torch.randn(200, 3, 8, 8, dtype=torch.float64)
+    want, error = outputs(model, images), {}
+    for restore in ("none", "moments"):
+        settings: dict[str, Any] = {"ratio": {"0": 0.5}, "restore": restore, "scope": "all"}
+        small = api.prune("merge", model, images[:1], **settings).model
+        error[restore] = float((outputs(small, images) - want).square().mean())
+    assert error["moments"] < 0.75 * error["none"], error
+
+
+# -- images made from the network ---------------------------------------------------------------------------------
+
+
+def test_dead_leaves_have_the_statistics_of_nature() -> None:
+    pictures = dead_leaves(200, (3, 32, 32), torch.Generator().manual_seed(0))
+    again = dead_leaves(200, (3, 32, 32), torch.Generator().manual_seed(0))
+    assert torch.equal(pictures, again)
+    assert torch.allclose(pictures.mean((0, 2, 3)), torch.zeros(3), atol=1e-4)
+    assert torch.allclose(pictures.square().mean((0, 2, 3)), torch.ones(3), atol=1e-4)
+    power = torch.fft.fft2(pictures.mean(1)).abs().square().mean(0)[0, 1:16]
+    slope = np.polyfit(np.log(np.arange(1, 16)), power.log().numpy(), 1)[0]
+    assert -3 < slope < -1.2  # nature: about -2; white noise: 0
+
+
+def test_aligned_networks_see_standardised_values() -> None:
+    model = lively(models.build("resnet20_cifar", {"width": 0.5}))
+    images = torch.randn(50, 3, 16, 16, dtype=torch.float64)
+    copied = norms.aligned(model, images)
+    seen: dict[str, Tensor] = {}
+    for name, norm in norms.norms_of(copied):
+        norm.register_forward_hook(lambda _m, _a, out, name=name: seen.__setitem__(name, out))
+    outputs(copied, images)
+    for name, norm in norms.norms_of(copied):
+        scale = norm.weight.abs() * (norm.running_var / (norm.running_var + norm.eps)).sqrt()
+        assert torch.allclose(seen[name].mean((0, 2, 3)), norm.bias, atol=1e-2)
+        assert torch.allclose(seen[name].std((0, 2, 3)), scale, rtol=1e-3)
+
+
+def test_synthetic_images_restore_what_nobody_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network with statistics of natural images, restored without any, and judged on images like those."""
+    monkeypatch.setattr(synthetic, "COUNT", 60)
+    model = lively(models.build("resnet20_cifar", {"width": 0.5}))
+    pictures = dead_leaves(200, (3, 16, 16), torch.Generator().manual_seed(99)).double()
+    model = norms.aligned(model, pictures)
+    want, error = outputs(model, pictures), {}
+    for restore in ("none", "moments", "synthetic"):
+        small = api.prune("merge", model, pictures[:1], ratio=0.5, restore=restore).model
+        error[restore] = float((outputs(small, pictures) - want).square().mean())
+    assert error["synthetic"] < 0.5 * error["moments"] < 0.5 * error["none"], error
+
+
+def test_seeds_make_other_images_and_the_same_seed_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "COUNT", 20)
+    model, x = lively(models.build("resnet20_cifar", {"width": 0.5})).float(), torch.zeros(1, 3, 16, 16)
+    first, again, other = (
+        api.prune("merge", model, x, ratio=0.5, restore="synthetic", seed=seed).model.state_dict() for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(first[name].shape != other[name].shape or not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("restore", ["moments", "synthetic", "paper"])
+def test_no_data_file_is_opened(restore: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is opened at all, but Python's own modules and what the machine says of itself."""
+    monkeypatch.setattr(synthetic, "COUNT", 20)
+    model, x = lively(models.build("resnet20_cifar", {"width": 0.5})).float(), torch.zeros(1, 3, 16, 16)
+    api.prune("merge", model, x, ratio=0.5, restore=restore)  # imports are done
+    opened: list[str] = []
+
+    def watched(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(file: Any, *args: Any, **kwargs: Any) -> Any:
+            opened.append(str(file))
+            return original(file, *args, **kwargs)
+
+        return call
+
+    for owner, name in ((builtins, "open"), (io, "open"), (os, "open")):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    api.prune("merge", model, x, ratio=0.5, restore=restore)
+    foreign = [name for name in opened if not name.endswith((".py", ".pyc")) and not name.startswith(("/proc", "/sys"))]
+    assert foreign == []
+
+
+class Labelled:
+    """A data set that yields images only: whoever asks it for labels fails."""
+
+    def __init__(self, images: Tensor) -> None:
+        self._images = images
+
+    def __iter__(self) -> Any:
+        return iter(self._images.split(10))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"asked for '{name}'")
+
+
+def test_calibration_asks_for_images_alone() -> None:
+    model = lively(models.build("resnet20_cifar", {"width": 0.5})).float()
+    images = Labelled(torch.randn(30, 3, 16, 16))
+    result = api.prune("merge", model, torch.zeros(1, 3, 16, 16), ratio=0.5, images=images)
+    assert result.plan.notes["calibration"]["images"] == 30
+
+
+# -- which channels, and how many ---------------------------------------------------------------------------------
+
+
+def reading_of(seed: int, size: int = 7) -> Reading:
+    generator = torch.Generator().manual_seed(seed)
+    a, w = (torch.randn(size, size + 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    return Reading(a @ a.t(), w @ w.t())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_losses_are_those_of_least_squares(seed: int) -> None:
+    """The curve's points are what regression on the kept channels leaves, and fall to nothing."""
+    reading = reading_of(seed)
+    order = pivoted(reading)
+    assert sorted(order) == list(range(7))
+    curve = losses(reading, order)
+    assert (np.diff(curve) <= 1e-9).all()
+    for n in (2, 4):
+        kept, c = order[:n].tolist(), reading.covariance
+        left = c - c[:, kept] @ torch.linalg.solve(c[kept][:, kept], c[kept])
+        assert curve[n] == pytest.approx(float((reading.gram * left).sum()), rel=0.1, abs=0.05 * curve[0])
+    assert curve[-1] < 0.02 * curve[0]
+
+
+def test_a_copied_channel_goes_first() -> None:
+    reading = reading_of(3)
+    twin = torch.cat([torch.arange(7), torch.tensor([2])])
+    reading = Reading(reading.covariance[twin][:, twin], reading.gram[twin][:, twin])
+    assert {pivoted(reading)[-1]} < {2, 7}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=8), min_size=2, max_size=4), st.integers(0, 6))
+def test_removals_are_best_for_their_cost(drops: list[list[float]], step: int) -> None:
+    """Along the hull no other split of as many removals loses less on the hulls; floors are kept."""
+    curves = [np.concatenate([[0.0], np.cumsum(sorted(d))])[::-1] for d in drops]  # convex: the hull is the curve
+    order = removals(curves, [1.0] * len(curves), [1] * len(curves))
+    assert len(order) == sum(len(c) - 2 for c in curves)
+    step = min(step, len(order))
+    gone = np.bincount(np.array(order[:step], dtype=int), minlength=len(curves))
+    found = sum(float(c[len(c) - 1 - g]) for c, g in zip(curves, gone, strict=True))
+    best = [0.0] + [math.inf] * step
+    for curve in curves:
+        best = [
+            min(best[total - g] + float(curve[len(curve) - 1 - g]) for g in range(min(total, len(curve) - 2) + 1))
+            for total in range(step + 1)
+        ]
+    assert found <= best[step] + 1e-9
+
+
+def test_measured_readings_are_the_layers_own() -> None:
+    model = block()
+    images = torch.randn(100, 3, 12, 12, dtype=torch.float64)
+    graph = surgery.trace(model, images[:1])
+    reading = measure(model, graph, [graph.group("0")], images)["0"]
+    rows = outputs(model[:3], images).movedim(1, 0).flatten(1)
+    assert torch.allclose(reading.covariance, torch.cov(rows), atol=0.05)
+    # all channels gone, one tap's view of the loss: the gram and the covariance on the scale of the output's variance
+    given_out = outputs(model[:5], images).var((0, 2, 3)).sum()
+    scale = model[4].weight / (model[4].running_var + model[4].eps).sqrt()
+    weight = (model[3].weight * scale[:, None, None, None]).detach()
+    assert torch.allclose(reading.gram * given_out, torch.einsum("ocyx,odyx->cd", weight, weight), rtol=0.05)
+
+
+def test_widths_by_loss_cost_no_more_than_uniform_ones() -> None:
+    model = lively(models.build("resnet20_cifar", {"width": 0.5})).float()
+    with torch.no_grad():  # half of what the last stage's blocks hold is there twice
+        for name in ("layer3.0", "layer3.1", "layer3.2"):
+            block = model.get_submodule(name)
+            norm = block.get_submodule("bn1")
+            weight = block.get_submodule("conv1").weight
+            assert isinstance(weight, Tensor)
+            for tensor in (weight, *norm.parameters(), *(b for b in norm.buffers() if b.dim())):
+                tensor[16:] = tensor[:16]
+    images = torch.randn(40, 3, 16, 16)
+    results = {
+        w: api.prune("merge", model, images[:1], images=images, ratio=0.5, widths=w) for w in ("uniform", "loss")
+    }
+    after = {name: result.after for name, result in results.items()}
+    assert after["loss"].params <= after["uniform"].params
+    assert after["loss"].macs <= after["uniform"].macs
+    want = outputs(model, images)
+    error = {name: float((outputs(r.model, images) - want).square().mean()) for name, r in results.items()}
+    assert error["loss"] < error["uniform"]
+    narrow = {keep.group: len(keep.index) for keep in results["loss"].plan.keeps}
+    assert min(narrow.values()) >= 1
+    assert len({*narrow.values()}) > 3
+
+
+@pytest.mark.parametrize(("flag", "amount"), [("target_macs", "60%"), ("target_params", "55%")])
+@pytest.mark.parametrize("restore", ["moments", "calibrate"])
+def test_targets_are_met(flag: str, amount: str, restore: str) -> None:
+    model, images = lively(models.build("resnet20_cifar", {"width": 0.5})).float(), torch.randn(20, 3, 16, 16)
+    given_images = images if restore == "calibrate" else None
+    settings: dict[str, Any] = {flag: amount, "restore": restore}
+    result = api.prune("merge", model, images[:1], images=given_images, **settings)
+    kind = flag.removeprefix("target_")
+    share = getattr(result.after, kind) / getattr(result.before, kind)
+    assert 0.9 * float(amount[:-1]) / 100 <= share <= float(amount[:-1]) / 100
+
+
+# -- batch norm re-estimated --------------------------------------------------------------------------------------
+
+
+def test_refit_bn_restores_the_statistics_it_sees() -> None:
+    model = block()
+    images = torch.randn(200, 3, 12, 12, dtype=torch.float64)
+    settings: dict[str, Any] = {"ratio": {"0": 0.5}, "restore": "none", "images": images}
+    plain, refitted = (api.prune("merge", model, images[:1], refit_bn=b, **settings) for b in (False, True))
+    assert refitted.plan.notes["refit_bn"] == 2
+    want = outputs(model[:5], images)
+    for result, near in ((plain, False), (refitted, True)):
+        small = result.model
+        assert isinstance(small, nn.Sequential)
+        found = outputs(small[:5], images)
+        gap = (found.mean((0, 2, 3)) - want.mean((0, 2, 3))).abs().max()
+        assert bool(gap < 0.02) is near
+
+
+def test_refit_bn_needs_images() -> None:
+    with pytest.raises(InputError, match="--refit-bn needs images"):
+        api.prune("merge", block(), torch.zeros(1, 3, 12, 12), ratio=0.5, refit_bn=True)
+
+
+# -- networks that are not as they should be ----------------------------------------------------------------------
+
+
+def degenerate() -> nn.Module:
+    """Dead channels, a gamma of zero, no variance, and two equal filters."""
+    model = lively(models.build("resnet20_cifar", {"width": 0.5})).float()
+    with torch.no_grad():
+        for _, norm in norms.norms_of(model):
+            norm.weight[0] = 0
+            norm.bias[1] = -50
+            norm.running_var[2] = 0
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and module.in_channels == module.out_channels:
+                module.weight[3] = 0
+                module.weight[2] = module.weight[1]
+    return model
+
+
+@pytest.mark.parametrize("restore", ["none", "paper", "moments", "synthetic", "calibrate"])
+@pytest.mark.parametrize("criterion", ["l2-norm", "pivot"])
+def test_degenerate_statistics_give_finite_weights(
+    restore: str, criterion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "COUNT", 20)
+    images = torch.randn(10, 3, 16, 16)
+    settings: dict[str, Any] = {"ratio": 0.5, "restore": restore, "criterion": criterion}
+    given_images = images if restore == "calibrate" else None
+    small = api.prune("merge", degenerate(), images[:1], images=given_images, **settings).model
+    assert all(torch.isfinite(value).all() for value in small.state_dict().values())
+
+
+def test_statistics_that_are_no_numbers_are_refused() -> None:
+    model = block()
+    model[1].running_var[0] = torch.nan
+    with pytest.raises(InputError, match="not finite"):
+        api.prune("merge", model, torch.zeros(1, 3, 12, 12), ratio=0.5, restore="moments")
+
+
+def test_too_few_images_are_said(recwarn: pytest.WarningsRecorder) -> None:
+    model = lively(models.build("resnet20_cifar")).float()
+    result = api.prune("merge", model, torch.zeros(1, 3, 16, 16), images=torch.randn(1, 3, 16, 16), ratio=0.5)
+    assert "fewer" in str(result.plan.notes["warning"])
+    assert all(torch.isfinite(value).all() for value in result.model.state_dict().values())
+    del recwarn
+
+
+class BatchNormFree(nn.Module):
+    """A convolution and an MLP block behind GELU, without any batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, padding=1)
+        self.next = nn.Conv2d(12, 8, 3, padding=1)
+        self.norm = nn.LayerNorm(8)
+        self.up, self.down, self.head = nn.Linear(8, 24), nn.Linear(24, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.next(nn.functional.silu(self.conv(x))).flatten(2).transpose(1, 2)
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
+def test_networks_without_batch_norm() -> None:
+    model = lively(BatchNormFree())
+    images = torch.randn(80, 3, 8, 8, dtype=torch.float64)
+    settings: dict[str, Any] = {"ratio": {"conv": 0.4, "up": 0.4}}
+    result = api.prune("merge", model, images[:1], images=images, **settings)
+    assert {keep.group for keep in result.plan.keeps} == {"conv", "up"}
+    plain = api.prune("merge", model, images[:1], restore="none", scope="all", **settings).model
+    want = outputs(model, images)
+    errors = [float((outputs(small, images) - want).square().mean()) for small in (result.model, plain)]
+    assert errors[0] < 0.3 * errors[1]
+    for restore, said in (("synthetic", "batch-norm statistics"), ("moments", "no batch norm")):
+        with pytest.raises(InputError, match=said):
+            api.prune("merge", model, images[:1], ratio=0.5, restore=restore)
+
+
+def test_depthwise_and_pointwise_consumers() -> None:
+    """An inverted residual: what goes from the expansion goes from the depthwise layer; the projection makes up."""
+    model = lively(torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.35))
+    images = torch.randn(24, 3, 32, 32, dtype=torch.float64)
+    result = api.prune("merge", model, images[:1], images=images, ratio=0.3)
+    expansions = [keep.group for keep in result.plan.keeps]
+    assert len(expansions) > 10
+    assert result.plan.notes["plain"] == {}
+    plain = api.prune("merge", model, images[:1], ratio=0.3, restore="none", scope="all").model
+    want = outputs(model, images)
+    assert (outputs(result.model, images) - want).square().mean() < (outputs(plain, images) - want).square().mean()
+
+
+def test_scope_all_narrows_streams_and_says_what_is_plain() -> None:
+    model, images = lively(models.build("resnet20_cifar", {"width": 0.5})), torch.randn(40, 3, 16, 16).double()
+    inner, every = (
+        api.prune("merge", model, images[:1], images=images, ratio=0.3, scope=s, widths="uniform")
+        for s in ("inner", "all")
+    )
+    assert every.after.params < inner.after.params
+    assert set(every.plan.notes["plain"].values()) == {"several layers add into these channels"}
+    paper = api.prune("merge", model, images[:1], ratio=0.3, scope="all")
+    assert paper.plan.notes["plain"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restore", ["none", "paper", "moments", "synthetic", "calibrate"])
+def test_resnet50_runs_through_every_way(restore: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights and statistics, as large as networks come: function, finite weights, bounded memory."""
+    monkeypatch.setattr(synthetic, "COUNT", 4)
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50(weights=None)
+    for _, norm in norms.norms_of(model):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, 0, 0.3)
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+        nn.init.normal_(norm.running_mean, 0, 0.3)
+    images = torch.randn(4, 3, 64, 64)
+    given_images = images if restore == "calibrate" else None
+    result = api.prune("merge", model, images[:1], images=given_images, ratio=0.3, restore=restore)
+    assert result.difference <= 1e-4
+    assert all(torch.isfinite(value).all() for value in result.model.state_dict().values())
+
+
+def test_plans_with_keeps_alone_replay() -> None:
+    """What moments and synthetic give is a plan like any other."""
+    model = block()
+    x = torch.randn(4, 3, 12, 12, dtype=torch.float64)
+    result = api.prune("merge", model, x[:1], ratio={"0": 0.5}, restore="moments")
+    again = api.apply(model, result.plan, x[:1])
+    assert torch.equal(outputs(again, x), outputs(result.model, x))
+    assert isinstance(result.plan, Plan)
+    assert isinstance(result.plan.operations[0], Keep)
