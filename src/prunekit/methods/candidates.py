@@ -53,7 +53,7 @@ def candidates(model: nn.Module, graph: Graph, restore: str, scope: str) -> tupl
     layers, left = [], {}
     for group in graph.groups:
         producer = _maker(group)
-        reason = _ruled_out(graph, group, modules)
+        reason = _ruled_out(group, modules)
         if reason is None:
             reason = _obstacle(graph, group, modules, restore)
             if reason is None or scope == "all":
@@ -70,7 +70,7 @@ def _maker(group: ChannelGroup) -> str:
     return group.name if group.name in names else names[0]
 
 
-def _ruled_out(graph: Graph, group: ChannelGroup, modules: Mapping[str, nn.Module]) -> str | None:
+def _ruled_out(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> str | None:
     """What no restoration helps against: these channels stay."""
     if group.frozen:
         return next(iter(group.frozen.values()))

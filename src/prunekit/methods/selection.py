@@ -6,6 +6,7 @@ a pivoted Cholesky factorisation. What a layer then loses is `tr(gram S)` (`prun
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -86,7 +87,7 @@ def _hull_slopes(loss: NDArray[np.float64]) -> list[float]:
             corners.pop()
         corners.append(point)
     slopes: list[float] = []
-    for start, end in zip(corners, corners[1:], strict=False):
+    for start, end in itertools.pairwise(corners):
         slopes += [_slope(loss, start, end)] * (end - start)
     return slopes
 

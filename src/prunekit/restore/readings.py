@@ -48,7 +48,7 @@ def gram_of(weight: Tensor, member: Member, size: int, scale: Tensor) -> Tensor:
 
 def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], batch: Tensor) -> dict[str, Reading]:
     """The readings of these groups on `batch`, by name; without those whose consumers cannot be watched."""
-    gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(graph, group, model)]
+    gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(group, model)]
     generator = torch.Generator().manual_seed(0)
     for images in batch.split(BATCH):
         watch = Watch(graph, [gauge.join for gauge in gauges])
@@ -68,7 +68,7 @@ def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], batc
     return found
 
 
-def _readers(graph: Graph, group: ChannelGroup, model: nn.Module) -> Iterable[Member]:
+def _readers(group: ChannelGroup, model: nn.Module) -> Iterable[Member]:
     modules = dict(model.named_modules())
     for member in group.consumers:
         module = modules.get(member.module)
