@@ -159,6 +159,24 @@ def test_synthetic_images_restore_what_nobody_has_seen(monkeypatch: pytest.Monke
     assert error["synthetic"] < 0.5 * error["moments"] < 0.5 * error["none"], error
 
 
+def test_slim_is_restored_by_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "COUNT", 60)
+    model = lively(models.build("resnet20_cifar", {"width": 0.5}))
+    pictures = dead_leaves(100, (3, 16, 16), torch.Generator().manual_seed(99)).double()
+    model = norms.aligned(model, pictures)
+    want, error = outputs(model, pictures), {}
+    for restore in ("constants", "synthetic"):
+        small = api.prune("slim", model, pictures[:1], ratio=0.3, restore=restore).model
+        error[restore] = float((outputs(small, pictures) - want).square().mean())
+    assert error["synthetic"] < 0.5 * error["constants"], error
+
+
+def test_refit_bn_refuses_a_single_image() -> None:
+    settings: dict[str, Any] = {"ratio": 0.5, "restore": "none", "refit_bn": True}
+    with pytest.raises(InputError, match="a single image"):
+        api.prune("merge", block(), torch.zeros(1, 3, 12, 12), images=torch.zeros(1, 3, 12, 12), **settings)
+
+
 def test_seeds_make_other_images_and_the_same_seed_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "COUNT", 20)
     model, x = lively(models.build("resnet20_cifar", {"width": 0.5})).float(), torch.zeros(1, 3, 16, 16)

@@ -96,6 +96,7 @@ def _callback(command: Command) -> Callable[..., Any]:
         else:
             flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     flat += options_of(CommonOptions, section=_COMMON)
+    flat = list({parameter.name: parameter for parameter in flat}.values())  # one --seed serves every group that has it
 
     @wraps(command.run)
     def callback(**values: Any) -> Any:

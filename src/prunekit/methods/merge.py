@@ -48,7 +48,7 @@ class MergeConfig(Config):
         choices=("inner", "all"),
     )
     refit_bn: bool = option(False, help="Then re-estimate batch-norm statistics on the images (given or made).")
-    seed: int = option(0, help="Seed of the images that --restore synthetic makes.")
+    seed: int = option(0, help="Seed of everything random, such as the images that --restore synthetic makes.")
     threshold: float = option(0.1, help="Least cosine similarity of two filters that are merged (the paper's t).")
     lam: float = option(
         0.85, help="Weight of the cosine against the batch-norm bias distance (lambda).", flag="--lambda"

@@ -20,6 +20,7 @@ from prunekit.plan import Keep, Plan
 from prunekit.restore.calibrate import calibrate
 from prunekit.restore.constants import constant_folds
 from prunekit.restore.images import Images
+from prunekit.restore.synthetic import synthesise
 from prunekit.surgery import ChannelGroup, Cost, Graph, predict
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig, images: Im
     warning = modes.warning(np.concatenate([scores[group.name] for group in groups]), threshold)
     notes = {"restore": restore, "protected": protected, "threshold": threshold, "warning": warning}
     plan = Plan([*(Keep(name, index) for name, index in keeps.items()), *folds], notes)
+    if restore == "synthetic":
+        return synthesise(model, graph).restored(model, graph, plan)
     return calibrate(model, graph, plan, images) if restore == "calibrate" and images is not None else plan
 
 

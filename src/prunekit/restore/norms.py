@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunekit.errors import InputError
 from prunekit.plan import Plan, Refit
 from prunekit.surgery import Graph, edit
 from prunekit.surgery.graph import kept_after
@@ -38,7 +39,12 @@ def refit_norms(model: nn.Module, graph: Graph, plan: Plan, images: Tensor) -> P
     """`plan`, with running statistics moved by how those of the two networks differ on `images`.
 
     Both are measured on the same images, so few of them suffice: what is a matter of the sample is in both.
+
+    Raises:
+        InputError: a single image.
     """
+    if len(images) < 2:
+        raise InputError("batch-norm statistics cannot be estimated on a single image", hint="pass a few hundred")
     small = edit(model, plan, graph)
     before, after = dict(norms_of(aligned(model, images))), dict(norms_of(aligned(small, images)))
     stays = graph.kept_indices(kept_after(graph, plan))
