@@ -28,8 +28,8 @@ class SlimConfig(Config):
     restore: str | None = option(
         None,
         help="'calibrate' refits what stays to unlabelled images (the default when there are any), 'synthetic' to "
-        "images made from the network itself; 'constants' folds what a removed channel is worth on average, act(beta), into "
-        "the next layer (the default without images); 'none' drops it as the paper's release does.",
+        "images made from the network itself; 'constants' folds what a removed channel is worth on average, act(beta), "
+        "into the next layer (the default without images); 'none' drops it as the paper's release does.",
         choices=("calibrate", "synthetic", "constants", "none"),
     )
 
