@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
+from prunekit.surgery.aliases import aliases
 from prunekit.surgery.edit import edit
 from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.record import plain, track_modules
@@ -51,7 +52,9 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = [random_inputs(graph.example, device, seed + i) for i in range(2)]
     with torch.no_grad():
-        result = _prove(masked(model, plan, graph).eval(), copy.deepcopy(small).eval(), inputs, graph, plan)
+        result = _prove(
+            masked(model, plan, graph).eval(), copy.deepcopy(small, aliases(small)).eval(), inputs, graph, plan
+        )
         if not result.faint:
             return result.difference
         _same_weights(edit(model, plan, graph), small)
