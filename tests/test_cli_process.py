@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -106,18 +105,6 @@ def test_an_interrupted_run_goes_on_to_the_same_file(tmp_path: Path, capsys: pyt
     assert (tmp_path / "net.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
     assert not (tmp_path / "net.state").exists()
     assert capsys.readouterr().out == f"{tmp_path / 'net.pt'}\n{tmp_path / 'whole.pt'}\n"
-
-
-@pytest.mark.slow
-def test_three_steps_through_a_shell_pipe(network: Path, tmp_path: Path) -> None:
-    program = " ".join(PRUNEKIT)
-    command = (
-        f"{program} slim {network} --ratio .5 -o - | {program} merge - --ratio .2 -o - "
-        f"| {program} eval - --data digits --no-latency --json"
-    )
-    done = subprocess.run(command, shell=True, env=ONE_THREAD, capture_output=True, cwd=tmp_path, check=True)
-    assert json.loads(done.stdout)["images"] == 355
-    assert not list(tmp_path.iterdir())
 
 
 def in_two_processes(folder: Path, port: int, *arguments: str) -> subprocess.CompletedProcess[str]:

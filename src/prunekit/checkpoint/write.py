@@ -72,7 +72,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
             with path.open("wb") as stream:
                 write(stream)
         else:
-            _replace(path.resolve(), write, force)
+            _replace(Path(os.path.realpath(path)), write, force)  # unlike resolve(), it bears links in a circle
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 

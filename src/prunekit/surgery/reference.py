@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.plan import Plan
+from prunekit.surgery.aliases import aliases
 from prunekit.surgery.copying import copied
 from prunekit.surgery.fold import folded
 from prunekit.surgery.graph import Graph, kept_after
@@ -35,7 +36,7 @@ def masked(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
             values = changed.get(name, tensors[name].detach()).clone()
             values.index_fill_(dim, torch.from_numpy((~kept[classes]).nonzero()[0]).to(values.device), 0.0)
             changed[name] = values
-    replaced: dict[int, Any] = {}
+    replaced: dict[int, Any] = dict(aliases(model))
     for name in changed.keys() & tensors.keys():
         old = tensors[name]
         replaced[id(old)] = (

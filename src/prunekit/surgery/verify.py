@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
+from prunekit.surgery.aliases import aliases
 from prunekit.surgery.copying import copied
 from prunekit.surgery.edit import edit, take
 from prunekit.surgery.graph import Graph, kept_after
@@ -51,7 +52,8 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = [random_inputs(graph.example, device, seed + i) for i in range(2)]
     with torch.no_grad():
-        result = _prove(masked(model, plan, graph).eval(), copied(small).eval(), inputs, graph, plan)
+        candidate = copied(small, dict(aliases(small)))
+        result = _prove(masked(model, plan, graph).eval(), candidate.eval(), inputs, graph, plan)
         if not result.faint:
             return result.difference
         _same_weights(edit(model, plan, graph), small)
