@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from commands import leaves
 from prunekit import surgery
 from prunekit.cli.app import root_command, run
 from prunekit.methods.base import Method
@@ -26,17 +27,6 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 def blocks(page: Path, *languages: str) -> list[str]:
     """The fenced blocks of these languages."""
     return re.findall(rf"```(?:{'|'.join(languages)})\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-
-
-def leaves() -> dict[str, Any]:
-    """Every command by what is typed for it."""
-    found: dict[str, Any] = {}
-    root = root_command()
-    for name in root.list_commands(None):
-        command = root.get_command(None, name)
-        own = command.list_commands(None) if hasattr(command, "list_commands") else []
-        found |= {f"{name} {one}": command.get_command(None, one) for one in own} or {name: command}
-    return found
 
 
 def commands() -> list[str]:

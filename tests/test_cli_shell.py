@@ -8,15 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import schemas
+from commands import leaves
 from prunekit import checkpoint, models
-from prunekit.cli.app import root_command, run
+from prunekit.cli.app import run
 from prunekit.methods import registry
 
 Capture = pytest.CaptureFixture[str]
@@ -114,22 +114,12 @@ def settings(capsys: Capture, *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every command by its name, those of groups with the group's and a dot before it."""
-    for name in group.list_commands(None):
-        command = group.get_command(None, name)
-        if hasattr(command, "list_commands"):
-            yield from leaves(command, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", command
-
-
-NAMES = [name for name, _ in leaves(root_command()) if name not in ("demo", "methods", "completion")]
+NAMES = [name for name in leaves() if name not in ("demo", "methods", "completion")]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_printed_reads_back_the_same(name: str, tmp_path: Path, capsys: Capture) -> None:
-    words = name.split(".")
+    words = name.split()
     model = [] if name == "train" else ["model “x”\\.pt"]
     flags = ["--mean", ".1,.2", "-q", *(["--ratio", "1e-1"] if name in registry.names() else [])]
     more = ["--method", "slim", "--method", "merge:restore=none"] if name == "sweep" else []
@@ -185,7 +175,7 @@ def test_bad_files_of_settings(content: str, message: str, network: Path, tmp_pa
 
 
 def test_every_command_has_a_schema() -> None:
-    names = [name for name, _ in leaves(root_command()) if name not in registry.names()]
+    names = [name.replace(" ", ".") for name in leaves() if name not in registry.names()]
     assert {path.stem for path in schemas.FOLDER.glob("*.json")} == {*names, "method"}
 
 

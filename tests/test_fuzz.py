@@ -26,12 +26,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from commands import leaves
 from networks import lively
 from prunekit import checkpoint, models
-from prunekit.cli.app import root_command, run
+from prunekit.cli.app import run
 
 ALLOWED = {0, 1, 2, 3}
-FLAGS = [name for name in root_command().list_commands(None) if name != "demo"]
+FLAGS = [name for name in leaves() if name != "demo"]
 fuzzed = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -293,14 +294,15 @@ LEFT_OUT = frozenset(("--help", "--epochs", "--iterations", "--latency", "--tens
 @cache
 def flags_of(name: str) -> list[tuple[str, bool]]:
     """The flags of a command, and whether each takes a value."""
-    command = root_command().get_command(None, name)
+    command = leaves()[name]
     found = [(opt, not p.is_flag) for p in command.params for opt in p.opts if p.param_type_name == "option"]
     return [(flag, valued) for flag, valued in found if flag not in LEFT_OUT]
 
 
 def combination(name: str, chosen: list[tuple[float, str]], model: str) -> None:
     every = flags_of(name)
-    arguments = [name] if name in ("train", "methods", "completion") and model == "good.pt" else [name, model]
+    words = name.split()
+    arguments = words if name in ("train", "methods", "completion") and model == "good.pt" else [*words, model]
     for share, value in chosen:
         flag, valued = every[int(share * len(every))]
         arguments += [flag, value] if valued else [flag]

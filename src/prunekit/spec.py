@@ -29,8 +29,17 @@ class InputSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputSpec:
-        """Read what `to_json` wrote."""
-        return cls(tuple(data["shape"]), tuple(data["mean"]), tuple(data["std"]))
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is no such thing.
+        """
+        shape, mean, std = (tuple(data[name]) for name in ("shape", "mean", "std"))
+        if not all(type(size) is int and size > 0 for size in shape):
+            raise ValueError(f"{list(shape)} is no shape")
+        if not all(isinstance(value, int | float) for value in (*mean, *std)):
+            raise ValueError("a mean or std that is no number")
+        return cls(shape, mean, std)
 
 
 @dataclass(frozen=True)

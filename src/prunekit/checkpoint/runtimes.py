@@ -111,6 +111,9 @@ def stranger(content: bytes, blocked: Iterable[str] = ()) -> Iterator[StrangerMo
                 yield StrangerModel(process, errors)
             finally:
                 process.kill()
+                with contextlib.suppress(BrokenPipeError):  # what was not flushed has nobody to read it
+                    if process.stdin is not None:
+                        process.stdin.close()
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:

@@ -114,11 +114,13 @@ def _make_biases(
 
 
 def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterable[str]) -> None:
-    modules = dict(small.named_modules())
+    modules = dict(small.named_modules(remove_duplicate=False))
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     changed = set(parameters)
     touched = set()
     for name, known in _names(small):
+        if known not in graph.shapes:  # a bias that a fold has made
+            continue
         owner, _, leaf = name.rpartition(".")
         shapes.setdefault(owner, {})[leaf] = graph.shapes[known]
         if known in changed:
