@@ -117,6 +117,8 @@ def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterabl
     changed = set(parameters)
     touched = set()
     for name, known in _names(small):
+        if known not in graph.shapes:  # a bias that a fold has made
+            continue
         owner, _, leaf = name.rpartition(".")
         shapes.setdefault(owner, {})[leaf] = graph.shapes[known]
         if known in changed:
