@@ -112,7 +112,7 @@ def _make_biases(
 
 
 def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterable[str]) -> None:
-    modules = dict(small.named_modules())
+    modules = dict(small.named_modules(remove_duplicate=False))
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     changed = set(parameters)
     touched = set()
