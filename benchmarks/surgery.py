@@ -316,8 +316,8 @@ def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
         own, peer = (rows.get(f"{tool} {name}", {}) for tool in TOOLS)
         left = f"{own['params_after'] / own['params_before']:.3f}" if "params_after" in own else ""
         cells = [
-            *(name, own.get("ops", ""), own.get("seconds", own.get("error"))),
-            *(peer.get("seconds", peer.get("error", "")), own.get("peak_mib", ""), peer.get("peak_mib", "")),
+            *(name, own.get("ops", ""), own.get("cpu_seconds", own.get("error", ""))),
+            *(peer.get("cpu_seconds", peer.get("error", "")), own.get("peak_mib", ""), peer.get("peak_mib", "")),
             *(own.get("prunable", ""), peer.get("prunable", ""), left),
             *(f"{own.get('macs_after', 0) / 1e6:.0f} M", f"{own.get('difference', float('nan')):.0e}"),
         ]
@@ -331,8 +331,8 @@ def _sum_up(rows: Mapping[str, Mapping[str, Any]], names: list[str]) -> None:
         tried = [n for n in names if f"{tool} {n}" in rows]
         print(f"\n{tool}: {len(done[tool])} of {len(tried)}")
     both = [(rows[f"prunekit {n}"], rows[f"torch-pruning {n}"]) for n in done["prunekit"] if n in done["torch-pruning"]]
-    slowest = max(done["prunekit"], key=lambda n: rows[f"prunekit {n}"]["seconds"])
-    print(f"slowest: {slowest}, {rows[f'prunekit {slowest}']['seconds']} s")
+    slowest = max(done["prunekit"], key=lambda n: rows[f"prunekit {n}"]["cpu_seconds"])
+    print(f"slowest: {slowest}, {rows[f'prunekit {slowest}']['cpu_seconds']} CPU seconds")
     if both:
         for kind in ("seconds", "cpu_seconds"):
             ratio = statistics.median(own[kind] for own, _ in both) / statistics.median(peer[kind] for _, peer in both)
@@ -350,13 +350,13 @@ def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     for tool, colour, marker in zip(TOOLS, ("#0072B2", "#D55E00"), "ox", strict=True):
         ops = {n.split(" ")[1]: row["ops"] for n, row in rows.items() if "ops" in row}
         points = [
-            (ops[key.split(" ")[1]], row["seconds"])
+            (ops[key.split(" ")[1]], row["cpu_seconds"])
             for key, row in rows.items()
             if key.startswith(tool) and "seconds" in row and key.split(" ")[1] in ops
         ]
         if points:
             axes.scatter(*zip(*points, strict=True), s=18, c=colour, marker=marker, label=tool)
-    axes.set(xscale="log", yscale="log", xlabel="ops in one forward", ylabel="seconds: trace, group, plan, edit")
+    axes.set(xscale="log", yscale="log", xlabel="ops in one forward", ylabel="CPU seconds: trace, group, plan, edit")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=130)

@@ -192,6 +192,12 @@ def test_tied_weights_stay_tied() -> None:
     assert small.a.weight.shape[:2] == (5, 5)
 
 
+def test_one_module_under_two_names() -> None:
+    shared = conv(8, 8)
+    graph = prove(nn.Sequential(conv(3, 8), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU(), head(8)))
+    assert len(graph.groups[0].free) == 8
+
+
 def test_everything_else_of_a_model_survives() -> None:
     calls: list[str] = []
     model = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 6), nn.BatchNorm2d(6), nn.ReLU(), head(6))

@@ -85,7 +85,7 @@ class Recorder(DispatchMode):
         """
         own = self.modules.get(module)
         if isinstance(own, _NormBase):
-            if any(getattr(own, name) is not None for name in ("weight", "running_mean")):
+            if any(True for _ in (*own.parameters(recurse=False), *own.buffers(recurse=False))):
                 return
             vector = vector[: own.num_features]
         self.recording.widths[module] = vector
