@@ -78,6 +78,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 
 
 def check_target(path: Path, force: bool) -> None:
+    """Raise `InputError` where `path` is a folder, has none around it, or is a file and `force` is off."""
     try:
         if path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder", hint="name a file in it")

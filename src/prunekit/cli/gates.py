@@ -122,10 +122,9 @@ def _latencies(output: Output, model: nn.Module, options: EvalOptions) -> dict[s
     """Median milliseconds of each runtime and of the dense network without gates, timed in turns."""
     from prunekit.evaluation import threads_limited
     from prunekit.methods.manidp.runtimes import choose
-    from prunekit.surgery.buckets import NAME
 
     batch = options.latency_batch
-    names = ["masked", *(["gather"] if batch == 1 else []), *(["buckets"] if hasattr(model, NAME) else [])]
+    names = choose.available(model, batch)
     networks = {"dense": choose.dense(copy.deepcopy(model), batch)}
     with threads_limited(options.threads):
         networks |= {name: choose.accelerate(model, name, batch=batch)[0] for name in names}

@@ -18,6 +18,7 @@ from prunekit.errors import InputError
 from prunekit.spec import origin_of
 from prunekit.surgery.gated import gated_layers
 from prunekit.surgery.graph import Graph
+from prunekit.surgery.groups import ChannelGroup
 from prunekit.surgery.recording import Node
 from prunekit.surgery.trace import example_of
 
@@ -87,6 +88,12 @@ def graph_of(model: nn.Module) -> Graph:
     if origin is None or origin.input is None:
         raise InputError("the network does not say what it reads", hint="add --input-size, such as 3x224x224")
     return surgery.trace(model, example_of(model, (1, *origin.input.shape)), probe=False)
+
+
+def channels_of(graph: Graph, layer: str) -> ChannelGroup:
+    """The channel group of a gated layer's outputs, in the graph of the gated network."""
+    first = graph.slots[f"{layer}.gate.excite.weight", 0][0]
+    return graph.groups[int(graph.group_of[first])]
 
 
 def dynamic_cost(model: nn.Module, graph: Graph) -> DynamicCost:

@@ -6,7 +6,7 @@ from torch import nn
 
 from prunekit import surgery
 from prunekit.errors import InputError
-from prunekit.methods.manidp.costs import DynamicCost, graph_of
+from prunekit.methods.manidp.costs import DynamicCost, channels_of, graph_of
 from prunekit.methods.manidp.record import Record
 from prunekit.plan import Keep, Plan
 from prunekit.spec import origin_of, remember
@@ -25,7 +25,7 @@ def prune_static(model: nn.Module, cost: DynamicCost, record: Record) -> tuple[n
     graph = graph_of(model)
     keeps = []
     for name, used in zip(cost.layers, record.used, strict=True):
-        group = graph.groups[graph.group_of[graph.slots[f"{name}.gate.excite.weight", 0][0]]]
+        group = channels_of(graph, name)
         if graph.is_stream(group) or group.size != len(used):
             continue
         kept = [unit for unit in range(group.size) if used[unit] or unit in group.frozen] or [0]

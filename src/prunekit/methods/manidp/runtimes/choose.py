@@ -36,11 +36,15 @@ def accelerate(model: nn.Module, runtime: str, *, batch: int = 1) -> tuple[nn.Mo
         raise InputError(f"--runtime {runtime} is for networks with gates", hint="prunekit manidp train makes them")
     if runtime != "auto":
         return _one(model, runtime, batch), runtime
-    names = ["masked", *(["gather"] if batch == 1 else []), *(["buckets"] if hasattr(model, NAME) else [])]
-    networks = {name: _one(model, name, batch) for name in names}
+    networks = {name: _one(model, name, batch) for name in available(model, batch)}
     times = medians(networks, images_like(model, batch))
     best = min(times, key=times.__getitem__)
     return networks[best], best
+
+
+def available(model: nn.Module, batch: int) -> list[str]:
+    """The runtimes that the gated `model` has for `batch` images at a time."""
+    return ["masked", *(["gather"] if batch == 1 else []), *(["buckets"] if hasattr(model, NAME) else [])]
 
 
 def dense(model: nn.Module, batch: int = 1) -> nn.Module:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.errors import InputError
-from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+from prunekit.methods.manidp.costs import channels_of, dynamic_cost, graph_of
 from prunekit.surgery.gated import GatedConv, gated_layers
 from prunekit.surgery.graph import Graph
 from prunekit.surgery.norms import fold_batch_norms
@@ -211,8 +211,7 @@ def _wires(model: nn.Module, graph: Graph) -> dict[str, tuple[str, Wire]]:
 
 def _consumers(graph: Graph, name: str, gated: Mapping[str, GatedConv]) -> set[str]:
     """The layers that read the outputs of a gated layer; it itself where other layers make or scale them too."""
-    classes = graph.slots[f"{name}.gate.excite.weight", 0]
-    group = graph.groups[graph.group_of[classes[0]]]
+    group = channels_of(graph, name)
     others = [m.module for m in (*group.producers, *group.followers) if _home(m.module, gated) != name]
     return {name} if others else {_home(member.module, gated) for member in group.consumers}
 
