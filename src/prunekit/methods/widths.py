@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Kept = dict[str, list[int]]
 # The least that widths by loss leave of a layer, as one part of so many: readings are not to be trusted all the way.
 _NARROWEST = {"measured": 8, "modelled": 4}
+# By what part savings are counted in MACs, the rest in parameters, where both are limited.
+_MIXES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -97,41 +99,83 @@ def _uniform(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget
 def _by_loss(
     graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget, readings: Mapping[str, Reading]
 ) -> Kept:
+    start = _descent(graph, ranked, config, readings)
+    if budget.kind != "ratio":
+        way = start.by(float(budget.kind == "macs"))
+        return way.keeps_at(_steps_to(graph, budget, len(way.order), way.keeps_at))
+    goal = predict(graph, graph.kept_classes(_uniform(graph, ranked, config, budget)))
+
+    def within(kept: Kept) -> bool:
+        cost = predict(graph, graph.kept_classes(kept))
+        return cost.params <= goal.params and cost.macs <= goal.macs
+
+    def end(way: _Descent) -> tuple[bool, float, int]:
+        count = fewest(len(way.order), lambda count: within(way.keeps_at(count)))
+        return not within(way.keeps_at(count)), way.loss(count), count
+
+    ways = [start.by(part) for part in _MIXES]  # the best is where both limits bind, or one that lets the other be
+    ends = [end(way) for way in ways]
+    best = ends.index(min(ends))
+    return ways[best].keeps_at(ends[best][-1])
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """Layers that lose one unit after the other. `order` names the layer of `known` that does, by what its `curves`
+    predict and its units cost in parameters and MACs, `costs[0]` and `costs[1]`; those of `blind`, of which nothing is
+    known, keep pace.
+    """
+
+    known: Sequence[Ranked]
+    blind: Sequence[Ranked]
+    curves: Sequence[NDArray[np.float64]]
+    costs: NDArray[np.float64]
+    config: MergeConfig
+    least: Sequence[int]
+    order: Sequence[int] = ()
+
+    def by(self, part: float) -> _Descent:
+        """With the order in which least is lost for what is saved: `part` of it counted in MACs, the rest in
+        parameters.
+        """
+        costs = ((1 - part) * self.costs[0] + part * self.costs[1]).tolist()
+        return replace(self, order=removals(self.curves, costs, self.least))
+
+    def keeps_at(self, count: int) -> Kept:
+        """What stays after so many steps."""
+        gone = zip(self.known, self._gone(count), strict=True)
+        kept = {one.name: one.best(one.layer.group.size - int(n)) for one, n in gone if n}
+        pace = count / max(1, len(self.order))
+        others = {one.name: _largest(one, pace, self.config.min_channels) for one in self.blind}
+        kept.update({name: units for name, units in others.items() if units is not None})
+        return _rounded([*self.known, *self.blind], kept, self.config)
+
+    def loss(self, count: int) -> float:
+        """What the layers together are predicted to have lost by then."""
+        return sum(float(curve[len(curve) - 1 - n]) for curve, n in zip(self.curves, self._gone(count), strict=True))
+
+    def _gone(self, count: int) -> NDArray[np.int64]:
+        return np.bincount(np.array(self.order[:count], dtype=np.int64), minlength=len(self.known))
+
+
+def _descent(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading]) -> _Descent:
     known = [one for one in ranked if one.name in readings]
-    blind = [one for one in ranked if one.name not in readings]
     curves = [losses(readings[one.name], one.order) for one in known]
     parts = [_NARROWEST["modelled" if readings[one.name].modelled else "measured"] for one in known]
     least = [max(config.min_channels, -(-one.layer.group.size // p)) for one, p in zip(known, parts, strict=True)]
-    order = removals(curves, _unit_costs(graph, known), least)
-
-    def keeps_at(count: int) -> Kept:
-        gone = np.bincount(np.array(order[:count], dtype=np.int64), minlength=len(known))
-        kept = {one.name: one.best(one.layer.group.size - int(n)) for one, n in zip(known, gone, strict=True) if n}
-        pace = count / max(1, len(order))  # at which layers that nothing is known of lose theirs
-        others = {one.name: _largest(one, pace, config.min_channels) for one in blind}
-        kept.update({name: units for name, units in others.items() if units is not None})
-        return _rounded(ranked, kept, config)
-
-    if budget.kind != "ratio":
-        return keeps_at(_steps_to(graph, budget, len(order), keeps_at))
-    goal = predict(graph, graph.kept_classes(_uniform(graph, ranked, config, budget)))
-
-    def enough(count: int) -> bool:
-        cost = predict(graph, graph.kept_classes(keeps_at(count)))
-        return cost.params <= goal.params and cost.macs <= goal.macs
-
-    return keeps_at(fewest(len(order), enough))
+    blind = [one for one in ranked if one.name not in readings]
+    return _Descent(known, blind, curves, _unit_costs(graph, known), config, least)
 
 
-def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> list[float]:
-    """What one unit of each layer costs, as a share of all parameters plus one of all MACs."""
+def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> NDArray[np.float64]:
+    """What one unit of each layer costs, as a share of all parameters and of all MACs: `(2, layers)`."""
     whole, costs = predict(graph, graph.kept_classes({})), []
     for one in ranked:
         size = one.layer.group.size
         half = predict(graph, graph.kept_classes({one.name: one.best(max(1, size // 2))}))
-        shares = (whole.params - half.params) / whole.params + (whole.macs - half.macs) / whole.macs
-        costs.append(shares / max(1, size - size // 2))
-    return costs
+        saved = np.array([(whole.params - half.params) / whole.params, (whole.macs - half.macs) / whole.macs])
+        costs.append(saved / max(1, size - size // 2))
+    return np.stack(costs, 1)
 
 
 def _steps_to(graph: Graph, budget: Budget, limit: int, keeps_at: Callable[[int], Kept]) -> int:
