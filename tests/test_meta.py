@@ -41,6 +41,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "add two that broadcast": (aten.add.Tensor, (image(2, 6, 1, 1), image(5, 4))),
     "add in place": (aten.add_.Tensor, (channels_last(), image(4))),
     "add another type": (aten.add.Tensor, (image(), image().double())),
+    "mul by an imaginary number": (aten.mul.Tensor, (image(), 1j)),
     "mul by a mask": (aten.mul.Tensor, (image(), image() > 0.5)),
     "masked_fill": (aten.masked_fill.Scalar, (image(), image(5, 4) > 0.5, 0.0)),
     "masked_fill of what broadcasts": (aten.masked_fill.Scalar, (image(5, 4), image() > 0.5, 0.0)),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from prunekit.errors import SurgeryError
 
 _ATOMS = frozenset((type(None), bool, int, float, str, type))
+_DICTS = (dict, OrderedDict)
 _SPECIAL = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs_ex__", "__slots__")
 
 
@@ -68,8 +69,12 @@ def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     result = memo[id(module)] = kind.__new__(kind)
     state = result.__dict__
     for name, value in module.__dict__.items():
-        if name != "_compiled_call_impl":  # which `nn.Module` leaves out of its state too
-            state[name] = value if type(value) in _ATOMS else _value(value, memo)
+        if type(value) in _ATOMS:
+            state[name] = value
+        elif type(value) in _DICTS and not value:  # most of what a module holds: hooks that it does not have
+            state[name] = memo.setdefault(id(value), type(value)())
+        elif name != "_compiled_call_impl":  # which `nn.Module` leaves out of its state too
+            state[name] = _value(value, memo)
     return result
 
 
@@ -79,7 +84,7 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     if known is not None:
         return known
     kind = type(value)
-    if kind is dict or kind is OrderedDict:
+    if kind in _DICTS:
         result = memo[id(value)] = kind()
         for key, item in value.items():
             result[key] = item if type(item) in _ATOMS else _value(item, memo)

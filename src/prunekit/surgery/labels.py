@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prunekit.surgery.meta import broadcast
+
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
@@ -245,6 +247,7 @@ def merge(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> Tensor:
     if a is b:
         return a
     shape = broadcast(a.shape, b.shape)
+    assert shape is not None, (a.shape, b.shape)
     wide_a, wide_b = widened(a, shape), widened(b, shape)
     moving_a, moving_b = varying(wide_a), varying(wide_b)
     if not moving_a and not moving_b:
@@ -258,15 +261,6 @@ def merge(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> Tensor:
     ledger.unify(small_a, small_b, where)
     small = small_a if ids(small_a).all() else torch.where(small_a != 0, small_a, small_b)
     return small.expand(tuple(shape))
-
-
-def broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int]:
-    """The shape that two shapes broadcast to."""
-    if a == b:
-        return a
-    rank = max(len(a), len(b))
-    pairs = zip((1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(b)) + tuple(b), strict=True)
-    return torch.Size([m if n == 1 else n for n, m in pairs])
 
 
 def _spans(labels: Tensor, dims: Iterable[int], rank: int) -> bool:

@@ -86,9 +86,9 @@ def _binary(x: Tensor, other: Any, *_: Any) -> Tensor | None:
     """Operands of one type that broadcast; the result lies in memory as the larger of them does."""
     if isinstance(other, int | float):
         return like_input(x)
-    if other.dtype != x.dtype:
+    if not isinstance(other, Tensor) or other.dtype != x.dtype:
         return None
-    shape = x.shape if x.shape == other.shape else _broadcast(x.shape, other.shape)
+    shape = broadcast(x.shape, other.shape)
     if shape is None:
         return None
     if shape == x.shape:
@@ -96,8 +96,10 @@ def _binary(x: Tensor, other: Any, *_: Any) -> Tensor | None:
     return like_input(other) if shape == other.shape else empty(shape, x)
 
 
-def _broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
+def broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
     """The shape that two shapes broadcast to, or None where they do not fit."""
+    if a == b:
+        return a
     rank = max(len(a), len(b))
     pairs = list(zip((1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(b)) + tuple(b), strict=True))
     if any(n != m and n != 1 and m != 1 for n, m in pairs):
@@ -106,7 +108,7 @@ def _broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
 
 
 def _masked_fill(x: Tensor, mask: Tensor, _: Any) -> Tensor | None:
-    return like_input(x) if _broadcast(x.shape, mask.shape) == x.shape else None
+    return like_input(x) if broadcast(x.shape, mask.shape) == x.shape else None
 
 
 def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
