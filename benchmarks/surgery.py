@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -93,6 +94,8 @@ def serve(tool: str, limit: int) -> None:
         import prunekit.api  # noqa: F401
     else:
         import torch_pruning  # noqa: F401
+    gc.collect()
+    gc.freeze()  # what was imported is no garbage, and a search through it would copy the server's memory
     for line in sys.stdin:
         name = line.strip()
         print(json.dumps(measured_in_a_process(lambda: measure(tool, name), limit)), flush=True)  # noqa: B023
@@ -225,6 +228,7 @@ def _with_prunekit(model: Any, x: Any, clock: Stopwatch) -> tuple[dict[str, Any]
 def half_of_each_group(model: Any, graph: Any, share: float = 0.5, round_to: int = 1) -> Any:
     """Remove the channels of the smallest L2 norm, the same share of each group."""
     import numpy as np
+    import torch
 
     from prunekit.methods.ranking import round_widths
     from prunekit.plan import Keep, Plan
@@ -236,12 +240,14 @@ def half_of_each_group(model: Any, graph: Any, share: float = 0.5, round_to: int
         score = np.zeros(group.size)
         for member in group.producers:
             rows = tensors[member.parameter].detach().movedim(member.dim, 0)
-            norms = rows.reshape(rows.size(0), -1).square().sum(1).numpy()
+            norms = torch.linalg.vector_norm(rows.reshape(rows.size(0), -1), dim=1).square().numpy()
             np.add.at(score, member.units, norms[member.positions])
         scores[group.name] = score
-        go = sorted(group.free, key=score.__getitem__)[: int(len(group.free) * share)]
-        if go:
-            keeps[group.name] = sorted(set(range(group.size)).difference(go))
+        free = np.array(group.free, dtype=np.int64)
+        stays = np.ones(group.size, dtype=bool)
+        stays[free[np.argsort(score[free], kind="stable")[: int(free.size * share)]]] = False
+        if not stays.all():
+            keeps[group.name] = np.flatnonzero(stays).tolist()
     keeps = balanced(graph, round_widths(graph.groups, scores, keeps, round_to), scores, round_to)
     return Plan([Keep(name, index) for name, index in keeps.items()])
 

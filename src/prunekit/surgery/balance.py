@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prunekit.surgery.labels import Ids, Mask, compact, ids, settle
+from prunekit.surgery.labels import Ids, Mask, compact, distinct, ids, settle
 from prunekit.surgery.recording import Recording
 
 Kinds = NDArray[np.uint64]
@@ -56,12 +56,12 @@ def compounding(recording: Recording) -> Mask:
     joined = settle(ledger.count, [*ledger.ties(nothing), *((np.full_like(out, out[0]), out) for out in outs)])
     parts: dict[int, int] = {}
     for rows in ledger.stretches:
-        for where in np.unique(joined[rows]):
+        for where in distinct(joined[rows]):
             parts[int(where)] = max(parts.get(int(where), 1), rows.shape[0])
     loose = []
     for out in outs:
         where = int(joined[out[0]])
-        if np.unique(free[out]).size > parts.get(where, 1) * np.unique(tied[out]).size:
+        if distinct(free[out]).size > parts.get(where, 1) * distinct(tied[out]).size:
             loose.append(where)
     return np.isin(joined, np.setdiff1d(loose, _bound(recording, joined))) if loose else nothing
 
@@ -73,7 +73,7 @@ def _bound(recording: Recording, joined: Ids) -> Ids:
     bound += [ids(labels) for link in recording.links.values() for labels in (link.stream, link.private)]
     bound += [ids(selection.inputs) for selection in recording.selections.values()]
     bound += [ids(labels) for labels in (*recording.normalised.values(), *recording.widths.values())]
-    return np.unique(joined[np.concatenate(bound)])
+    return distinct(joined[np.concatenate(bound)])
 
 
 def balances_of(recording: Recording, loose: Mask, of_label: Ids, group_of: Ids, sizes: Sequence[int]) -> list[Balance]:
@@ -105,7 +105,7 @@ def traced(recording: Recording, of_label: Ids, count: int) -> Traced:
     for number, flow in enumerate(recording.flow):
         for place, labels in enumerate((*flow.inputs, *flow.outputs)):
             if labels is not None:
-                kinds[np.unique(of_label[ids(compact(labels))])] += _token(number, place)
+                kinds[distinct(of_label[ids(compact(labels))])] += _token(number, place)
     for key, classes in slots.items():
         np.add.at(kinds, classes, _token(*key))
     return Traced(slots, kinds)
@@ -195,7 +195,7 @@ class Balancer:
     def _places(self, narrow: Traced) -> Ids:
         """The narrow network's balanced classes: those that the balanced layers make."""
         keys = [key for key, classes in self._full.slots.items() if (self._balance_of[classes] >= 0).all()]
-        return np.unique(np.concatenate([narrow.slots[key] for key in keys]))
+        return distinct(np.concatenate([narrow.slots[key] for key in keys]))
 
 
 def _assign(channels: Ids, kinds: Kinds, places: Ids, kinds_of_places: Kinds) -> Ids:

@@ -16,12 +16,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
 from prunekit.surgery import attributes
-from prunekit.surgery.copying import copied
+from prunekit.surgery.copying import copied, named_tensors, without_collection
 from prunekit.surgery.fold import folded
 from prunekit.surgery.gated import insert_gates
 from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.labels import Ids, Mask
 from prunekit.surgery.layers import ChannelSelect, SelectedNorm
+from prunekit.surgery.meta import empty
 
 
 def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
@@ -30,8 +31,8 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     Raises:
         SurgeryError: the plan does not fit the network.
     """
-    kept = kept_after(graph, plan)
-    with torch.no_grad():
+    with without_collection(), torch.no_grad():
+        kept = kept_after(graph, plan)
         small = remove(model, graph, kept, folded(model, plan, graph))
         refit(small, plan)
         insert_gates(small, plan.gates)
@@ -52,7 +53,7 @@ def remove(
     """
     changed = changed or {}
     indices = graph.kept_indices(kept) if indices is None else indices
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    tensors = named_tensors(model)
     small = copied(
         model,
         {
@@ -88,6 +89,8 @@ def _cut(tensor: Tensor, values: Tensor | None, dims: Mapping[int, Ids]) -> Tens
 
 def take(tensor: Tensor, dim: int, index: Ids) -> Tensor:
     """The entries `index` along `dim`, zeros where it is -1."""
+    if tensor.is_meta:
+        return empty((*tensor.shape[:dim], index.size, *tensor.shape[dim + 1 :]), tensor)
     taken = tensor.index_select(dim, torch.from_numpy(np.maximum(index, 0)).to(tensor.device))
     blank = np.flatnonzero(index < 0)
     return taken.index_fill_(dim, torch.from_numpy(blank).to(tensor.device), 0) if blank.size else taken
@@ -136,7 +139,7 @@ def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterabl
 def _names(small: nn.Module) -> Iterator[tuple[str, str]]:
     """Every name of each parameter and buffer, with the one it is known by: tied weights have several."""
     first: dict[int, str] = {}
-    for name, tensor in [*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)]:
+    for name, tensor in named_tensors(small, remove_duplicate=False).items():
         yield name, first.setdefault(id(tensor), name)
 
 

@@ -86,6 +86,15 @@ class Graph:
         names = {name: group for group in self.groups for name in group.names()}
         return {**names, **{group.name: group for group in self.groups}}
 
+    def classes_in(self, number: int) -> Ids:
+        """The classes of a group, by its number, in ascending order."""
+        return self._classes_in[number]
+
+    @cached_property
+    def _classes_in(self) -> list[Ids]:
+        order = np.argsort(self.group_of, kind="stable")
+        return np.split(order, np.searchsorted(self.group_of[order], np.arange(len(self.groups))))[1:]
+
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {group.name: number for number, group in enumerate(self.groups)}
@@ -94,8 +103,9 @@ class Graph:
         """For each class whether it stays, given the kept units of some groups by their names."""
         kept = np.ones(self.group_of.size, dtype=np.bool_)
         for name, units in keeps.items():
-            members = self.group_of == self._numbers[name]
-            stays = np.zeros(self.groups[self._numbers[name]].size, dtype=np.bool_)
+            number = self._numbers[name]
+            members = self.classes_in(number)
+            stays = np.zeros(self.groups[number].size, dtype=np.bool_)
             stays[list(units)] = True
             kept[members] = stays[self.unit_of[members]]
         for link in self.links:  # what a stream loses, its readers lose

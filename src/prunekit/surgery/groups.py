@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from prunekit.surgery.labels import Ids, Mask, ids, settle
+from prunekit.surgery.labels import Ids, Mask, distinct, ids, settle
 from prunekit.surgery.recording import Recording
 
 
@@ -84,15 +84,17 @@ def classify(recording: Recording, loose: Mask | None = None) -> Classes:
     """Settle all facts of a recording; labels in `loose` are not tied by cuts (see `balance.py`)."""
     ledger = recording.ledger
     root = settle(ledger.count, ledger.ties(np.zeros(ledger.count, dtype=np.bool_) if loose is None else loose))
-    unique, of_label = np.unique(root, return_inverse=True)
+    first = root == np.arange(ledger.count)  # the smallest label of each class stands for it
+    of_label = (np.cumsum(first) - 1)[root]
+    count = int(first.sum())
     frozen: dict[int, str] = {}
-    seen = np.zeros(len(unique), dtype=np.bool_)
+    seen = np.zeros(count, dtype=np.bool_)
     for labels, reason in ledger.frozen:
         classes = of_label[labels]
-        new = np.unique(classes[~seen[classes]])
+        new = distinct(classes[~seen[classes]])
         seen[new] = True
         frozen.update(dict.fromkeys(new.tolist(), reason))
-    return Classes(of_label.astype(np.int64), len(unique), frozen)
+    return Classes(of_label, count, frozen)
 
 
 def build_groups(recording: Recording, classes: Classes) -> tuple[tuple[ChannelGroup, ...], Ids, Ids]:
@@ -106,9 +108,11 @@ def build_groups(recording: Recording, classes: Classes) -> tuple[tuple[ChannelG
     members = _members(recording, slots, group_of, unit_of, len(leaders))
     sizes = np.bincount(group_of[group_of >= 0], minlength=len(leaders))
     frozen: list[dict[int, str]] = [{} for _ in leaders]
-    for cls, reason in classes.frozen.items():
-        if group_of[cls] >= 0:
-            frozen[group_of[cls]][int(unit_of[cls])] = reason
+    stuck = np.fromiter(classes.frozen, np.int64, len(classes.frozen))
+    where = zip(group_of[stuck].tolist(), unit_of[stuck].tolist(), classes.frozen.values(), strict=True)
+    for group, unit, reason in where:
+        if group >= 0:
+            frozen[group][unit] = reason
     groups = tuple(
         ChannelGroup(
             name=key[0].rpartition(".")[0] or key[0],
@@ -145,16 +149,28 @@ def _number_units(
         by_component.setdefault(int(component[slots[key][0]]), []).append(key)
     leaders = []
     for group, keys in enumerate(by_component.values()):
-        everything = np.unique(np.concatenate([slots[key] for key in keys]))
-        whole = (key for key in keys if np.unique(slots[key]).size == everything.size)
-        leader = next(whole, keys[0])
-        order = np.concatenate([slots[leader], *(slots[key] for key in keys)])
-        first = np.sort(np.unique(order, return_index=True)[1])
-        group_of[order[first]] = group
-        unit_of[order[first]] = np.arange(first.size)
+        leader = keys[0]
+        if len(keys) > 1:
+            everything = distinct(np.concatenate([slots[key] for key in keys]))
+            whole = (key for key in keys if distinct(slots[key]).size == everything.size)
+            leader = next(whole, leader)
+        members = _in_order([slots[leader], *(slots[key] for key in keys if key is not leader)])
+        group_of[members] = group
+        unit_of[members] = np.arange(members.size)
         leaders.append(leader)
     group_of[0] = unit_of[0] = -1
     return leaders
+
+
+def _in_order(parts: Sequence[Ids]) -> Ids:
+    """The different numbers in some arrays, each where it comes first."""
+    every = np.concatenate(parts)
+    order = np.argsort(every, kind="stable")
+    ordered = every[order]
+    first = np.ones(every.size, dtype=np.bool_)
+    first[order[1:][ordered[1:] == ordered[:-1]]] = False
+    found: Ids = every[first]
+    return found
 
 
 def _members(
@@ -162,9 +178,21 @@ def _members(
 ) -> dict[str, list[list[Member]]]:
     members: dict[str, list[list[Member]]] = {role: [[] for _ in range(groups)] for role in ("out", "along", "in")}
     for key, slot in recording.slots.items():
-        owner = group_of[slots[key]]
-        for group in np.unique(owner[owner >= 0]):
-            positions = np.flatnonzero(owner == group)
-            member = Member(slot.parameter, slot.dim, positions, unit_of[slots[key][positions]])
-            members[slot.role][group].append(member)
+        owner, units = group_of[slots[key]], unit_of[slots[key]]
+        for group, positions in _places(owner):
+            members[slot.role][group].append(Member(slot.parameter, slot.dim, positions, units[positions]))
     return members
+
+
+def _places(owner: Ids) -> Iterator[tuple[int, Ids]]:
+    """For each number in `owner` that is not negative where it stands."""
+    if not owner.size:
+        return
+    if (owner == owner[0]).all():
+        runs = [np.arange(owner.size)]
+    else:
+        order = np.argsort(owner, kind="stable")
+        runs = np.split(order, np.flatnonzero(np.diff(owner[order])) + 1)
+    for positions in runs:
+        if owner[positions[0]] >= 0:
+            yield int(owner[positions[0]]), positions

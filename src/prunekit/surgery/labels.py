@@ -9,7 +9,7 @@ this one may not go, because ...) and settled once, at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prunekit.surgery.meta import broadcast
+
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+
+_NOTHING = torch.zeros((), dtype=torch.int64)
 
 
 @dataclass
@@ -46,15 +50,14 @@ class Ledger:
             return
         alone = (left == 0) != (right == 0)
         if alone.any():
-            stuck = np.unique(np.maximum(left[alone], right[alone]))
+            stuck = distinct(np.maximum(left[alone], right[alone]))
             self.frozen.append((stuck, f"an operation in {where} with values that have fixed channels"))
             left, right = left[~alone], right[~alone]
         self.pairs.append((left, right))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """No channel among `labels` may be removed; `reason` says which operation forbids it."""
-        present = np.unique(ids(compact(labels)))
-        present = present[present != 0]
+        present = channels_in(labels)
         if present.size:
             self.frozen.append((present, reason))
 
@@ -67,7 +70,7 @@ class Ledger:
         ours = rows != 0
         alone = ours.any(axis=0) & ~ours.all(axis=0)
         if alone.any():
-            stuck = np.unique(rows[:, alone])
+            stuck = distinct(rows[:, alone])
             self.frozen.append((stuck[stuck != 0], "a cut between channels and values that have fixed channels"))
         self.stretches.append(rows[:, ours.all(axis=0)])
 
@@ -85,32 +88,60 @@ class Ledger:
 
 def ids(labels: Tensor) -> Ids:
     """The labels as a flat NumPy array."""
-    return labels.reshape(-1).numpy()
+    return labels.numpy().reshape(-1)
+
+
+def distinct(numbers: Ids) -> Ids:
+    """The different numbers in an array, in ascending order."""
+    ordered = np.sort(numbers, axis=None)
+    new = np.empty(ordered.size, dtype=np.bool_)
+    new[:1] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    found: Ids = ordered[new]
+    return found
+
+
+def channels_in(labels: Tensor) -> Ids:
+    """The different labels in a tensor, without those that are no channel of ours."""
+    present = distinct(ids(compact(labels)))
+    return present[1:] if present.size and present[0] == 0 else present
 
 
 def none_like(shape: Sequence[int]) -> Tensor:
     """Labels of a tensor that carries no channel of ours."""
-    return torch.zeros((), dtype=torch.int64).expand(tuple(shape))
+    return _NOTHING.expand(tuple(shape))
 
 
 def along(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
     """Labels of shape `shape` that follow `vector` along `dim` and are constant elsewhere."""
-    view = [1] * len(shape)
-    view[dim] = vector.numel()
-    return vector.view(view).expand(tuple(shape))
+    strides = [0] * len(shape)
+    strides[dim] = vector.stride(0)
+    assert vector.numel() == shape[dim], (vector.shape, dim, shape)
+    return vector.as_strided(tuple(shape), strides)
+
+
+def widened(labels: Tensor, shape: Sequence[int]) -> Tensor:
+    """The labels broadcast to a larger shape."""
+    return labels if labels.shape == shape else labels.expand(tuple(shape))
 
 
 def varying(labels: Tensor) -> frozenset[int]:
     """The dimensions along which the label changes."""
-    return frozenset(d for d in range(labels.dim()) if labels.stride(d) != 0 and labels.size(d) > 1)
+    sizes = labels.shape
+    return frozenset([d for d, stride in enumerate(labels.stride()) if stride and sizes[d] > 1])
 
 
 def compact(labels: Tensor) -> Tensor:
     """One representative along each constant dimension: same rank, small."""
     if labels.numel() == 0:
         return labels.new_zeros([0] * labels.dim())
-    moving = varying(labels)
-    return labels[tuple(slice(None) if d in moving else slice(0, 1) for d in range(labels.dim()))]
+    return _first_along_others(labels, varying(labels))
+
+
+def _first_along_others(labels: Tensor, dims: Collection[int]) -> Tensor:
+    """The first entry along each dimension that is not among `dims`."""
+    sizes = [size if d in dims else 1 for d, size in enumerate(labels.shape)]
+    return labels.as_strided(sizes, labels.stride())
 
 
 def recompact(labels: Tensor) -> Tensor:
@@ -119,7 +150,7 @@ def recompact(labels: Tensor) -> Tensor:
     small = compact(labels)
     for d in sorted(varying(small)):
         first = small.narrow(d, 0, 1)
-        if bool((small == first).all()):
+        if (small.numpy() == first.numpy()).all():
             small = first
     return small.expand(shape)
 
@@ -130,9 +161,8 @@ def vector_along(labels: Tensor, dim: int) -> Tensor | None:
         labels = recompact(labels)
         if varying(labels) - {dim}:
             return None
-    index: list[int | slice] = [0] * labels.dim()
-    index[dim] = slice(None)
-    return labels[tuple(index)] if labels.numel() else labels.new_zeros(labels.size(dim))
+    size = labels.size(dim)
+    return labels.as_strided((size,), (labels.stride(dim),)) if labels.numel() else labels.new_zeros(size)
 
 
 def view_blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -214,8 +244,11 @@ def _cat_coupled(ledger: Ledger, parts: Sequence[Tensor], dim: int, where: str) 
 
 def merge(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> Tensor:
     """Labels through an element-wise operation of two tensors, broadcasting as PyTorch does."""
-    shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
-    wide_a, wide_b = a.expand(shape), b.expand(shape)
+    if a is b:
+        return a
+    shape = broadcast(a.shape, b.shape)
+    assert shape is not None, (a.shape, b.shape)
+    wide_a, wide_b = widened(a, shape), widened(b, shape)
     moving_a, moving_b = varying(wide_a), varying(wide_b)
     if not moving_a and not moving_b:
         return _merge_constant(ledger, wide_a, wide_b)
@@ -224,10 +257,10 @@ def merge(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> Tensor:
     if not _spans(b, moving_a, len(shape)):
         return _broadcast(ledger, wide_a, b, moving_b, where)
     union = moving_a | moving_b
-    narrow = tuple(slice(None) if d in union else slice(0, 1) for d in range(len(shape)))
-    small_a, small_b = wide_a[narrow], wide_b[narrow]
+    small_a, small_b = _first_along_others(wide_a, union), _first_along_others(wide_b, union)
     ledger.unify(small_a, small_b, where)
-    return torch.where(small_a != 0, small_a, small_b).expand(shape)
+    small = small_a if ids(small_a).all() else torch.where(small_a != 0, small_a, small_b)
+    return small.expand(tuple(shape))
 
 
 def _spans(labels: Tensor, dims: Iterable[int], rank: int) -> bool:

@@ -1,12 +1,14 @@
-"""Running ops on the meta device, where only shapes exist, without the detour that PyTorch takes for some of them.
+"""Running ops on the meta device, where only shapes exist, without the detours that PyTorch takes there.
 
-PyTorch answers many ops there in Python, through `torch._dynamo`; importing that takes longer than most surgeries. The
-common ones are answered here by a table; every other op goes the usual way.
+PyTorch answers many ops there in Python, some through `torch._dynamo`, whose import alone takes longer than most
+surgeries; even `empty_like` takes forty times as long as `empty`. The common ones are answered here by a table; every
+other op, and every case that the table does not cover, goes the usual way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Args = tuple[Any, ...]
+Answer = Callable[..., Any]
+
+_META = torch.device("meta")
 
 
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -34,97 +39,185 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return run_op(func, args, kwargs or {})
 
 
+@functools.cache
+def op_name(func: Any) -> str:
+    """The name of an op, the same for its variants: `add` for `aten::add_.Tensor`."""
+    return str(func._schema.name).removeprefix("aten::").rstrip("_")
+
+
 def run_op(func: Any, args: Args, kwargs: Mapping[str, Any]) -> Any:
     """Run an op, by the table where it has an answer."""
-    first = args[0][0] if args and isinstance(args[0], list) and args[0] else args[0] if args else None
-    if isinstance(first, Tensor) and first.is_meta and first.is_floating_point() and not kwargs:
-        name = func._schema.name.removeprefix("aten::")
-        answer = _TABLE.get(name.rstrip("_"))
-        result = answer(args) if answer else None
-        if result is not None:
-            return args[0] if name.endswith("_") else result
+    answer, in_place = _answer(func)
+    if answer is not None and not kwargs:
+        first = args[0][0] if isinstance(args[0], list) and args[0] else args[0]
+        if isinstance(first, Tensor) and first.is_meta and first.is_floating_point():
+            result = answer(*args)
+            if result is not None and not in_place:
+                return result
+            if result is not None and result.shape == first.shape:
+                return first
     return func(*args, **kwargs)
 
 
-def _like_input(args: Args) -> Tensor:
-    return torch.empty_like(args[0])
+@functools.cache
+def _answer(func: Any) -> tuple[Answer | None, bool]:
+    """What the tables have for an op, and whether the op works in place."""
+    in_place = func._schema.name.endswith("_")
+    return _TABLE.get(op_name(func)) or (None if in_place else _VIEWS.get(op_name(func))), in_place
 
 
-def _binary(args: Args) -> Tensor | None:
-    """The common case: the result is shaped and typed like the first operand."""
-    x, other = args[0], args[1]
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """A contiguous tensor without values, of the type of another one."""
+    return torch.empty(shape, dtype=like.dtype, device=_META)
+
+
+def like_input(x: Tensor, *_: Any) -> Tensor:
+    """An empty tensor of the shape of `x`, with the dimensions in the same order in memory."""
+    if x.is_contiguous():
+        return empty(x.shape, x)
+    strides = x.stride()
+    if 0 in strides:
+        return torch.empty_like(x, device=_META)
+    order = sorted(range(x.dim()), key=strides.__getitem__, reverse=True)
+    return torch.empty_permuted(x.shape, order, dtype=x.dtype, device=_META)
+
+
+def _binary(x: Tensor, other: Any, *_: Any) -> Tensor | None:
+    """Operands of one type that broadcast; the result lies in memory as the larger of them does."""
     if isinstance(other, int | float):
-        return torch.empty_like(x)
-    sizes = zip(reversed(other.shape), reversed(x.shape), strict=False)
-    if other.dtype == x.dtype and other.dim() <= x.dim() and all(o in (1, n) for o, n in sizes):
-        return torch.empty_like(x)
+        return like_input(x)
+    if not isinstance(other, Tensor) or other.dtype != x.dtype:
+        return None
+    shape = broadcast(x.shape, other.shape)
+    if shape is None:
+        return None
+    if shape == x.shape:
+        return like_input(x)
+    return like_input(other) if shape == other.shape else empty(shape, x)
+
+
+def broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
+    """The shape that two shapes broadcast to, or None where they do not fit."""
+    if a == b:
+        return a
+    rank = max(len(a), len(b))
+    pairs = list(zip((1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(b)) + tuple(b), strict=True))
+    if any(n != m and n != 1 and m != 1 for n, m in pairs):
+        return None
+    return torch.Size([m if n == 1 else n for n, m in pairs])
+
+
+def _masked_fill(x: Tensor, mask: Tensor, _: Any) -> Tensor | None:
+    return like_input(x) if broadcast(x.shape, mask.shape) == x.shape else None
+
+
+def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
+    """Rows looked up by number."""
+    rows = indices[0]
+    if len(indices) != 1 or rows is None or rows.dtype != torch.int64:
+        return None
+    return empty((*rows.shape, *x.shape[1:]), x)
+
+
+def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return like_input(x), empty((0,), x), empty((0,), x)
+
+
+def _convolution(x: Tensor, weight: Tensor, *settings: Any) -> Tensor | None:
+    """Plain convolutions of plain tensors; what does not fit gets its message the usual way."""
+    _, stride, padding, dilation, transposed, _, groups = settings
+    order = _memory_order(x, weight)
+    if transposed or order is None or x.dtype != weight.dtype or x.dim() != weight.dim():
+        return None
+    if x.size(1) != weight.size(1) * groups or weight.size(0) % groups:
+        return None
+    geometry = zip(x.shape[2:], weight.shape[2:], *(_each(x, s) for s in (stride, padding, dilation)), strict=True)
+    sizes = [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in geometry]
+    if any(size < 1 for size in sizes):
+        return None
+    shape = (x.size(0), weight.size(0), *sizes)
+    return torch.empty(shape, dtype=x.dtype, device=_META, memory_format=order)
+
+
+def _memory_order(x: Tensor, weight: Tensor) -> torch.memory_format | None:
+    """How the result of a convolution lies in memory: as its input does, where that is one of the usual ways."""
+    if x.is_contiguous() and weight.is_contiguous():
+        return torch.contiguous_format
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
     return None
 
 
-def _batch_norm(args: Args) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+def _each(x: Tensor, setting: Sequence[int]) -> Sequence[int]:
+    """A setting for each spatial dimension."""
+    return setting if len(setting) > 1 else [*setting] * (x.dim() - 2)
 
 
-def _mean(args: Args) -> Tensor | None:
-    x, dims, keep = args[0], args[1] if len(args) > 1 else None, len(args) > 2 and args[2]
+def _mean(x: Tensor, dims: Sequence[int] | None = None, keep: bool = False, *_: Any) -> Tensor | None:
     if not dims:
         return None
     gone = {d % x.dim() for d in dims}
-    result: Tensor = x.new_empty([1 if d in gone else size for d, size in enumerate(x.shape) if keep or d not in gone])
-    return result
+    return empty([1 if d in gone else size for d, size in enumerate(x.shape) if keep or d not in gone], x)
 
 
-def _addmm(args: Args) -> Tensor:
-    result: Tensor = args[0].new_empty(args[1].size(0), args[2].size(1))
-    return result
+def _norm(x: Tensor, _: Any = 2, dims: Sequence[int] | None = None, keep: bool = False, *__: Any) -> Tensor | None:
+    return _mean(x, dims, keep)
 
 
-def _mm(args: Args) -> Tensor:
-    result: Tensor = args[0].new_empty(args[0].size(0), args[1].size(1))
-    return result
+def _addmm(bias: Tensor, x: Tensor, matrix: Tensor) -> Tensor | None:
+    return _mm(x, matrix) if bias.shape == matrix.shape[1:] else None
 
 
-def _layer_norm(args: Args) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+def _mm(x: Tensor, matrix: Tensor) -> Tensor | None:
+    return empty((x.size(0), matrix.size(1)), x) if x.size(1) == matrix.size(0) else None
 
 
-def _binary_of_two(args: Args) -> Tensor | None:
-    """`_binary`, and two tensors of one type that broadcast to a third shape."""
-    result = _binary(args)
-    if result is None and args[0].dtype == args[1].dtype:
-        shape = torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call]
-        result = torch.empty(shape, dtype=args[0].dtype, device="meta")
-    return result
+def _bmm(a: Tensor, b: Tensor) -> Tensor | None:
+    fits = a.size(0) == b.size(0) and a.size(2) == b.size(1)
+    return empty((a.size(0), a.size(1), b.size(2)), a) if fits else None
 
 
-def _cat(args: Args) -> Tensor | None:
-    parts = args[0]
-    dim = (args[1] if len(args) > 1 else 0) % parts[0].dim()
-    if any(part.dim() != parts[0].dim() or part.dtype != parts[0].dtype for part in parts):
-        return None
-    shape = list(parts[0].shape)
+def _layer_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return empty(x.shape, x), empty((0,), x), empty((0,), x)
+
+
+def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+    first, dim = parts[0], dim % parts[0].dim()
+    shape = list(first.shape)
     for part in parts[1:]:
-        if any(n != m for d, (n, m) in enumerate(zip(part.shape, shape, strict=True)) if d != dim):
+        if part.dim() != first.dim() or part.dtype != first.dtype:
+            return None
+        if part.shape[:dim] != first.shape[:dim] or part.shape[dim + 1 :] != first.shape[dim + 1 :]:
             return None  # the usual way says what is wrong
-    shape[dim] = sum(part.size(dim) for part in parts)
-    result: Tensor = parts[0].new_empty(shape)
-    return result
+        shape[dim] += part.size(dim)
+    return empty(shape, first)
 
 
-def _norm(args: Args) -> Tensor | None:
-    return _mean((args[0], *args[2:4]))
+_SAME_SHAPE = (
+    *("relu", "silu", "gelu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "exp"),
+    *("fill", "clamp", "clamp_min", "roll", "_softmax", "_safe_softmax"),
+)
 
-
-_TABLE: Mapping[str, Callable[[Args], Any]] = {
-    **dict.fromkeys(("relu", "silu", "gelu", "sigmoid", "tanh", "hardswish", "hardsigmoid"), _like_input),
-    **dict.fromkeys(("hardtanh", "leaky_relu", "elu", "fill", "clamp", "clamp_min", "roll"), _like_input),
-    **dict.fromkeys(("_softmax", "_safe_softmax"), _like_input),
-    **dict.fromkeys(("add", "sub", "mul", "div"), _binary_of_two),
+_TABLE: Mapping[str, Answer] = {
+    **dict.fromkeys(_SAME_SHAPE, like_input),
+    **dict.fromkeys(("add", "sub", "mul", "div"), _binary),
+    "masked_fill": _masked_fill,
+    "index": _index,
     "cat": _cat,
     "linalg_vector_norm": _norm,
     "native_batch_norm": _batch_norm,
     "native_layer_norm": _layer_norm,
+    "convolution": _convolution,
     "mean": _mean,
     "addmm": _addmm,
     "mm": _mm,
+    "bmm": _bmm,
+}
+
+_VIEWS: Mapping[str, Answer] = {
+    **dict.fromkeys(("view", "_unsafe_view"), Tensor.view),
+    "permute": torch.permute,
+    "transpose": torch.transpose,
+    "t": torch.t,
+    "unsqueeze": torch.unsqueeze,
 }

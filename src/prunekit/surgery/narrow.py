@@ -75,7 +75,7 @@ def _best(
     graph: Graph, balancer: Balancer, number: int, score: NDArray[np.float64], quotas: Mapping[int, int]
 ) -> list[int]:
     """The best units of each kind of channel, as many as the quotas say."""
-    classes = np.flatnonzero(graph.group_of == number)
+    classes = graph.classes_in(number)
     kinds, units = balancer.kind_of(classes), graph.unit_of[classes]
     kept: list[int] = []
     for kind in np.unique(kinds):

@@ -8,6 +8,7 @@ its labels foretell. Where the two part, sizes are written into the code, and th
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from prunekit.surgery.edit import remove
 from prunekit.surgery.graph import Graph
 from prunekit.surgery.groups import Classes
-from prunekit.surgery.labels import Mask, compact, ids, varying
-from prunekit.surgery.meta import DispatchMode, run_op
+from prunekit.surgery.labels import Mask, channels_in, compact, ids, varying
+from prunekit.surgery.meta import DispatchMode, op_name, run_op
 from prunekit.surgery.recording import Flow, Node, Recording, tensors_in
 
 _log = logging.getLogger(__name__)
@@ -51,30 +52,38 @@ def freeze_inputs(recording: Recording, classes: Classes, nodes: Sequence[Node])
 
     Returns whether anything new was frozen.
     """
-    frozen = set(classes.frozen)
-    for arriving in (_arriving_at, _arriving_in_module):
+    stuck = np.zeros(classes.count, dtype=np.bool_)
+    stuck[[0, *classes.frozen]] = True
+    for arriving in (_arriving_at, _arriving_in_modules):
         new = False
-        for node in nodes:
-            reason = f"'{node.op}' in {node.module} has sizes written into the code"
-            for labels in arriving(recording, node):
-                found = np.unique(ids(compact(labels)))
-                if set(classes.of_label[found[found != 0]].tolist()) - frozen - {0}:
-                    recording.ledger.freeze(labels, reason)
-                    new = True
+        for node, labels in arriving(recording, nodes):
+            found = classes.of_label[channels_in(labels)]
+            if not stuck[found].all():
+                recording.ledger.freeze(labels, f"'{node.op}' in {node.module} has sizes written into the code")
+                stuck[found] = new = True
         if new:
             return True
     return False
 
 
-def _arriving_at(recording: Recording, node: Node) -> Iterator[Tensor]:
-    yield from recording.flow[node.index].inputs
+def _arriving_at(recording: Recording, nodes: Sequence[Node]) -> Iterator[tuple[Node, Tensor]]:
+    for node in nodes:
+        for labels in recording.flow[node.index].inputs:
+            yield node, labels
 
 
-def _arriving_in_module(recording: Recording, node: Node) -> Iterator[Tensor]:
-    """Everything that the ops of the module read, its inputs among them."""
+def _arriving_in_modules(recording: Recording, nodes: Sequence[Node]) -> Iterator[tuple[Node, Tensor]]:
+    """Everything that the ops of the nodes' modules read, their inputs among them."""
+    by_module = {node.module: node for node in nodes}
+    seen: set[int] = set()
     for other in recording.nodes:
-        if other.module == node.module or other.module.startswith(f"{node.module}."):
-            yield from recording.flow[other.index].inputs
+        module = other.module
+        while module and module not in by_module:
+            module = module.rpartition(".")[0]
+        for labels in recording.flow[other.index].inputs if module else ():
+            if id(labels) not in seen:
+                seen.add(id(labels))
+                yield by_module[module], labels
 
 
 def _halved(graph: Graph) -> Mask:
@@ -114,15 +123,13 @@ class _Probe(DispatchMode):
         self.position = 0
         self.aligned = True
         self._recording = recording
-        self._of_label = classes.of_label
-        self._kept = kept
+        self._stays = kept[classes.of_label]
         self._expected: dict[int, tuple[int, ...] | None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op and compare shapes."""
         nodes = self._recording.nodes
-        name = func._schema.name.removeprefix("aten::").rstrip("_")
-        if self.position >= len(nodes) or nodes[self.position].op != name:
+        if self.position >= len(nodes) or nodes[self.position].op != op_name(func):
             self.aligned = False
         out = run_op(func, args, kwargs or {})
         if self.aligned:
@@ -147,9 +154,11 @@ class _Probe(DispatchMode):
         if not moving:
             return tuple(shape)
         small = compact(labels)
-        stays = self._kept[self._of_label[ids(small)]].reshape(small.shape)
+        stays = self._stays[ids(small)]
+        if len(moving) == 1:
+            shape[moving[0]] = int(np.count_nonzero(stays))
+            return tuple(shape)
+        stays = stays.reshape(small.shape)
         for d in moving:
-            others = tuple(i for i in range(small.dim()) if i != d)
-            shape[d] = int(stays.any(axis=others).sum())
-        block = [shape[d] if d in moving else 1 for d in range(len(shape))]
-        return tuple(shape) if int(np.prod(block)) == int(stays.sum()) else None
+            shape[d] = int(np.count_nonzero(stays.any(axis=tuple(i for i in moving if i != d))))
+        return tuple(shape) if math.prod(shape[d] for d in moving) == np.count_nonzero(stays) else None

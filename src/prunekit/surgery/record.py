@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.surgery.labels import along, none_like
-from prunekit.surgery.meta import DispatchMode, run_op
+from prunekit.surgery.meta import DispatchMode, op_name, run_op
 from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, tensors_in
 
 Rule = Callable[["Recorder", Call], None]
@@ -33,7 +33,7 @@ class Recorder(DispatchMode):
     def __init__(
         self,
         recording: Recording,
-        names: Mapping[int, str],
+        tensors: Mapping[str, Tensor],
         rules: Mapping[str, Rule],
         fallback: Rule,
         modules: Mapping[str, nn.Module],
@@ -48,9 +48,9 @@ class Recorder(DispatchMode):
         self.stack: list[str] = []
         self._rules = rules
         self._fallback = fallback
-        self._names = names
+        self._opaque = {name for name, module in modules.items() if isinstance(module, _OPAQUE)}
         self._labels: dict[int, Tensor] = {}
-        self._views: dict[int, ParameterView] = {}
+        self._views = {id(t): ParameterView(name, tuple(range(t.dim()))) for name, t in tensors.items()}
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []  # ids stay unique only while the tensors live
         self._next_value = 0
@@ -59,19 +59,17 @@ class Recorder(DispatchMode):
         """Run the op, then let its rule say what it did to the labels."""
         kwargs = kwargs or {}
         out = run_op(func, args, kwargs)
-        results = list(tensors_in((out,)))
-        op = func._schema.name
-        op = op[len("aten::") :].rstrip("_") if op.startswith("aten::") else op
-        call = Call(op, func, args, kwargs, results, self.stack[-1] if self.stack and self.stack[-1] else self.root)
+        where = self.stack[-1] if self.stack and self.stack[-1] else self.root
+        call = Call(op_name(func), func, args, kwargs, list(tensors_in((out,))), where)
         node = self._node(call, out)
-        arriving = tuple(self._labels[id(t)] for t in call.tensors if id(t) in self._labels)
+        arriving = tuple([self._labels[id(t)] for t in call.tensors if id(t) in self._labels])
         self._rule(call)(self, call)
         self.recording.nodes.append(node)
-        self.recording.flow.append(Flow(arriving, tuple(self._labels.get(id(t)) for t in results)))
+        self.recording.flow.append(Flow(arriving, tuple([self._labels.get(id(t)) for t in call.results])))
         return out
 
     def _rule(self, call: Call) -> Rule:
-        if isinstance(self.modules.get(call.where), _OPAQUE):
+        if call.where in self._opaque:
             return self._fallback
         rule = self._rules.get(call.op)
         if rule is None and torch.Tag.pointwise in call.func.tags:
@@ -133,9 +131,6 @@ class Recorder(DispatchMode):
 
     def parameter(self, tensor: Tensor) -> ParameterView | None:
         """The parameter or buffer that `tensor` is, or is a plain view of; None for an activation."""
-        name = self._names.get(id(tensor))
-        if name is not None:
-            return ParameterView(name, tuple(range(tensor.dim())))
         return self._views.get(id(tensor))
 
     def set_view(self, tensor: Tensor, view: ParameterView) -> None:
@@ -173,6 +168,9 @@ class Recorder(DispatchMode):
 
 def _macs(call: Call, out: Any) -> int:
     """Multiply-accumulates of an op: half of the floating-point operations that PyTorch counts for it."""
+    if call.op == "convolution":  # straight to the formula, past the search for tensors among the arguments
+        x, weight = call.args[:2]
+        return int(conv_flop_count(x.shape, weight.shape, out.shape, transposed=call.args[6])) // 2
     counter = flop_registry.get(call.func.overloadpacket)
     return int(counter(*call.args, **call.kwargs, out_val=out)) // 2 if counter else 0
 
@@ -188,7 +186,7 @@ def plain(output: Any) -> Any:
     return output
 
 
-def track_modules(model: nn.Module, stack: list[str]) -> list[RemovableHandle]:
+def track_modules(modules: Mapping[str, nn.Module], stack: list[str]) -> list[RemovableHandle]:
     """Keep the dotted names of the modules whose forward is running on `stack`, innermost last.
 
     A forward that fails leaves the stack as it was at that moment. Returns the hooks, to be removed.
@@ -201,7 +199,7 @@ def track_modules(model: nn.Module, stack: list[str]) -> list[RemovableHandle]:
         stack.pop()
 
     handles = []
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         handles.append(module.register_forward_pre_hook(enter(name)))
         handles.append(module.register_forward_hook(leave))
     return handles

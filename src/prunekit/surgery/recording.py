@@ -131,6 +131,8 @@ class Selection:
 class Recording:
     """Everything that one or more recorded forwards have told."""
 
+    shapes: Mapping[str, tuple[int, ...]]  # of parameters and buffers
+    parameters: frozenset[str]
     ledger: Ledger = field(default_factory=Ledger)
     nodes: list[Node] = field(default_factory=list)
     flow: list[Flow] = field(default_factory=list)  # one for each node

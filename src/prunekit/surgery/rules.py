@@ -45,14 +45,14 @@ def pointwise(recorder: Recorder, call: Call) -> None:
         if merged is None:
             recorder.set(result, lb.none_like(result.shape))
         else:
-            recorder.set(result, merged.expand(result.shape))
+            recorder.set(result, lb.widened(merged, result.shape))
 
 
 def first_operand(recorder: Recorder, call: Call) -> None:
     """The results carry the labels of the first operand: dropout, `zeros_like` and their kind."""
     labels = recorder.labels(call.tensors[0])
     for result in call.results:
-        recorder.set(result, labels.expand(result.shape))
+        recorder.set(result, lb.widened(labels, result.shape))
 
 
 def gated_linear_unit(recorder: Recorder, call: Call) -> None:

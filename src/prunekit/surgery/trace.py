@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -17,10 +16,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunekit.errors import InputError
 from prunekit.surgery import layer_rules, rules, view_rules
 from prunekit.surgery.balance import Balancer, Shares, Traced, balances_of, compounding, traced
-from prunekit.surgery.copying import copied
+from prunekit.surgery.copying import copied, named_tensors, without_collection
 from prunekit.surgery.graph import Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.groups import Classes, build_groups, classify
 from prunekit.surgery.labels import Mask, ids
+from prunekit.surgery.meta import like_input
 from prunekit.surgery.narrow import narrowed
 from prunekit.surgery.probe import find_fixed, freeze_inputs
 from prunekit.surgery.record import Recorder, track_modules
@@ -53,7 +53,7 @@ def trace(model: nn.Module, x: Any, *, probe: bool = True) -> Graph:
     """
     inputs = as_inputs(x)
     # inference mode hides the ops that composite ones are made of
-    with _unfused_attention(), _no_collection(), torch.inference_mode(False), torch.no_grad():
+    with _unfused_attention(), without_collection(), torch.inference_mode(False), torch.no_grad():
         recording, subject, example = _record(model, inputs)
         while True:
             classes, graph = _settled(recording, subject, example)
@@ -67,12 +67,12 @@ def _settled(recording: Recording, subject: nn.Module, example: tuple[Any, ...])
     loose = compounding(recording)
     if loose.any():
         classes = classify(recording, loose)
-        graph = _build(recording, classes, subject, example)
+        graph = _build(recording, classes, example)
         balancer = _balancer(recording, classes, loose, graph, subject)
         if balancer.quotas(tuple(-(-share // 2) for share in balancer.full)):
             return classes, replace(graph, balancer=balancer)
     classes = classify(recording)
-    return classes, _build(recording, classes, subject, example)
+    return classes, _build(recording, classes, example)
 
 
 def _balancer(recording: Recording, classes: Classes, loose: Mask, graph: Graph, subject: nn.Module) -> Balancer:
@@ -97,11 +97,11 @@ def _balancer(recording: Recording, classes: Classes, loose: Mask, graph: Graph,
 def skeleton(model: nn.Module) -> nn.Module:
     """A copy of the network on the meta device: the same modules and shapes, no memory."""
     replaced: dict[int, Any] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
-        empty = torch.empty_like(tensor, device="meta")
+    for tensor in named_tensors(model).values():
+        bare = like_input(tensor)
         if isinstance(tensor, nn.Parameter):
-            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        replaced[id(tensor)] = empty
+            bare = nn.Parameter(bare, requires_grad=tensor.requires_grad)
+        replaced[id(tensor)] = bare
     return copied(model, replaced)
 
 
@@ -109,18 +109,6 @@ def to_meta(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same inputs without their values."""
     moved: tuple[Any, ...] = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, inputs)
     return moved
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """A recording makes many small objects and no cycles; looking for some takes up to a third of its time."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 @contextlib.contextmanager
@@ -174,11 +162,14 @@ def _run(
     subject: nn.Module, inputs: tuple[Any, ...], values: Mapping[str, Tensor], recording: Recording | None = None
 ) -> Recording:
     """Record one forward; `values` are the real buffers of the network, which the subject may have on meta."""
-    recording = recording or Recording()
-    names = {id(t): name for name, t in [*subject.named_parameters(), *subject.named_buffers()]}
+    tensors = named_tensors(subject)
+    recording = recording or Recording(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        frozenset(name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)),
+    )
     modules = dict(subject.named_modules())
-    recorder = Recorder(recording, names, _RULES, rules.unknown, modules, values)
-    handles, first = track_modules(subject, recorder.stack), len(recording.nodes)
+    recorder = Recorder(recording, tensors, _RULES, rules.unknown, modules, values)
+    handles, first = track_modules(modules, recorder.stack), len(recording.nodes)
     try:
         with recorder:
             output = subject(*inputs)
@@ -194,7 +185,7 @@ def _record_training(
     bare: nn.Module, empty: tuple[Any, ...], values: Mapping[str, Tensor], recording: Recording
 ) -> None:
     """Auxiliary heads read pruned channels too, but only run in training mode: record them as well."""
-    if all(name in recording.used for name, _ in bare.named_parameters()):
+    if recording.parameters <= recording.used:
         return
     two = tree_map(lambda t: torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() else t, empty)
     first_pass = len(recording.nodes)
@@ -207,9 +198,8 @@ def _record_training(
         del recording.nodes[first_pass:], recording.flow[first_pass:]
 
 
-def _build(recording: Recording, classes: Classes, subject: nn.Module, example: tuple[Any, ...]) -> Graph:
+def _build(recording: Recording, classes: Classes, example: tuple[Any, ...]) -> Graph:
     groups, group_of, unit_of = build_groups(recording, classes)
-    tensors = dict([*subject.named_parameters(), *subject.named_buffers()])
     first = next((t for t in tree_leaves(example) if isinstance(t, Tensor) and t.dim()), None)
     return Graph(
         groups=groups,
@@ -230,8 +220,8 @@ def _build(recording: Recording, classes: Classes, subject: nn.Module, example: 
         },
         normalised={node: classes.of_label[ids(labels)] for node, labels in recording.normalised.items()},
         widths={module: classes.of_label[ids(labels)] for module, labels in recording.widths.items()},
-        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        parameters=frozenset(name for name, _ in subject.named_parameters()),
+        shapes=recording.shapes,
+        parameters=recording.parameters,
         group_of=group_of,
         unit_of=unit_of,
         example=to_meta(example),

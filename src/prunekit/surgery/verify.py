@@ -158,7 +158,7 @@ def _tensors(output: Any) -> list[Tensor]:
 def _run_candidate(candidate: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """Run the sliced network; a failure is told with the module in which it happened."""
     stack: list[str] = []
-    handles = track_modules(candidate, stack)
+    handles = track_modules(dict(candidate.named_modules()), stack)
     try:
         return candidate(*inputs)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
