@@ -315,7 +315,24 @@ def test_training_reaches_the_kept_share(trained: nn.Module, digits: ImageSet) -
 
 def test_gates_are_not_decayed() -> None:
     gated = add_gates(tiny(), GateRecipe())
-    assert objective(gated).undecayed == {n for n, _ in gated.named_parameters() if ".gate." in n}
+    assert objective(gated).own == {n for n, _ in gated.named_parameters() if ".gate." in n}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_gates_learn_at_a_share_of_the_rate(optimizer: str, rate: float, digits: ImageSet) -> None:
+    moved = {}
+    for share in (rate, 1.0):
+        torch.manual_seed(0)
+        gated = add_gates(pk.load("prunekit:vgg_digits", arch_args={"config": "8-8-M-8-8-M-8"}), GateRecipe())
+        before = {name: p.detach().clone() for name, p in gated.named_parameters()}
+        config = TrainConfig(epochs=1, batch_size=64, lr=0.01, optimizer=optimizer, warmup=0, device="cpu")
+        fit(gated, GateRecipe(gate_rate=share, no_similarity=True), config, digits.subset(torch.arange(64)))
+        moved[share] = {name: float((p.detach() - before[name]).norm()) for name, p in gated.named_parameters()}
+    name = next(n for n in moved[1.0] if n.endswith("gate.excite.bias"))
+    assert moved[1.0][name] > 0
+    assert moved[rate][name] == pytest.approx(rate * moved[1.0][name], rel=1e-3)
+    assert all(moved[rate][n] > 0 for n in moved[rate] if n.endswith("conv.weight"))
 
 
 class StopAt:

@@ -39,7 +39,7 @@ class Learner:
         self.model, self._config, self._world = model, config, world
         self.penalty = GammaPenalty.of(model, penalised, needed=config.sparsity > 0)
         self.objective = objective
-        self._optimizer = build_optimizer(model, config, objective.undecayed)
+        self._optimizer = build_optimizer(model, config, objective.own, objective.own_rate)
         self.dtype = next(model.parameters()).dtype
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self._average = _averaged(model, config.ema) if config.ema else None
@@ -66,7 +66,7 @@ class Learner:
         """One optimiser step with the gradients at hand: clipped, then the L1 term on gamma, once."""
         config, penalty = self._config, self.penalty
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         self._scaler.unscale_(self._optimizer)
         if config.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)

@@ -27,8 +27,11 @@ class Objective:
     from step to step (`state`), act on the network between epochs (`end_epoch`), and report (`figures`).
     """
 
-    undecayed: frozenset[str] = frozenset()
-    """Names of parameters without weight decay."""
+    own: frozenset[str] = frozenset()
+    """Names of the method's own parameters: they have no weight decay, and their learning rate is `own_rate` times the
+    network's.
+    """
+    own_rate: float = 1.0
 
     def __init__(self, config: TrainConfig, teacher: nn.Module | None) -> None:
         self._smoothing = config.label_smoothing

@@ -13,6 +13,7 @@ from prunekit.data import ImageSet
 from prunekit.evaluation import evaluate
 from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.gating import plan_gates
+from prunekit.methods.manidp.informed import IMAGES, inform
 from prunekit.methods.manidp.objective import ManifoldObjective
 from prunekit.methods.manidp.recipe import GateRecipe
 from prunekit.recipe import TrainConfig
@@ -61,7 +62,14 @@ def fit(
     force: bool = False,
     on_event: Sink | None = None,
 ) -> TrainResult:
-    """Train a gated network and its gates **in place**; see `prunekit.training.train`, whose loop it is."""
+    """Train a gated network and its gates **in place**; see `prunekit.training.train`, whose loop it is.
+
+    With `recipe.start` "informed", gates and layers are first set by some of the training images.
+    """
+    if recipe.start == "informed" and not resume:
+        device = next(gated.parameters()).device
+        images = next(train_set.sample(IMAGES, seed=config.seed).batches(IMAGES))[0]
+        inform(gated, images.to(device), recipe.keep, config.seed)
     return train(
         gated,
         config,

@@ -48,7 +48,8 @@ class ManifoldObjective(Objective):
         self._mean_loss, self._losses, self._kept, self._renewed = zeros(()), zeros(2), zeros(2), zeros(())
         self._sums = zeros(sum(self._cost.channels) + 1)  # of saliencies since thresholds were set; last, of images
         self._figures: dict[str, float] = {}
-        self.undecayed = frozenset(
+        self.own_rate = recipe.gate_rate
+        self.own = frozenset(
             name for name, _ in model.named_parameters() if any(name.startswith(f"{n}.gate.") for n in self._layers)
         )
 

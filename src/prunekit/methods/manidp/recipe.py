@@ -6,10 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, unknown_name
 from prunekit.methods.base import option
 
 RUNTIMES = ("masked", "gather", "buckets", "auto")
+STARTS = ("identity", "informed")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class GateRecipe:
     tau: float = option(1.0, help="Images with less than tau times the mean loss count as easy.")
     ramp: float = option(1.0, help="Share of the run in which the kept share falls from 1 to --keep.")
     renew: int = option(1, help="Times an epoch that the thresholds are set anew; more suit short runs.")
+    start: str = option(
+        "identity",
+        choices=STARTS,
+        help="identity: as the network was. informed: gates closed by what moves its answers least, layers refitted.",
+    )
+    gate_rate: float = option(1.0, help="Learning rate of the gates, as a share of the network's.")
     squeeze: int | None = option(
         None, help="Width of the gates' hidden layer (default: the layer's channels, half of them from 80 on)."
     )
@@ -34,9 +41,11 @@ class GateRecipe:
             if not low < value <= high:
                 span = f"above {low} and at most {high}" if high < math.inf else f"above {low}"
                 raise InputError(f"--{name} must be {span}, not {value:g}")
-        for name in ("complexity", "similarity"):
+        for name in ("complexity", "similarity", "gate_rate"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"--{name} must be at least 0, not {getattr(self, name):g}")
+                raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(self, name):g}")
+        if self.start not in STARTS:
+            raise unknown_name("start", self.start, STARTS)
         for name in ("renew", "squeeze"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
@@ -53,8 +62,11 @@ class GateRecipe:
     def keep_rate(self, done: float, epochs: int) -> float:
         """The share of channels to keep once `done` epochs are over: a cosine from 1 down to `keep`.
 
-        `r = (1 - r_T) / 2 cos(pi done / E) + (1 + r_T) / 2`, with `E` the epochs of the ramp.
+        `r = (1 - r_T) / 2 cos(pi done / E) + (1 + r_T) / 2`, with `E` the epochs of the ramp. An informed start is
+        there already.
         """
+        if self.start == "informed":
+            return self.keep
         share = min(1.0, done / (self.ramp * epochs))
         return (1 - self.keep) / 2 * math.cos(math.pi * share) + (1 + self.keep) / 2
 

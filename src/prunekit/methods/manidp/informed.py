@@ -1,0 +1,163 @@
+"""An informed start for gates: they close what the network needs least, and its layers are refitted to do without.
+
+Where every saliency starts as one, training has to find out which channels go while the network breaks for each wrong
+guess. Here the order comes from the network itself: how far its answers move with a channel's scale, over some images.
+Then every layer in turn is refitted, by the least squares that restore pruned networks, to give from the masked inputs
+what the original gave. No labels are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from prunekit.restore.least_squares import fit_towards
+from prunekit.restore.samples import inputs_at, outputs_at, positions
+from prunekit.surgery.gated import GatedConv, gated_layers
+
+IMAGES = 1000  # that an informed start looks at
+SPREAD = 0.1  # saliencies start evenly spaced in 1 +- SPREAD: an order, and hardly a change of scale
+ROWS = 16_000  # positions of a layer's output that its refit learns from
+RIDGE = 3e-2  # of the mean second moment of a layer's inputs
+_DIRECTIONS = 4  # in which the movement of the answers is measured
+_CHUNK = 250  # images at a time
+
+
+def inform(gated: nn.Module, images: Tensor, keep: float, seed: int = 0) -> None:
+    """Order the channels of each gate of `gated`, close all but the share `keep`, and refit its layers, **in place**.
+
+    `gated` is as it was made, and so computes what the network without gates does; `images` `(N, C, H, W)` are
+    normalised as it reads them. The saliencies depend on the channel alone at first; what an image keeps is for
+    training to learn.
+    """
+    training = gated.training
+    gated.eval()
+    strengths = answers_moved(gated, images, seed)
+    with torch.no_grad():
+        targets = _noted(gated, images, seed)
+        for name, layer in gated_layers(gated):
+            _set_order(layer, strengths[name], keep)
+        _refit(gated, targets, images)
+    gated.train(training)
+
+
+def answers_moved(gated: nn.Module, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """For each gated layer `(channels,)`, how far the logits move with a channel's saliency: the mean square, over
+    images and random directions `v`, of `d(v . logits) / d pi`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = dict(gated_layers(gated))
+    sums = {name: torch.zeros(()) for name in layers}
+    with _leaves(layers) as saliencies:
+        for batch in torch.split(images, _CHUNK):
+            logits = gated(batch)
+            for left in reversed(range(_DIRECTIONS)):
+                direction = torch.randn(logits.shape, generator=generator).to(logits)
+                moved = torch.autograd.grad(
+                    (direction * logits).sum(), list(saliencies.values()), retain_graph=left > 0
+                )
+                for name, slope in zip(saliencies, moved, strict=True):
+                    sums[name] = sums[name].to(slope.device) + slope.double().square().sum(0)
+    return sums
+
+
+@contextlib.contextmanager
+def _leaves(layers: dict[str, GatedConv]) -> Iterator[dict[str, Tensor]]:
+    """Inside, saliencies are leaves of the graph of gradients; gives those of the last batch."""
+    found: dict[str, Tensor] = {}
+
+    def leaf(_: nn.Module, __: Any, pi: Tensor, *, name: str) -> Tensor:
+        found[name] = pi.detach().requires_grad_()
+        return found[name]
+
+    hooks = [layer.gate.register_forward_hook(partial(leaf, name=name)) for name, layer in layers.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _set_order(layer: GatedConv, strength: Tensor, keep: float) -> None:
+    """Evenly spaced saliencies in the order of `strength`, undone by the batch norm, and a threshold for `keep`."""
+    bias, norm = layer.gate.excite.bias, layer.norm
+    assert isinstance(norm, _NormBase)
+    steps = torch.linspace(1 - SPREAD, 1 + SPREAD, len(bias), dtype=torch.float64, device=bias.device)
+    pi = torch.empty_like(steps).scatter_(0, strength.argsort(stable=True), steps).to(bias)
+    bias.copy_(pi)
+    layer.gate.excite.weight.zero_()
+    for values in (norm.weight, norm.bias):
+        if values is not None:
+            values.div_(pi.to(values))
+    layer.threshold.copy_(pi.sort(descending=True).values[math.ceil(keep * len(pi) - 1e-9) - 1])
+
+
+Targets = dict[str, tuple[Tensor, Tensor]]
+
+
+def _noted(gated: nn.Module, images: Tensor, seed: int) -> Targets:
+    """Positions, and what is given there, for each convolution and linear layer."""
+    targets: Targets = {}
+
+    def note(module: Any, _: Any, output: Tensor, *, name: str, number: int) -> None:
+        where = positions(output, module, ROWS, torch.Generator().manual_seed(seed + number))
+        targets[name] = where, outputs_at(output, module, where)
+
+    hooks = [
+        module.register_forward_hook(partial(note, name=name, number=number))
+        for number, (name, module) in enumerate(_refittable(gated))
+    ]
+    gated(images)
+    for hook in hooks:
+        hook.remove()
+    return targets
+
+
+def _refit(gated: nn.Module, targets: Targets, images: Tensor) -> None:
+    """Run the gated network once; each layer is refitted when its input has arrived."""
+    hooks = []
+
+    def refit(module: Any, args: tuple[Tensor, ...], *, name: str, norm: nn.Module | None) -> None:
+        where, wanted = targets.pop(name)
+        fit = _fitted(module, args[0], where, wanted, constant=norm is not None or module.bias is not None)
+        if fit is None:
+            return
+        module.weight.copy_(fit[0].reshape(module.weight.shape))
+        if module.bias is not None:
+            module.bias.copy_(fit[1].flatten())
+        elif isinstance(norm, _NormBase) and norm.running_mean is not None:
+            norm.running_mean.sub_(fit[1].flatten().to(norm.running_mean))
+
+    norms = {id(layer.layer): layer.norm for _, layer in gated_layers(gated)}
+    for name, module in _refittable(gated):
+        if name in targets:
+            hooks.append(module.register_forward_pre_hook(partial(refit, name=name, norm=norms.get(id(module)))))
+    gated(images)
+    for hook in hooks:
+        hook.remove()
+
+
+def _fitted(module: Any, x: Tensor, where: Tensor, wanted: Tensor, *, constant: bool) -> tuple[Tensor, Tensor] | None:
+    """The weights and the constant, or None where the equations cannot be solved: then the layer stays as it is."""
+    weight, groups = module.weight, getattr(module, "groups", 1)
+    chunks: Callable[[], Any] = lambda: inputs_at(x, module, where)  # noqa: E731
+    rows = wanted.reshape(len(wanted), groups, -1).transpose(0, 1)
+    try:
+        return fit_towards(weight.reshape(groups, weight.size(0) // groups, -1), chunks, rows, RIDGE, constant=constant)
+    except FloatingPointError:
+        return None
+
+
+def _refittable(gated: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The convolutions and linear layers that are no part of a gate."""
+    gates = {id(part) for _, layer in gated_layers(gated) for part in layer.gate.modules()}
+    for name, module in gated.named_modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and id(module) not in gates:
+            yield name, module

@@ -1,0 +1,102 @@
+"""ManiDP's informed start: an order of channels from the network itself, and layers refitted to closed gates."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunekit as pk
+from networks import lively
+from prunekit.errors import InputError
+from prunekit.methods.manidp.fit import add_gates, fit
+from prunekit.methods.manidp.informed import answers_moved, inform
+from prunekit.methods.manidp.recipe import GateRecipe
+from prunekit.surgery.gated import gated_layers
+from prunekit.training import TrainConfig
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        yield
+
+
+def gated(name: str) -> nn.Module:
+    width = {} if name.startswith("torchvision") else {"arch_args": {"width": 0.5}}
+    return add_gates(lively(pk.load(name, **width)), GateRecipe()).eval()
+
+
+def answers(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(images)
+
+
+@pytest.mark.parametrize("name", ["prunekit:resnet20", "prunekit:vgg11_cifar", "torchvision:mobilenet_v2"])
+def test_nothing_closed_changes_nothing(name: str) -> None:
+    model, images = gated(name), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    before = answers(model, images)
+    inform(model, images, keep=1.0)
+    assert not torch.equal(next(layer for _, layer in gated_layers(model)).gate.excite.bias, torch.ones(()))
+    assert (answers(model, images) - before).abs().max() <= 1e-9 * before.abs().max()
+
+
+@pytest.mark.parametrize("name", ["prunekit:resnet20", "prunekit:vgg11_cifar"])
+def test_refitted_layers_make_up_for_closed_gates(name: str) -> None:
+    images, others = torch.randn(2, 40, 3, 32, 32, dtype=torch.float64)
+    model = gated(name)
+    wanted = answers(model, others)
+    inform(model, images, keep=0.6)
+    unfitted = copy.deepcopy(model)
+    fresh = dict(gated(name).named_parameters())
+    for key, parameter in unfitted.named_parameters():
+        if key.endswith("weight") and ".gate." not in key and ".norm." not in key:
+            parameter.data.copy_(fresh[key].data)
+
+    def error(candidate: nn.Module) -> float:
+        return float((answers(candidate, others) - wanted).norm() / (wanted - wanted.mean(0)).norm())
+
+    assert error(model) < 0.8 * error(unfitted)
+
+
+def test_every_image_keeps_the_share_and_the_most_moving_channels() -> None:
+    model, images = gated("prunekit:resnet20"), torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    strengths = answers_moved(model, images)
+    inform(model, images, keep=0.5)
+    for name, layer in gated_layers(model):
+        kept = layer.kept(layer.gate(torch.rand(4, layer.gate.squeeze.in_features, 5, 5, dtype=torch.float64))) > 0
+        assert kept.sum(1).tolist() == [kept.size(1) // 2] * 4
+        assert strengths[name][kept[0]].min() >= strengths[name][~kept[0]].max()
+
+
+def test_how_far_answers_move() -> None:
+    """Against finite differences: the expected square over directions is the squared norm of the slope."""
+    model, images = gated("prunekit:resnet20"), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    name, layer = next(iter(gated_layers(model)))
+    step, slopes = 1e-6, []
+    before = answers(model, images)
+    for channel in range(len(layer.gate.excite.bias)):
+        with torch.no_grad():
+            layer.gate.excite.bias[channel] += step
+            slopes.append(((answers(model, images) - before) / step).square().sum())
+            layer.gate.excite.bias[channel] -= step
+    found = torch.stack([answers_moved(model, images, seed)[name] for seed in range(8)]).mean(0) / 4
+    assert torch.corrcoef(torch.stack([found, torch.stack(slopes)]))[0, 1] > 0.95
+
+
+def test_training_starts_from_it() -> None:
+    data = pk.open_data("digits", "train").sample(256)
+    model = pk.load("prunekit:resnet20", arch_args={"in_channels": 1})
+    recipe = GateRecipe(keep=0.5, start="informed")
+    network = add_gates(model, recipe)
+    result = fit(network, recipe, TrainConfig(epochs=1, batch_size=64, lr=0.01), data)
+    assert result.history[-1].figures["kept"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_unknown_starts_are_refused() -> None:
+    with pytest.raises(InputError, match="informed"):
+        GateRecipe(start="inform")
