@@ -395,6 +395,18 @@ def test_five_budgets_are_met_on_other_images(trained: nn.Module, digits: ImageS
     assert observe(again, cost, test.batches(250)).mean_macs == pytest.approx(0.6 * cost.dense, rel=0.02)
 
 
+def test_thresholds_of_training_are_kept_where_they_meet_the_target(trained: nn.Module, digits: ImageSet) -> None:
+    model, images = copy.deepcopy(trained), digits.sample(400)
+    cost = dynamic_cost(model, graph_of(model))
+    before = observe(model, cost, images.batches(200))
+    found = calibrate(model, cost, lambda: images.batches(200), before.mean_macs, "same")
+    after = observe(model, cost, images.batches(200))
+    assert found.realised == pytest.approx(before.mean_macs, rel=2e-3)
+    assert (after.kept - before.kept).abs().double().mean() < 0.05
+    shares = {layer.threshold.item() for _, layer in gated_layers(trained)}
+    assert len(shares) > 1
+
+
 def test_budgets_that_cannot_be_met_leave_the_thresholds(trained: nn.Module, digits: ImageSet) -> None:
     model = copy.deepcopy(trained)
     cost = cost_of(model)

@@ -13,10 +13,10 @@ from prunekit.methods.manidp.assess import GateResult, assess
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.objective import gram, pooled
 from prunekit.methods.manidp.record import Record, observe, watched
-from prunekit.methods.manidp.thresholds import ordered_saliencies, thresholds_at
+from prunekit.methods.manidp.thresholds import SPAN, Thresholds
 from prunekit.surgery.gated import GatedConv, gated_layers
 
-_QUANTILES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_SHIFTS = (-SPAN, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 _SWEPT = 2000  # images at each point of the sweep
 _ALIGNED = 256  # images whose manifolds are compared
 
@@ -60,10 +60,10 @@ def portray(model: nn.Module, cost: DynamicCost, images: ImageSet) -> Portrait:
 def _sweep(model: nn.Module, cost: DynamicCost, images: ImageSet) -> tuple[tuple[float, float], ...]:
     layers = [layer for _, layer in gated_layers(model)]
     before = [layer.threshold.clone() for layer in layers]
-    ordered = ordered_saliencies(observe(model, cost, images.batches(250), saliencies=True))
+    family = Thresholds.around(model, observe(model, cost, images.batches(250), saliencies=True))
     points = []
-    for quantile in _QUANTILES:
-        for layer, value in zip(layers, thresholds_at(ordered, quantile), strict=True):
+    for shift in _SHIFTS:
+        for layer, value in zip(layers, family.at(shift), strict=True):
             layer.threshold.fill_(value)
         found = observe(model, cost, images.batches(250))
         points.append((found.mean_macs, found.accuracy))

@@ -1,12 +1,14 @@
 """Thresholds for a budget, found on calibration images.
 
-Every layer's threshold is the same quantile of the saliencies that it gave on these images; the quantile is found by
-bisection on the mean MACs. Thresholds change what later gates see, so the saliencies are measured again until the mean
-MACs that the network really has meet the target.
+Every layer's threshold is a quantile of the saliencies that it gave on these images. The thresholds of training say
+which quantile each layer starts from, and the odds of all are multiplied by one number, found by bisection on the mean
+MACs: a network that meets the target already keeps its thresholds, and one without any gets the same quantile
+everywhere. Thresholds change what later gates see, so the MACs are measured again until they meet the target.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,9 @@ from prunekit.methods.manidp.record import Record, observe
 from prunekit.surgery.gated import gated_layers
 
 _ROUNDS = 8
-_HALVINGS = 20
+_HALVINGS = 30
+SPAN = 40.0  # shifts further than this close, or open, everything
+_NONE = 1e-3  # a layer that closes nothing counts as closing this share
 _CLOSE = 0.002  # of the target: near enough
 _REFUSED = 0.02  # of the target: too far
 FEWEST = 64  # images
@@ -31,7 +35,7 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
 @dataclass(frozen=True)
 class Calibration:
     """Thresholds that meet a budget: `target` and the `realised` mean MACs on the calibration images, gates not
-    counted; `thresholds` and the realised share of kept channels by layer; the quantile that all thresholds are.
+    counted; `thresholds` and the realised share of kept channels by layer; the mean quantile that the thresholds are.
     """
 
     target: float
@@ -87,19 +91,22 @@ def _search(model: nn.Module, cost: DynamicCost, batches: Batches, target: float
     first = observe(model, cost, batches(), saliencies=True)
     if len(first.kept) < FEWEST:
         raise InputError(f"{len(first.kept)} images are too few to set thresholds by", hint=f"give at least {FEWEST}")
-    ordered = ordered_saliencies(first)
+    family = Thresholds.around(model, first)
     aim, best = target, None
+    low, high = -SPAN, SPAN  # shifts known to cost too much, and little enough
     for _ in range(_ROUNDS):
-        quantile = _quantile(ordered, first.saliencies, cost, aim)
-        values = thresholds_at(ordered, quantile)
+        shift = _shift(family, first.saliencies, cost, aim)
+        shift = shift if low < shift < high else (low + high) / 2
+        values = family.at(shift)
         for layer, value in zip(layers.values(), values, strict=True):
             layer.threshold.fill_(value)
         record = observe(model, cost, batches())
-        found = _calibration(target, quantile, values, record, cost)
+        found = _calibration(target, family.quantile(shift), values, record, cost)
         if best is None or abs(found.realised - target) < abs(best.realised - target):
             best = found
         if abs(best.realised - target) <= _CLOSE * target:
             break
+        low, high = (shift, high) if found.realised > target else (low, shift)
         aim += target - found.realised
     assert best is not None
     if abs(best.realised - target) > _REFUSED * target:
@@ -110,12 +117,12 @@ def _search(model: nn.Module, cost: DynamicCost, batches: Batches, target: float
     return best
 
 
-def _quantile(ordered: list[Tensor], saliencies: tuple[Tensor, ...], cost: DynamicCost, aim: float) -> float:
-    """The quantile at which these saliencies would cost at most `aim` MACs on average."""
-    low, high = 0.0, 1.0
+def _shift(family: Thresholds, saliencies: tuple[Tensor, ...], cost: DynamicCost, aim: float) -> float:
+    """The shift at which these saliencies would cost at most `aim` MACs on average."""
+    low, high = -SPAN, SPAN
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        limits = thresholds_at(ordered, middle)
+        limits = family.at(middle)
         kept = [((pi >= limit) & (pi > 0)).sum(1) for pi, limit in zip(saliencies, limits, strict=True)]
         if float(cost.macs(torch.stack(kept, 1)).mean()) > aim:
             low = middle
@@ -124,18 +131,46 @@ def _quantile(ordered: list[Tensor], saliencies: tuple[Tensor, ...], cost: Dynam
     return high
 
 
-def ordered_saliencies(record: Record) -> list[Tensor]:
-    """All saliencies of each layer, ascending."""
-    return [pi.flatten().sort().values for pi in record.saliencies]
+@dataclass(frozen=True)
+class Thresholds:
+    """Thresholds for any budget: in each layer a quantile of its saliencies, whose log-odds differ from those of the
+    present threshold by a shift that all layers share. `ordered` holds each layer's saliencies, ascending.
+    """
+
+    ordered: tuple[Tensor, ...]
+    odds: tuple[float, ...]
+
+    @classmethod
+    def around(cls, model: nn.Module, record: Record) -> Thresholds:
+        """Around the present thresholds of `model`, whose saliencies `record` holds."""
+        ordered = tuple(pi.flatten().sort().values for pi in record.saliencies)
+        odds = []
+        for (_, layer), values in zip(gated_layers(model), ordered, strict=True):
+            below = float((values < layer.threshold.to(values)).double().mean())
+            odds.append(_log_odds(min(max(below, _NONE), 1 - _NONE)))
+        return cls(ordered, tuple(odds))
+
+    def at(self, shift: float) -> list[float]:
+        """The threshold of each layer; past its last saliency, more than any."""
+        places = [
+            int(_share(odds + shift) * len(values) + 1e-6) for values, odds in zip(self.ordered, self.odds, strict=True)
+        ]
+        return [
+            float(values[place]) if place < len(values) else float(values[-1]) * 2 + 1
+            for values, place in zip(self.ordered, places, strict=True)
+        ]
+
+    def quantile(self, shift: float) -> float:
+        """The mean of the layers' quantiles."""
+        return sum(_share(odds + shift) for odds in self.odds) / len(self.odds)
 
 
-def thresholds_at(ordered: list[Tensor], quantile: float) -> list[float]:
-    """That quantile of each layer's saliencies; past the last, more than any."""
-    places = [int(quantile * len(values)) for values in ordered]
-    return [
-        float(values[place]) if place < len(values) else float(values[-1]) * 2 + 1
-        for values, place in zip(ordered, places, strict=True)
-    ]
+def _log_odds(share: float) -> float:
+    return math.log(share / (1 - share))
+
+
+def _share(odds: float) -> float:
+    return 1 / (1 + math.exp(-odds))
 
 
 def _calibration(target: float, quantile: float, values: list[float], record: Record, cost: DynamicCost) -> Calibration:
