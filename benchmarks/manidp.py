@@ -2,10 +2,11 @@
 
     python benchmarks/manidp.py resnet20 --start resnet20-12fca82f.th --data path/to/cifar10 --folder runs/manidp20
 
-Every variant (both losses, one, neither) is trained alike from the same network and calibrated to the MACs of the
-static control: L1-norm pruning, restored from images, tuned with the same settings for as long. The dynamic control
-keeps equally many channels for every image (Gao et al., "Dynamic Channel Pruning: Feature Boosting and Suppression",
-ICLR 2019), on the network trained without either loss. Finished steps are kept in the folder; the same command goes on.
+Every variant (both losses, one, neither, and gates that stay constant) is trained alike from the same network and
+calibrated to the MACs of the static control: L1-norm pruning, restored from images, tuned with the same settings for as
+long. The dynamic control keeps equally many channels for every image (Gao et al., "Dynamic Channel Pruning: Feature
+Boosting and Suppression", ICLR 2019), on the network trained without either loss. Finished steps are kept in the folder;
+the same command goes on.
 
 The paper's rows (a GPU is wanted):
 
@@ -68,7 +69,10 @@ class Row:
 _PAPER = TrainConfig(epochs=400, batch_size=128, lr=0.05, weight_decay=5e-4, precision="bf16")
 ROWS = {
     "resnet20": Row(
-        "resnet20_cifar", replace(_PAPER, epochs=3, precision="off"), GateRecipe(keep=0.6, ramp=0.6, renew=20), IMAGENET
+        "resnet20_cifar",
+        replace(_PAPER, epochs=3, precision="off"),
+        GateRecipe(keep=0.61, complexity=0.5, similarity=0.1, renew=40, start="informed", gate_rate=0.02),
+        IMAGENET,
     ),
     "resnet20-paper": Row("resnet20_cifar", _PAPER, GateRecipe(keep=0.65), IMAGENET),
     "resnet56-paper": Row("resnet56_cifar", _PAPER, GateRecipe(keep=0.6), CIFAR, {"shortcut": "conv", "relu": "input"}),
@@ -78,6 +82,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "neither": {"no_complexity": True, "no_similarity": True},
     "complexity": {"no_similarity": True},
     "similarity": {"no_complexity": True},
+    "constant": {"no_complexity": True, "no_similarity": True, "gate_rate": 0.0},
 }
 
 
@@ -158,14 +163,24 @@ def run(options: argparse.Namespace) -> None:
         pk.open_data(options.data, "test", input_spec=row.input),
     )
     dense = pk.evaluate(bench.start, bench.test_set)
-    results: list[dict[str, Any]] = [{"label": "baseline", "accuracy": dense.accuracy, "macs": dense.macs}]
+    _store(options, [{"label": "baseline", "accuracy": dense.accuracy, "macs": dense.macs}])
     for name in options.only or [*VARIANTS, "static"]:
         if name == "static":
             found = pk.evaluate(bench.static(), bench.test_set)
-            results.append({"label": "static control", "accuracy": found.accuracy, "macs": found.macs})
+            lines = [{"label": "static control", "accuracy": found.accuracy, "macs": found.macs}]
         else:
-            results += _dynamic(bench, name, options.target_macs)
-        _report(options, results)
+            lines = _dynamic(bench, name, options.target_macs)
+        _report(options, _store(options, lines))
+
+
+def _store(options: argparse.Namespace, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All results of the folder, with these in the place of what they repeat."""
+    path = options.folder / "results.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
+    results = list({line["label"]: line for line in [*earlier, *lines]}.values())
+    document = {"schema": "prunekit.bench.manidp", "version": 1, "row": options.row, "results": results}
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return results
 
 
 def _dynamic(bench: Bench, name: str, target: float) -> list[dict[str, Any]]:
@@ -232,8 +247,6 @@ def _report(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
             "" if rank is None else f"{rank:.3f}",
         )
     Console(width=120).print(table)
-    document = {"schema": "prunekit.bench.manidp", "version": 1, "row": options.row, "results": results}
-    (options.folder / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
