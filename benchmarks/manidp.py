@@ -5,7 +5,7 @@
 Every variant (both losses, one, neither, and gates that stay constant) is trained alike from the same network and
 calibrated to the MACs of the static control: L1-norm pruning, restored from images, tuned with the same settings for as
 long. The dynamic control keeps equally many channels for every image (Gao et al., "Dynamic Channel Pruning: Feature
-Boosting and Suppression", ICLR 2019), on the network trained without either loss. Finished steps are kept in the folder;
+Boosting and Suppression", ICLR 2019), on the network trained without either loss. Finished steps stay in the folder;
 the same command goes on.
 
 The paper's rows (a GPU is wanted):
