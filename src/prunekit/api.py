@@ -24,7 +24,8 @@ from prunekit.surgery.gated import gated_layers
 from prunekit.surgery.trace import example_of
 
 if TYPE_CHECKING:
-    from prunekit.checkpoint.export import Batch, Exported
+    from prunekit.checkpoint.export import Exported
+    from prunekit.checkpoint.parity import Batch
 
 
 @dataclass(frozen=True)
