@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.checkpoint import formats
+from prunekit.checkpoint.exported import ExportedProgram
 from prunekit.checkpoint.parity import TOLERANCE, Batch, Parity, compare, require
 from prunekit.checkpoint.runtimes import OnnxModel, stranger
 from prunekit.checkpoint.write import atomic_write, check_target
@@ -114,12 +115,15 @@ def exported(
 
 def written(model: nn.Module, x: Tensor, format: Format, options: ExportOptions) -> Written:
     """The content of a file, not compared with anything yet."""
+    if isinstance(model, ExportedProgram) and model.batch not in (None, options.fixed_batch):
+        raise InputError(f"this program takes batches of {model.batch} alone", hint=f"add --fixed-batch {model.batch}")
     plain, example, folded = _exportable(model, x, options)
+    free = () if options.fixed_batch else (0,)
     about = formats.about(origin_of(model))
     if format == "onnx":
-        content, opset = formats.to_onnx(plain, example, options.fixed_batch, options.opset, about)
+        content, opset = formats.to_onnx(plain, example, free, options.opset, about)
         return Written(format, content, folded, opset)
-    return Written(format, formats.to_pt2(plain, example, options.fixed_batch, about), folded, None)
+    return Written(format, formats.to_pt2(plain, example, free, about), folded, None)
 
 
 def format_of(path: str | Path) -> Format:

@@ -41,8 +41,13 @@ def save(
 
 
 def to_bytes(model: nn.Module, arch: str | None = None) -> bytes:
-    """The artefact that `save` writes."""
+    """The artefact that `save` writes; an exported program stays one."""
+    from prunekit.checkpoint import reexport
+    from prunekit.checkpoint.exported import ExportedProgram
     from prunekit.surgery import structure
+
+    if isinstance(model, ExportedProgram):
+        return reexport.to_bytes(model)
 
     origin = origin_of(model) or Origin("")
     if arch is not None:

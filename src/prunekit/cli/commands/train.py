@@ -13,7 +13,7 @@ import typer
 from prunekit.cli.build import Command
 from prunekit.cli.events import sinks
 from prunekit.cli.history import remember_run
-from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
+from prunekit.cli.models import STREAM, check_kind, output_path, read_model, spec_of, write_model
 from prunekit.cli.options import DATA, READING, DataOptions, OutputOptions, ReadingOptions, input_spec, option
 from prunekit.errors import InputError
 from prunekit.recipe import TrainConfig
@@ -121,6 +121,7 @@ def prepare(
     target = Path(output_path(source or str(reading.arch), where, suffix, output))
     if source is not None:
         model, _ = read_model(source, reading)
+        check_kind(model, str(target))
         train_set = data.open(output, "train", spec_of(model), reading)
     else:
         model, train_set = _from_scratch(output, data, config, reading)
