@@ -95,11 +95,7 @@ def run(
             force=where.force,
             on_event=sink,
         )
-    remember_run(job.model, job.train_set, config, result)
-    write_model(job.model, str(job.target), output, force=where.force)
-    if output.first:
-        job.state.unlink(missing_ok=True)
-    finish(output, job, result, config)
+    finish(output, job, job.model, result, config, force=where.force)
 
 
 def prepare(
@@ -172,13 +168,22 @@ def _show(output: Output, job: Job, config: TrainConfig) -> None:
 def finish(
     output: Output,
     job: Job,
+    trained: nn.Module,
     result: TrainResult,
     config: TrainConfig,
     *,
+    force: bool,
     name: str = "train",
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Say how a run went; `facts` are what its document `name` holds beside what all runs have."""
+    """Write the artefact of a run, drop its state, and say how it went.
+
+    `facts` are what its document `name` holds beside what all runs have.
+    """
+    remember_run(trained, job.train_set, config, result)
+    write_model(trained, str(job.target), output, force=force)
+    if output.first:
+        job.state.unlink(missing_ok=True)
     last = result.history[-1]
     if output.json:
         fields = {
