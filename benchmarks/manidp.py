@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from steps import kept
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -49,7 +50,7 @@ from prunekit.methods.manidp.thresholds import calibrate
 from prunekit.recipe import TrainConfig
 from prunekit.spec import InputSpec
 from prunekit.surgery.gated import GatedConv, gated_layers
-from prunekit.training import EpochEvent, train
+from prunekit.training import train
 
 IMAGENET = InputSpec((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = InputSpec((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -106,47 +107,24 @@ class Bench:
 
     def gated(self, name: str, recipe: GateRecipe) -> nn.Module:
         """The network with gates trained by `recipe`, from the folder where that is done already."""
-        done, state = self.folder / f"{name}.pt", self.folder / f"{name}.state"
-        if done.exists():
-            return pk.load(done)
-        model = add_gates(self.start, recipe)
-        fit(
-            model,
-            recipe,
-            self.row.training,
-            self.train_set,
-            state_path=state,
-            resume=state.exists(),
-            on_event=_say(name),
-        )
-        pk.save(model, done, force=True)
-        return model
+
+        def gate(**run: Any) -> nn.Module:
+            model = add_gates(self.start, recipe)
+            fit(model, recipe, self.row.training, self.train_set, **run)
+            return model
+
+        return kept(self.folder, name, gate)
 
     def static(self) -> nn.Module:
         """The static control, tuned."""
-        done, state = self.folder / "static.pt", self.folder / "static.state"
-        if done.exists():
-            return pk.load(done)
-        images = next(self.train_set.sample(1000, seed=0).batches(1000))[0]
-        small = pk.prune("merge", self.start, ratio=0.5, criterion="l1-norm", images=images).model
-        train(
-            small,
-            self.row.training,
-            self.train_set,
-            state_path=state,
-            resume=state.exists(),
-            on_event=_say("static"),
-        )
-        pk.save(small, done, force=True)
-        return small
 
+        def tune(**run: Any) -> nn.Module:
+            images = next(self.train_set.sample(1000, seed=0).batches(1000))[0]
+            small = pk.prune("merge", self.start, ratio=0.5, criterion="l1-norm", images=images).model
+            train(small, self.row.training, self.train_set, **run)
+            return small
 
-def _say(name: str) -> Any:
-    def show(event: Any) -> None:
-        if isinstance(event, EpochEvent):
-            print(f"{name}: {event}", flush=True)
-
-    return show
+        return kept(self.folder, "static", tune)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from steps import kept
 
 import prunekit as pk
 from prunekit import models
 from prunekit.data import ImageSet
 from prunekit.spec import InputSpec
-from prunekit.training import EpochEvent, TrainConfig, train
+from prunekit.training import TrainConfig, train
 
 IMAGENET = InputSpec((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -92,21 +93,12 @@ class Bench:
 
     def trained(self, name: str, model: torch.nn.Module, settings: dict[str, Any]) -> torch.nn.Module:
         """`model` after training, from the folder where that is done already."""
-        done, state = self.folder / f"{name}.pt", self.folder / f"{name}.state"
-        if done.exists():
-            return pk.load(done)
-        config = TrainConfig(**settings)
-        train(model, config, self.train_set, state_path=state, resume=state.exists(), on_event=_say(name))
-        pk.save(model, done, force=True)
-        return model
 
+        def fit(**run: Any) -> torch.nn.Module:
+            train(model, TrainConfig(**settings), self.train_set, **run)
+            return model
 
-def _say(name: str) -> Any:
-    def show(event: Any) -> None:
-        if isinstance(event, EpochEvent):
-            print(f"{name}: epoch {event.epoch}/{event.epochs} loss {event.loss:.4f}", flush=True)
-
-    return show
+        return kept(self.folder, name, fit)
 
 
 def main() -> None:

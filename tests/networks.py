@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import prunekit as pk
 from prunekit.errors import SurgeryError
+from prunekit.methods.manidp.fit import add_gates
+from prunekit.methods.manidp.recipe import GateRecipe
 from prunekit.plan import Keep, Plan
+from prunekit.spec import InputSpec, origin_of, remember
 from prunekit.surgery import Graph, balanced, resolve
+from prunekit.surgery.gated import GatedConv, gated_layers
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -55,6 +63,30 @@ def _leaves_every_layer_alive(graph: Graph, plan: Plan) -> bool:
     except SurgeryError:
         return False
     return True
+
+
+def gated(source: str | nn.Module, side: int, keep: float = 0.5, channels: int = 3) -> nn.Module:
+    """A network on small images whose gates say something, with about a share `keep` of the channels on."""
+    model = lively(pk.load(source) if isinstance(source, str) else source).float()
+    origin = origin_of(model)
+    assert origin is not None
+    remember(model, replace(origin, input=InputSpec((channels, side, side))))
+    model = add_gates(model, GateRecipe())
+    generator = torch.Generator().manual_seed(0)
+
+    def set_threshold(_: nn.Module, __: Any, pi: Tensor, *, layer: GatedConv) -> None:
+        layer.threshold.copy_(pi.flatten().quantile(1 - keep))
+
+    hooks = []
+    for _, layer in gated_layers(model):
+        nn.init.normal_(layer.gate.excite.weight, 0, 0.3 / layer.gate.excite.in_features, generator=generator)
+        nn.init.uniform_(layer.gate.excite.bias, 0.3, 0.9, generator=generator)
+        hooks.append(layer.gate.register_forward_hook(partial(set_threshold, layer=layer)))
+    with torch.no_grad():
+        model(torch.randn(8, channels, side, side, generator=generator))
+    for hook in hooks:
+        hook.remove()
+    return model
 
 
 class Residual(nn.Module):

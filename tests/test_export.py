@@ -18,6 +18,7 @@ import schemas
 from networks import lively, random_network
 from prunekit import models, surgery
 from prunekit.checkpoint import export as exporting
+from prunekit.checkpoint.parity import compare, require, sized
 from prunekit.checkpoint.runtimes import OnnxModel, stranger
 from prunekit.cli.app import run
 from prunekit.errors import CheckFailed, InputError, SurgeryError
@@ -165,19 +166,17 @@ def test_what_a_comparison_sees(found: Callable[[Tensor], Tensor], message: str)
             return self.change(torch.zeros(len(x), 10).index_fill(1, torch.tensor([3]), 4e-5))
 
     batches = [(torch.zeros(4, 1), torch.full((4,), 3)), (torch.zeros(2, 1), torch.full((2,), 3))]
-    same = exporting.compare(Constant(lambda y: y), Constant(lambda y: y), batches)
+    same = compare(Constant(lambda y: y), Constant(lambda y: y), batches)
     assert (same.difference, same.agreement, same.images, same.accuracy) == (0, 1, 6, 1)
     with pytest.raises(CheckFailed, match=message):
-        exporting._require(
-            exporting.compare(Constant(lambda y: y), Constant(found), batches), exporting.ExportOptions()
-        )
+        require(compare(Constant(lambda y: y), Constant(found), batches))
 
 
 def test_images_are_cut_to_the_one_batch_size() -> None:
     batches = [(torch.arange(5.0)[:, None], torch.arange(5)), (torch.arange(5.0, 8)[:, None], torch.arange(5, 8))]
-    sized = list(exporting._sized(batches, 3))
-    assert [labels.tolist() for _, labels in sized if labels is not None] == [[0, 1, 2], [3, 4, 5]]
-    assert all(torch.equal(images.flatten(), labels.float()) for images, labels in sized if labels is not None)
+    cut = list(sized(batches, 3))
+    assert [labels.tolist() for _, labels in cut if labels is not None] == [[0, 1, 2], [3, 4, 5]]
+    assert all(torch.equal(images.flatten(), labels.float()) for images, labels in cut if labels is not None)
 
 
 def test_bad_input(small: nn.Module, tmp_path: Path) -> None:

@@ -3,50 +3,21 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import prunekit as pk
-from networks import lively
+from networks import gated
 from prunekit.errors import InputError
 from prunekit.methods.manidp.costs import dynamic_cost, graph_of
-from prunekit.methods.manidp.fit import add_gates
-from prunekit.methods.manidp.recipe import GateRecipe
 from prunekit.methods.manidp.runtimes import choose
 from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed, k_means
 from prunekit.methods.manidp.runtimes.gather import GatheredConv, gathered
-from prunekit.spec import InputSpec, origin_of, remember
 from prunekit.surgery.buckets import NAME, BucketTable
-from prunekit.surgery.gated import GatedConv, gated_layers
-
-
-def gated(name: str, side: int, keep: float = 0.5) -> nn.Module:
-    """A network on small images whose gates say something, with about a share `keep` of the channels on."""
-    model = lively(pk.load(name)).float()
-    origin = origin_of(model)
-    assert origin is not None
-    remember(model, replace(origin, input=InputSpec((3, side, side))))
-    model = add_gates(model, GateRecipe())
-    generator = torch.Generator().manual_seed(0)
-
-    def set_threshold(_: nn.Module, __: Any, pi: Tensor, *, layer: GatedConv) -> None:
-        layer.threshold.copy_(pi.flatten().quantile(1 - keep))
-
-    hooks = []
-    for _, layer in gated_layers(model):
-        nn.init.normal_(layer.gate.excite.weight, 0, 0.3 / layer.gate.excite.in_features, generator=generator)
-        nn.init.uniform_(layer.gate.excite.bias, 0.3, 0.9, generator=generator)
-        hooks.append(layer.gate.register_forward_hook(partial(set_threshold, layer=layer)))
-    with torch.no_grad():
-        model(torch.randn(8, 3, side, side, generator=generator))
-    for hook in hooks:
-        hook.remove()
-    return model
+from prunekit.surgery.gated import gated_layers
 
 
 def always_gather(runner: nn.Module) -> nn.Module:

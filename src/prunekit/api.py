@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,7 +24,8 @@ from prunekit.surgery.gated import gated_layers
 from prunekit.surgery.trace import example_of
 
 if TYPE_CHECKING:
-    from prunekit.checkpoint.export import Batch, Exported
+    from prunekit.checkpoint.export import Exported
+    from prunekit.checkpoint.parity import Batch
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,28 @@ def prune(
     config = config or make_config(name, **settings)
     example = _example(model, x)
     started = time.perf_counter()
-    if images is None:
-        # Sizes written into the code are rare, and looking for them takes a third of the time.
-        with contextlib.suppress(SurgeryError):
-            return _prune(method, model, surgery.trace(model, example, probe=False), config, None, started)
-    return _prune(method, model, surgery.trace(model, example), config, images, started)
+    with _explained(model):
+        if images is None:
+            # Sizes written into the code are rare, and looking for them takes a third of the time.
+            with contextlib.suppress(SurgeryError):
+                return _prune(method, model, surgery.trace(model, example, probe=False), config, None, started)
+        return _prune(method, model, surgery.trace(model, example), config, images, started)
+
+
+@contextlib.contextmanager
+def _explained(model: nn.Module) -> Iterator[None]:
+    """Say why an exported program may be refused where its network is not."""
+    from prunekit.checkpoint.exported import ExportedProgram
+
+    try:
+        yield
+    except (InputError, SurgeryError) as error:
+        if isinstance(model, ExportedProgram):
+            error.hint = (
+                "an exported program has sizes written into it; the checkpoint with its architecture (--arch) may be "
+                "pruned where it cannot"
+            )
+        raise
 
 
 def _prune(
@@ -229,6 +247,8 @@ def export(
 
 def _example(model: nn.Module, x: Any, plan: Plan | None = None) -> Any:
     """The example input: as given, or as the plan or the model remembers it."""
+    from prunekit.checkpoint.exported import filled
+
     if x is not None:
         return x
     if plan is not None and plan.example:
@@ -236,4 +256,4 @@ def _example(model: nn.Module, x: Any, plan: Plan | None = None) -> Any:
     origin = origin_of(model)
     if origin is None or origin.input is None:
         raise InputError("an example input is needed: this model does not say what it reads", hint="pass x=...")
-    return example_of(model, (1, *origin.input.shape))
+    return filled(model, example_of(model, (1, *origin.input.shape)))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from prunekit.checkpoint.exported import filled
 from prunekit.data import ImageSet, check_classes
 from prunekit.errors import InputError
 from prunekit.spec import origin_of
@@ -106,7 +107,7 @@ def evaluate(
     runs out.
     """
     inputs = _inputs(model, data, example)
-    measured = cost.measure(model, inputs if len(inputs) > 1 else inputs[0])
+    measured = cost.measure(model, inputs if len(inputs) > 1 else filled(model, inputs[0]))
     subject = _prepared(model, inputs, device)
     with _evaluating(subject):
         score = accuracy(subject, data, batch_size=batch_size, on_progress=on_progress) if data is not None else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.checkpoint import formats
+from prunekit.checkpoint.exported import ExportedProgram
+from prunekit.checkpoint.parity import TOLERANCE, Batch, Parity, compare, require
 from prunekit.checkpoint.runtimes import OnnxModel, stranger
 from prunekit.checkpoint.write import atomic_write, check_target
-from prunekit.errors import CheckFailed, InputError, unknown_name
+from prunekit.errors import InputError, unknown_name
 from prunekit.spec import origin_of
 from prunekit.surgery import trace
+from prunekit.surgery.buckets import NAME
 from prunekit.surgery.norms import fold_batch_norms
 
 Format = Literal["onnx", "pt2"]
 FORMATS: tuple[Format, ...] = ("onnx", "pt2")
-TOLERANCE = 1e-4
-
-Batch = tuple[Tensor, Tensor | None]
-"""Images `(N, ...)`, normalised, and their labels `(N,)` where they are known."""
 
 
 @dataclass(frozen=True)
@@ -46,31 +44,25 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How a file's outputs compare with the network's, over `images` inputs.
-
-    `difference` is max |difference of outputs|, `scale` max |output| of the network, `agreement` the share of images
-    with the same top class (None where the outputs are not `(N, classes)`). With labels, `accuracy` is the network's
-    and `exported_accuracy` the file's; all shares are from 0 to 1.
-    """
-
-    difference: float
-    scale: float
-    agreement: float | None
-    images: int
-    accuracy: float | None = None
-    exported_accuracy: float | None = None
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written: `content` is the whole file, `folded` the batch norms that are now part of convolutions."""
+class Written:
+    """A file's `content`, and the batch norms that are now part of convolutions."""
 
     format: Format
     content: bytes
-    parity: Parity
     folded: tuple[str, ...]
     opset: int | None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.content)
+
+
+@dataclass(frozen=True)
+class Exported(Written):
+    """A file, and how it compares with its network."""
+
+    parity: Parity
 
 
 def export(
@@ -112,18 +104,26 @@ def exported(
     model: nn.Module, x: Tensor, format: Format, options: ExportOptions, images: Iterable[Batch] | None = None
 ) -> Exported:
     """The file's content, checked; see `export`."""
+    done = written(model, x, format, options)
+    reference = copy.deepcopy(model).cpu().eval()
+    with running(done.content, format, model) as runtime:
+        batches = images if images is not None else random_batches(model, x, options.fixed_batch)
+        parity = compare(reference, runtime, batches, options.fixed_batch, options.tolerance)
+    require(parity, options.tolerance, options.min_agreement)
+    return Exported(**vars(done), parity=parity)
+
+
+def written(model: nn.Module, x: Tensor, format: Format, options: ExportOptions) -> Written:
+    """The content of a file, not compared with anything yet."""
+    if isinstance(model, ExportedProgram) and model.batch not in (None, options.fixed_batch):
+        raise InputError(f"this program takes batches of {model.batch} alone", hint=f"add --fixed-batch {model.batch}")
     plain, example, folded = _exportable(model, x, options)
+    free = () if options.fixed_batch else (0,)
     about = formats.about(origin_of(model))
     if format == "onnx":
-        content, opset = formats.to_onnx(plain, example, options.fixed_batch, options.opset, about)
-    else:
-        content, opset = formats.to_pt2(plain, example, options.fixed_batch, about), None
-    reference = copy.deepcopy(model).cpu().eval()
-    batches = images if images is not None else _random(example, options.fixed_batch)
-    with _running(content, format, model) as runtime:
-        parity = compare(reference, runtime, batches, options.fixed_batch)
-    _require(parity, options)
-    return Exported(format, content, parity, folded, opset)
+        content, opset = formats.to_onnx(plain, example, free, options.opset, about)
+        return Written(format, content, folded, opset)
+    return Written(format, formats.to_pt2(plain, example, free, about), folded, None)
 
 
 def format_of(path: str | Path) -> Format:
@@ -140,93 +140,33 @@ def format_of(path: str | Path) -> Format:
     return found
 
 
-def compare(model: nn.Module, runtime: nn.Module, batches: Iterable[Batch], fixed_batch: int | None = None) -> Parity:
-    """Run both on the same inputs, in batches of `fixed_batch` where the file takes no other size."""
-    tally = _Tally()
-    with torch.inference_mode():
-        for images, labels in _sized(batches, fixed_batch):
-            tally.add(model(images), runtime(images), labels)
-    return tally.parity()
-
-
-class _Tally:
-    """What has been compared so far."""
-
-    def __init__(self) -> None:
-        self.difference = self.scale = 0.0
-        self.seen = self.same = self.labelled = self.right = self.exported_right = 0
-        self.classifies = True
-
-    def add(self, wanted: Tensor, found: Tensor, labels: Tensor | None) -> None:
-        """One batch of outputs, `wanted` from the network and `found` from the file."""
-        if wanted.shape != found.shape:
-            shapes = f"{tuple(found.shape)} instead of {tuple(wanted.shape)}"
-            raise CheckFailed(f"the exported network gives outputs of shape {shapes}; nothing was written")
-        # a comparison with NaN is never true: let it show as an infinite difference
-        gap = float((wanted.double() - found.double()).abs().max())
-        self.difference = max(self.difference, gap if math.isfinite(gap) else math.inf)
-        self.scale = max(self.scale, float(wanted.abs().max()))
-        self.seen += len(wanted)
-        self.classifies = self.classifies and wanted.dim() == 2
-        if self.classifies:
-            first, second = wanted.argmax(1), found.argmax(1)
-            self.same += int((first == second).sum())
-            if labels is not None:
-                self.labelled += len(labels)
-                self.right += int((first == labels).sum())
-                self.exported_right += int((second == labels).sum())
-
-    def parity(self) -> Parity:
-        """The comparison as a whole."""
-        if not self.seen:
-            raise InputError("there are no images to compare the exported network on")
-        labelled = self.labelled == self.seen
-        return Parity(
-            difference=self.difference,
-            scale=self.scale,
-            agreement=self.same / self.seen if self.classifies else None,
-            images=self.seen,
-            accuracy=self.right / self.seen if labelled else None,
-            exported_accuracy=self.exported_right / self.seen if labelled else None,
-        )
-
-
 def _exportable(model: nn.Module, x: Tensor, options: ExportOptions) -> tuple[nn.Module, Tensor, tuple[str, ...]]:
     """A plain copy for inference on the CPU, an example input for it, and the batch norms that were folded."""
     plain = copy.deepcopy(model).cpu().eval()
-    kind = next((p.dtype for p in plain.parameters() if p.is_floating_point()), torch.float32)
-    size = (options.fixed_batch or 2, *x.shape[1:])
-    example = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(kind)
+    if hasattr(plain, NAME):  # the table of a gated network's sub-networks, which its own forward does not read
+        delattr(plain, NAME)
+    example = _example(model, x, options.fixed_batch or 2)
     if not options.fold_bn:
         return plain, example, ()
     small, folded = fold_batch_norms(plain, trace(plain, example, probe=False))
     return small, example, folded
 
 
-def _random(example: Tensor, fixed_batch: int | None) -> Iterator[Batch]:
-    """Random inputs, in batches of other sizes than the one that the network was exported with."""
+def _example(model: nn.Module, x: Tensor, size: int) -> Tensor:
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return torch.randn((size, *x.shape[1:]), generator=torch.Generator().manual_seed(0)).to(kind)
+
+
+def random_batches(model: nn.Module, x: Tensor, fixed_batch: int | None) -> Iterator[Batch]:
+    """Random inputs shaped like `x`, in batches of other sizes than the one that the network is exported with."""
     generator = torch.Generator().manual_seed(1)
     for size in [fixed_batch] * 8 if fixed_batch else [1, 21, 21, 21]:
-        yield torch.randn((size, *example.shape[1:]), generator=generator).to(example), None
-
-
-def _sized(batches: Iterable[Batch], size: int | None) -> Iterator[Batch]:
-    """The same images in batches of the one `size` that the file takes; a rest that fills none is left out."""
-    if size is None:
-        yield from batches
-        return
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch, named in batches:
-        images += batch.unbind()
-        labels += named.unbind() if named is not None else []
-        while len(images) >= size:
-            yield torch.stack(images[:size]), torch.stack(labels[:size]) if labels else None
-            del images[:size], labels[:size]
+        yield torch.randn((size, *x.shape[1:]), generator=generator).to(_example(model, x, 1)), None
 
 
 @contextlib.contextmanager
-def _running(content: bytes, format: Format, model: nn.Module) -> Iterator[nn.Module]:
+def running(content: bytes, format: Format, model: nn.Module) -> Iterator[nn.Module]:
+    """The file of `model` as its users will run it."""
     if format == "onnx":
         yield OnnxModel(content)
         return
@@ -240,19 +180,3 @@ def _package_of(model: nn.Module) -> list[str]:
     module, _, function = (origin.arch if origin else "").partition(":")
     package = module.partition(".")[0]
     return [package] if function and package.isidentifier() and package != "torchvision" else []
-
-
-def _require(parity: Parity, options: ExportOptions) -> None:
-    allowed = options.tolerance * max(1.0, parity.scale)
-    if not parity.difference <= allowed:
-        raise CheckFailed(
-            f"the exported network's outputs differ from the model's by {parity.difference:.1e}, and {allowed:.1e} is "
-            "allowed; nothing was written",
-            hint="a larger --tolerance allows more",
-        )
-    if parity.agreement is not None and parity.agreement < options.min_agreement:
-        raise CheckFailed(
-            f"the exported network names {1 - parity.agreement:.2%} of {parity.images} images otherwise; nothing was "
-            "written",
-            hint="--min-agreement 0.999 allows a thousandth, where two classes are as good as tied",
-        )

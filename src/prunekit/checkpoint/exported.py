@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -10,23 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.checkpoint.exported_layers import Layer, agreeing, layer_of
 from prunekit.checkpoint.exported_ops import InputDevice, Ref, function, value
+from prunekit.errors import InputError
+from prunekit.spec import Origin
 
 
 @dataclass(frozen=True)
 class Step:
-    """One node: what is called, with which arguments, under which names the results go, and what is done with after."""
+    """One node: what is called, with which arguments, under which names the results go, and what is done with after.
+
+    With a `layer`, the name of a module, that module is called on `args` instead.
+    """
 
     call: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     results: tuple[Any, ...]
     release: tuple[str, ...]
+    layer: str = ""
 
 
 class ExportedProgram(nn.Module):
-    """Runs the graph of an exported program on its own weights, which keep their dotted names.
+    """Runs the graph of an exported program on its own weights, which keep their dotted names; layers are modules.
 
+    `inputs` are the names of what it takes, `sizes` those of the first (None where any will do).
     `batch` is the batch size that the program is fixed to, None when it takes any. Larger and smaller batches
     then run in chunks of that size, the last one filled up.
     """
@@ -46,14 +55,13 @@ class ExportedProgram(nn.Module):
             if kind == "user_input":
                 inputs.append(name)
             else:
-                path = content[_PATHS[kind]]
-                _attach(self, path, tensors[path])
-                self._bound[name] = path
-        self._inputs = tuple(inputs)
+                self._bound[name] = content[_PATHS[kind]]
+        self.inputs = tuple(inputs)
         self._outputs = tuple(
             value(spec["user_output"]["arg"]) for spec in signature["output_specs"] if "user_output" in spec
         )
-        self._steps = _steps(graph["nodes"], keep=_names(self._outputs))
+        steps = _steps(graph["nodes"], keep=_names(self._outputs))
+        self._steps = self._furnish(steps, graph["tensor_values"], tensors)
         _check_order(self._steps, self._outputs, {*inputs, *self._bound})
         self.sizes = _sizes(graph["tensor_values"][inputs[0]])
         # a program of several inputs, or of a size that is none, cannot be fed in chunks
@@ -61,11 +69,44 @@ class ExportedProgram(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """The program's output: one value, or a tuple of its values."""
-        if len(inputs) != len(self._inputs):
-            raise TypeError(f"the program takes {len(self._inputs)} inputs, {len(inputs)} given")
+        if len(inputs) != len(self.inputs):
+            raise TypeError(f"the program takes {len(self.inputs)} inputs, {len(inputs)} given")
         if self.batch is None or inputs[0].shape[0] == self.batch:
             return self._run(inputs)
         return self._run_in_chunks(inputs[0], self.batch)
+
+    def example(self, origin: Origin | None) -> Tensor:
+        """Random images that the program takes, `(N, ...)`, shaped as `origin` says where the program leaves it open.
+
+        Raises:
+            InputError: nobody says how large they are.
+        """
+        shape: tuple[int | None, ...] = origin.input.shape if origin and origin.input else self.sizes[1:]
+        if any(size is None for size in shape):
+            raise InputError(
+                "the program does not say how large its input is", hint="add --input-size, such as 3x224x224"
+            )
+        kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+        sizes = (self.batch or 2, *(size or 1 for size in shape))
+        return torch.randn(sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(kind)
+
+    def _furnish(
+        self, steps: tuple[Step, ...], values: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[Step, ...]:
+        """Register the weights, those of layers in modules of their kinds, and let the steps call these."""
+        found = [layer_of(step.call, step.args, step.kwargs, self._bound, tensors, values) for step in steps]
+        layers = agreeing(layer for layer in found if layer is not None)
+        for path in self._bound.values():
+            owner, _, leaf = path.rpartition(".")
+            _register(_at(self, owner, layers), leaf, tensors[path])
+        for name in layers:  # those without weights
+            _at(self, name, layers)
+        return tuple(
+            dataclasses.replace(step, args=(layer.reads,), kwargs={}, layer=layer.name)
+            if layer is not None and layer.name in layers
+            else step
+            for step, layer in zip(steps, found, strict=True)
+        )
 
     def _run_in_chunks(self, x: Tensor, size: int) -> Tensor:
         outputs = []
@@ -75,13 +116,18 @@ class ExportedProgram(nn.Module):
         return torch.cat(outputs)
 
     def _run(self, inputs: Iterable[Tensor]) -> Any:
-        values: dict[str, Any] = dict(zip(self._inputs, inputs, strict=True))
+        values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
         device = next(iter(values.values())).device
         values.update((name, attrgetter(path)(self)) for name, path in self._bound.items())
         for step in self._steps:
             args = [_look_up(arg, values, device) for arg in step.args]
             kwargs = {key: _look_up(arg, values, device) for key, arg in step.kwargs.items()}
-            outcome = step.call(*args, **kwargs)
+            if step.layer:
+                outcome = self.get_submodule(step.layer)(*args)
+                if len(step.results) > 1:  # statistics, which nothing reads in inference
+                    outcome = (outcome, *(None,) * (len(step.results) - 1))
+            else:
+                outcome = step.call(*args, **kwargs)
             _store(step.results, outcome, values)
             for name in step.release:
                 values.pop(name, None)
@@ -92,14 +138,26 @@ class ExportedProgram(nn.Module):
 _PATHS = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
 
 
-def _attach(root: nn.Module, path: str, tensor: Tensor) -> None:
-    """Register a parameter or buffer under its dotted name, making the modules on the way."""
-    *parents, leaf = path.split(".")
-    module = root
-    for part in parents:
+def filled(model: nn.Module, x: Tensor) -> Tensor:
+    """The example input `(1, ...)`, repeated to the batch size where `model` is a program that always runs so many:
+    its cost would else be that of a batch.
+    """
+    batch = model.batch if isinstance(model, ExportedProgram) else None
+    return x if batch is None else x[:1].repeat(batch, *(1,) * (x.dim() - 1))
+
+
+def _at(root: nn.Module, path: str, layers: Mapping[str, Layer]) -> nn.Module:
+    """The module at `path`; where there is none it is made, and all on the way, as the layers of these names are."""
+    module, parts = root, path.split(".") if path else []
+    for depth, part in enumerate(parts, start=1):
         if part not in module._modules:
-            module.add_module(part, nn.Module())
+            layer = layers.get(".".join(parts[:depth]))
+            module.add_module(part, nn.Module() if layer is None else layer.make())
         module = module.get_submodule(part)
+    return module
+
+
+def _register(module: nn.Module, leaf: str, tensor: Tensor) -> None:
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(leaf, tensor)
     else:

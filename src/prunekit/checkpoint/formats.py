@@ -7,11 +7,12 @@ names of the source files that it was made from, which the exporters would put i
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -25,29 +26,30 @@ _INPUT, _OUTPUT, _BATCH = "input", "output", "batch"
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
 
-def about(origin: Origin | None) -> str:
-    """What a file says about its network, as JSON: `arch`, `input` (shape, mean, std), `classes`."""
+def about(origin: Origin | None, *, history: bool = False) -> str:
+    """What a file says about its network, as JSON: `arch`, `input` (shape, mean, std), `classes`, perhaps `history`."""
     if origin is None:
         return "{}"
     spec = origin.input.to_json() if origin.input else None
-    return json.dumps({"arch": origin.arch, "input": spec, "classes": list(origin.classes)})
+    facts = {"arch": origin.arch, "input": spec, "classes": list(origin.classes)}
+    return json.dumps({**facts, "history": [dict(step) for step in origin.history]} if history else facts)
 
 
-def to_pt2(model: nn.Module, example: Tensor, fixed_batch: int | None, notes: str) -> bytes:
-    """The content of a `.pt2` file.
+def to_pt2(model: nn.Module, example: Tensor, free: Collection[int], notes: str) -> bytes:
+    """The content of a `.pt2` file whose input may have any size along the dimensions `free`; 0 is the batch.
 
     Raises:
         SurgeryError: torch cannot export the model.
     """
     buffer = io.BytesIO()
-    torch.export.save(_program(model, example, fixed_batch), buffer, extra_files={ABOUT: notes})
+    torch.export.save(_program(model, example, free), buffer, extra_files={ABOUT: notes})
     return buffer.getvalue()
 
 
 def to_onnx(
-    model: nn.Module, example: Tensor, fixed_batch: int | None, opset: int | None, notes: str
+    model: nn.Module, example: Tensor, free: Collection[int], opset: int | None, notes: str
 ) -> tuple[bytes, int]:
-    """The content of an ONNX file, and its operator set.
+    """The content of an ONNX file, and its operator set; `free` as in `to_pt2`.
 
     Raises:
         InputError: a package is missing, or the operator set cannot be reached.
@@ -58,7 +60,7 @@ def to_onnx(
     except ImportError as error:
         raise InputError("ONNX needs the package onnxscript", hint="pip install 'prunekit[onnx]'") from error
     del onnxscript  # torch.onnx imports it by itself; asking first gives the clearer error
-    program = _program(model, example, fixed_batch)
+    program = _program(model, example, free)
     with _silence():
         try:
             written = torch.onnx.export(
@@ -80,13 +82,15 @@ def to_onnx(
         raise SurgeryError(f"the model is too large for one ONNX file: {_short(error)}") from error
 
 
-def _program(model: nn.Module, example: Tensor, fixed_batch: int | None) -> Any:
-    free = None if fixed_batch else ({0: torch.export.Dim(_BATCH, min=1)},)
+def _program(model: nn.Module, example: Tensor, free: Collection[int]) -> Any:
+    sizes = {place: torch.export.Dim(_BATCH, min=1) if place == 0 else torch.export.Dim.AUTO for place in free}
+    (first, *_) = inspect.signature(model.forward).parameters.values()
+    shapes = ((sizes,),) if first.kind is first.VAR_POSITIONAL else (sizes,)
     try:
         with torch.no_grad():
-            program = torch.export.export(model, (example,), dynamic_shapes=free)
+            program = torch.export.export(model, (example,), dynamic_shapes=shapes if free else None)
     except Exception as error:  # what torch.export raises is of many kinds, and says why
-        hint = "--fixed-batch 1 exports what works for one batch size alone" if free else None
+        hint = "--fixed-batch 1 exports what works for one batch size alone" if 0 in free else None
         raise SurgeryError(f"the model cannot be exported: {_short(error)}", hint=hint) from error
     for node in program.graph.nodes:
         for key in _TRACES:

@@ -191,6 +191,7 @@ def _read_exported(stream: BinaryIO, request: Request) -> nn.Module:
         if about.get("input") is not None:
             origin = replace(origin, input=InputSpec.from_json(about["input"]))
         origin = replace(origin, classes=tuple(map(str, about.get("classes", ()))))
+        origin = replace(origin, history=tuple(dict(step) for step in about.get("history", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{request.name} is damaged: what it says about its input is not readable: {error}") from error
     return remember(program, origin)

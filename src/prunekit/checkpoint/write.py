@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -39,8 +41,13 @@ def save(
 
 
 def to_bytes(model: nn.Module, arch: str | None = None) -> bytes:
-    """The artefact that `save` writes."""
+    """The artefact that `save` writes; an exported program stays one."""
+    from prunekit.checkpoint import reexport
+    from prunekit.checkpoint.exported import ExportedProgram
     from prunekit.surgery import structure
+
+    if isinstance(model, ExportedProgram):
+        return reexport.to_bytes(model)
 
     origin = origin_of(model) or Origin("")
     if arch is not None:
@@ -75,6 +82,53 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
             _replace(Path(os.path.realpath(path)), write, force)  # unlike resolve(), it bears links in a circle
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def atomic_folder(
+    path: str | os.PathLike[str], files: Mapping[str, bytes], replaces: re.Pattern[str] | None = None
+) -> None:
+    """Write `files`, by their names, into a new folder `path` that is there whole or not at all.
+
+    A folder that exists is replaced where every file in it has a name that `replaces` allows. Raises `InputError` for
+    any other, and where nothing can be written.
+    """
+    path = Path(path)
+    check_folder(path, replaces)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            temporary.mkdir()
+            for name, content in files.items():
+                with (temporary / name).open("xb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            if path.exists():
+                old = path.rename(path.with_name(f"{temporary.name}.old"))
+                temporary.rename(path)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_folder(path: Path, replaces: re.Pattern[str] | None) -> None:
+    """Raise `InputError` where a folder `path` cannot be made, or may not be replaced; see `atomic_folder`."""
+    try:
+        if path.is_dir() and replaces is not None:
+            others = [entry.name for entry in path.iterdir() if not replaces.fullmatch(entry.name) or entry.is_dir()]
+            if others:
+                raise InputError(f"{path} holds {min(others)}, which is not replaced", hint="name another folder")
+        elif path.exists() or path.is_symlink():
+            hint = None if replaces else "force (--force) replaces what an earlier export has written"
+            raise InputError(f"{path} exists already", hint=hint or "name a folder that does not")
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {str(path)!r}: {error}") from error
 
 
 def check_target(path: Path, force: bool) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prunekit.spec import InputSpec
 
 STREAM = "-"
+_PROGRAM = ".pt2"  # the suffix of exported programs
 _SUFFIXES = (".pt", ".pth", ".pt2", ".th", ".bin", ".ckpt", ".safetensors", ".tar")
 
 
@@ -51,8 +52,11 @@ def spec_of(model: nn.Module) -> InputSpec:
     return origin.input
 
 
-def output_path(source: str, options: OutputOptions, suffix: str, output: Output, *, kind: str = ".pt") -> str:
-    """Where the artefact goes, checked before any work: `--output`, or `NAME-suffix` and `kind` beside the source."""
+def output_path(source: str, options: OutputOptions, suffix: str, output: Output, *, kind: str | None = None) -> str:
+    """Where the artefact goes, checked before any work: `--output`, or `NAME-suffix` and `kind` beside the source.
+
+    By default a `.pt2` stays a `.pt2`, and everything else becomes a `.pt`.
+    """
     if options.out == STREAM:
         if output.json and not options.dry_run:
             raise InputError("--json and -o - both want standard output", hint="write the model to a file")
@@ -61,10 +65,26 @@ def output_path(source: str, options: OutputOptions, suffix: str, output: Output
         return STREAM
     if options.out is None and source == STREAM:
         raise InputError("a model from standard input has no name", hint="say where it goes with -o FILE or -o -")
+    if kind is None:
+        kind = _PROGRAM if source.lower().endswith(_PROGRAM) else ".pt"
     path = Path(options.out) if options.out is not None else beside(source, suffix, kind)
     if path.exists() and not (options.force or options.dry_run):
         raise InputError(f"{path} exists", hint="replace it with --force, or choose another name with -o")
     return str(path)
+
+
+def check_kind(model: nn.Module, target: str) -> None:
+    """Raise `InputError`, before any work, where the name of an artefact says that it is something else."""
+    from prunekit.checkpoint.exported import ExportedProgram
+
+    named, is_program = Path(target).suffix.lower() == _PROGRAM, isinstance(model, ExportedProgram)
+    if target == STREAM or named == is_program:
+        return
+    if is_program:
+        raise InputError(f"cannot write {target}: an exported program stays one", hint=f"call it NAME{_PROGRAM}")
+    raise InputError(
+        f"cannot write {target}: a {_PROGRAM} is an exported program", hint="prunekit export makes one of the result"
+    )
 
 
 def write_model(model: nn.Module, target: str, output: Output, *, force: bool) -> str:

@@ -11,11 +11,12 @@ from prunekit.report.tables import table
 if TYPE_CHECKING:
     from prunekit.checkpoint.export import Exported
     from prunekit.evaluation import Latency
+    from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
 _RUNS_ON = {"onnx": "ONNX Runtime", "pt2": ".pt2"}
 
 
-def side_by_side(done: Exported, times: Mapping[str, Latency], size: int | None) -> Any:
+def side_by_side(done: Exported | ExportedBuckets, times: Mapping[str, Latency], size: int | None) -> Any:
     """Accuracy, size and latency of both; a column without a figure is left out."""
     parity = done.parity
     rows = [
@@ -23,7 +24,7 @@ def side_by_side(done: Exported, times: Mapping[str, Latency], size: int | None)
         (
             _RUNS_ON[done.format],
             numbers.percent(parity.exported_accuracy),
-            numbers.data_size(len(done.content)),
+            numbers.data_size(done.size),
             *_times(times.get("exported")),
         ),
     ]
@@ -32,13 +33,14 @@ def side_by_side(done: Exported, times: Mapping[str, Latency], size: int | None)
     return table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
 
-def parity_line(done: Exported) -> str:
+def parity_line(done: Exported | ExportedBuckets) -> str:
     """How closely they agree, in one line."""
     parity = done.parity
     kind = "images" if parity.accuracy is not None else "random inputs"
     same = f", top-1 the same on {numbers.percent(parity.agreement)}" if parity.agreement is not None else ""
     folded = f"; {len(done.folded)} batch norms folded" if done.folded else ""
-    return f"max |Δlogit| {parity.difference:.1e} over {parity.images} {kind}{same}{folded}"
+    left = f"; {parity.undecided} left out, whose gates or route hang on rounding" if parity.undecided else ""
+    return f"max |Δlogit| {parity.difference:.1e} over {parity.images} {kind}{same}{left}{folded}"
 
 
 def _times(latency: Latency | None) -> tuple[str, str]:

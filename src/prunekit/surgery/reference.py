@@ -23,8 +23,11 @@ from prunekit.surgery.labels import Ids, Mask
 from prunekit.surgery.meta import DispatchMode
 
 
-def masked(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
-    """The reference: `model` at full width with folds and refits applied and removed inputs masked."""
+def masked(model: nn.Module, plan: Plan, graph: Graph, *, spend: bool = False) -> nn.Module:
+    """The reference: `model` at full width with folds and refits applied and removed inputs masked.
+
+    With `spend` the weights of `model` itself may be masked, which saves their copies.
+    """
     kept = kept_after(graph, plan)
     indices = graph.kept_indices(kept)
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
@@ -33,7 +36,8 @@ def masked(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     for key, classes in graph.slots.items():
         if graph.roles[key] == "in" and key in indices:
             name, dim = key
-            values = changed.get(name, tensors[name].detach()).clone()
+            values = changed.get(name, tensors[name].detach())
+            values = values if spend or name in changed else values.clone()
             values.index_fill_(dim, torch.from_numpy((~kept[classes]).nonzero()[0]).to(values.device), 0.0)
             changed[name] = values
     replaced: dict[int, Any] = dict(aliases(model))

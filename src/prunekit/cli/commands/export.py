@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from prunekit.report.progress import counting
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.checkpoint.export import Batch, Exported, Format
+    from prunekit.checkpoint.export import Exported, ExportOptions, Format
+    from prunekit.checkpoint.parity import Batch
     from prunekit.cli.options import Split
     from prunekit.data import ImageSet
     from prunekit.evaluation import Latency
+    from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
 _BATCH_SIZE = 256
 
@@ -40,6 +43,10 @@ class FileOptions:
     )
     fixed_batch: int | None = option(help="Allow this one batch size; without it any size will do.")
     fold_bn: bool = option(False, help="Make batch norms part of the convolutions in front of them.")
+    budget: str | None = option(metavar="NAME", help="Thresholds of gates, stored by manidp calibrate under this name.")
+    buckets: bool = option(
+        False, help="Write the static sub-networks of a network with gates and their router, into a folder."
+    )
 
 
 @dataclass(frozen=True)
@@ -63,24 +70,24 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Export, compare, write, and show both side by side."""
-    from prunekit.checkpoint.export import ExportOptions, exported
-    from prunekit.surgery.trace import example_of
+    from prunekit.checkpoint.export import ExportOptions
 
-    _check(file, check)
+    _check(file, where, check)
     format = _format(file, where)
-    target = output_path(model, where, "", output, kind=f".{format}")
+    target = _target(model, file, where, format, output)
     network, size = read_model(model, reading)
+    _use_gates(network, file)
     spec = spec_of(network)
     images = data.open(output, cast("Split", check.split), spec, reading) if data.data is not None else None
     options = ExportOptions(file.opset, file.fixed_batch, file.fold_bn, check.tolerance, check.min_agreement)
     batches = _batches(images, output) if images is not None else None
-    done = exported(network, example_of(network, (1, *spec.shape)), format, options, batches)
+    done = _exported(network, format, options, batches, buckets=file.buckets)
     times = _latencies(network, done, file.fixed_batch or 1, check) if check.latency else {}
     written = None if where.dry_run else _write(done, target, output, force=where.force)
     _report(output, written, done, times, size)
 
 
-def _check(file: FileOptions, check: CheckOptions) -> None:
+def _check(file: FileOptions, where: OutputOptions, check: CheckOptions) -> None:
     for name, value in (("opset", file.opset), ("fixed-batch", file.fixed_batch), ("threads", check.threads)):
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, found {value}")
@@ -88,13 +95,19 @@ def _check(file: FileOptions, check: CheckOptions) -> None:
         raise InputError(f"--tolerance must be positive, found {check.tolerance:g}")
     if not 0 <= check.min_agreement <= 1:
         raise InputError(f"--min-agreement {check.min_agreement:g} is not a share", hint="99.9 % is 0.999")
+    if file.buckets and file.budget is not None:
+        raise InputError("--budget and --buckets disagree: sub-networks keep the channels that they were cut with")
+    if file.buckets and file.fold_bn:
+        raise InputError("--fold-bn is not for --buckets: sub-networks have no batch norms that could be folded")
+    if file.buckets and where.out == STREAM:
+        raise InputError("--buckets writes several files", hint="name a folder with -o FOLDER")
 
 
 def _format(file: FileOptions, where: OutputOptions) -> Format:
     """What was asked for: by --format, by the suffix of --output, or else ONNX."""
     from prunekit.checkpoint.export import format_of
 
-    named = format_of(where.out) if where.out is not None and where.out != STREAM else None
+    named = format_of(where.out) if where.out not in (None, STREAM) and not file.buckets else None
     asked = cast("Format | None", file.format)
     if asked and named and asked != named:
         raise InputError(f"--format {asked} and --output {where.out} disagree", hint="one of them is enough")
@@ -102,6 +115,43 @@ def _format(file: FileOptions, where: OutputOptions) -> Format:
     if file.opset is not None and format != "onnx":
         raise InputError("--opset is ONNX's: a .pt2 file has none")
     return format
+
+
+def _target(model: str, file: FileOptions, where: OutputOptions, format: Format, output: Output) -> str:
+    """The file to write, or with --buckets the folder, checked before any work."""
+    if not file.buckets:
+        return output_path(model, where, "", output, kind=f".{format}")
+    from prunekit.checkpoint.write import check_folder
+    from prunekit.methods.manidp.runtimes.files import OURS
+
+    target = output_path(model, dataclasses.replace(where, dry_run=True), "buckets", output, kind="")
+    if not where.dry_run:
+        check_folder(Path(target), OURS if where.force else None)
+    return target
+
+
+def _use_gates(network: nn.Module, file: FileOptions) -> None:
+    """Set the thresholds that --budget names; raises `InputError` for flags of gates without gates."""
+    from prunekit.methods.manidp.thresholds import use_budget
+    from prunekit.surgery.gated import gated_layers
+
+    if (file.buckets or file.budget is not None) and not any(gated_layers(network)):
+        flag = "--buckets" if file.buckets else "--budget"
+        raise InputError(f"{flag} is for networks with gates", hint="prunekit manidp train makes them")
+    if file.budget is not None:
+        use_budget(network, file.budget)
+
+
+def _exported(
+    network: nn.Module, format: Format, options: ExportOptions, batches: Iterator[Batch] | None, *, buckets: bool
+) -> Exported | ExportedBuckets:
+    from prunekit.checkpoint.export import exported
+    from prunekit.methods.manidp.runtimes.files import export_buckets
+    from prunekit.surgery.trace import example_of
+
+    if buckets:
+        return export_buckets(network, format, options, batches)
+    return exported(network, example_of(network, (1, *spec_of(network).shape)), format, options, batches)
 
 
 def _batches(images: ImageSet, output: Output) -> Iterator[Batch]:
@@ -114,41 +164,64 @@ def _batches(images: ImageSet, output: Output) -> Iterator[Batch]:
             progress(seen, len(images))
 
 
-def _latencies(network: nn.Module, done: Exported, batch: int, check: CheckOptions) -> dict[str, Latency]:
+def _latencies(
+    network: nn.Module, done: Exported | ExportedBuckets, batch: int, check: CheckOptions
+) -> dict[str, Latency]:
     """Of the model in PyTorch, and of the file in what runs it, with the same number of threads."""
     import torch
 
-    from prunekit.checkpoint.runtimes import OnnxModel
-    from prunekit.evaluation import evaluate, measure_latency, threads_limited
+    from prunekit.evaluation import measure_latency, threads_limited
+    from prunekit.methods.manidp.runtimes.buckets import Bucketed, bucketed
+    from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
+    example = (torch.zeros(1, *spec_of(network).shape),)
+    networks: dict[str, nn.Module]
     with threads_limited(check.threads):
-        if done.format == "onnx":
-            runtime: nn.Module = OnnxModel(done.content)
+        if isinstance(done, ExportedBuckets):
+            router, *parts = [_runtime(done.format, content) for content in done.networks]
+            networks = {"model": bucketed(network), "exported": Bucketed(router, parts)}
         else:
-            runtime = torch.export.load(io.BytesIO(done.content)).module()
-        example = torch.zeros(1, *spec_of(network).shape)
-        own = evaluate(network, latency=True, latency_batch=batch, device="cpu").latency_ms
-        assert own is not None
-        return {"model": own, "exported": measure_latency(runtime, (example,), batch=batch)}
+            networks = {"model": network, "exported": _runtime(done.format, done.content)}
+        return {name: measure_latency(one, example, batch=batch) for name, one in networks.items()}
 
 
-def _write(done: Exported, target: str, output: Output, *, force: bool) -> str:
+def _runtime(format: Format, content: bytes) -> nn.Module:
+    """A file in what runs it, in this process."""
+    import torch
+
+    from prunekit.checkpoint.runtimes import OnnxModel
+
+    return OnnxModel(content) if format == "onnx" else torch.export.load(io.BytesIO(content)).module()
+
+
+def _write(done: Exported | ExportedBuckets, target: str, output: Output, *, force: bool) -> str:
     from prunekit import checkpoint
+    from prunekit.methods.manidp.runtimes.files import ExportedBuckets, write_buckets
 
-    if target == STREAM:
+    if isinstance(done, ExportedBuckets):
+        write_buckets(done, target, force=force)
+    elif target == STREAM:
         output.binary(done.content)
     else:
-        checkpoint.atomic_write(Path(target), lambda stream: stream.write(done.content), force=force)
+        content = done.content
+        checkpoint.atomic_write(Path(target), lambda stream: stream.write(content), force=force)
     return target
 
 
-def _report(output: Output, written: str | None, done: Exported, times: dict[str, Latency], size: int | None) -> None:
+def _report(
+    output: Output,
+    written: str | None,
+    done: Exported | ExportedBuckets,
+    times: dict[str, Latency],
+    size: int | None,
+) -> None:
     if output.json:
         facts: dict[str, Any] = {
             "output": written,
             "format": done.format,
             "opset": done.opset,
-            "bytes": len(done.content),
+            "bytes": done.size,
+            "files": list(getattr(done, "files", ())),
             "folded": list(done.folded),
             "parity": dict(vars(done.parity)),
             "latency_ms": {name: latency.to_json() for name, latency in times.items()} or None,
@@ -171,6 +244,8 @@ COMMAND = Command(
         "prunekit export small.pt -o small.onnx --data digits --opset 20",
         "prunekit export torchvision:resnet18 --format pt2 --fixed-batch 1",
         "prunekit export small.pt --format onnx -o - > small.onnx",
+        "prunekit export gated.pt -o gated.onnx --budget 50%",
+        "prunekit export gated.pt --buckets -o folder --data digits",
     ),
     {"file": "File", "where": "Output", "data": DATA, "check": "Comparison", "reading": READING},
 )

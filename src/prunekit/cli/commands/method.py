@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.build import Command
-from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
+from prunekit.cli.models import STREAM, check_kind, output_path, read_model, spec_of, write_model
 from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
 from prunekit.cli.tuning import TUNING, Job, PassOptions, Tuning, calibration_images, check, draw, tune
 from prunekit.report.documents import document
@@ -37,6 +37,7 @@ def command_for(name: str) -> Command:
         target = output_path(model, where, name, output)
         check(data, tuning, passes, target)
         network, _ = read_model(model, reading)
+        check_kind(network, target)
         spec_of(network)
         job = Job(output, name, network, config, target, where, data, passes, tuning, reading)
         if tuning.epochs and not where.dry_run:

@@ -13,7 +13,7 @@ import typer
 from prunekit.cli.build import Command
 from prunekit.cli.events import sinks
 from prunekit.cli.history import remember_run
-from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
+from prunekit.cli.models import STREAM, check_kind, output_path, read_model, spec_of, write_model
 from prunekit.cli.options import DATA, READING, DataOptions, OutputOptions, ReadingOptions, input_spec, option
 from prunekit.errors import InputError
 from prunekit.recipe import TrainConfig
@@ -95,11 +95,7 @@ def run(
             force=where.force,
             on_event=sink,
         )
-    remember_run(job.model, job.train_set, config, result)
-    write_model(job.model, str(job.target), output, force=where.force)
-    if output.first:
-        job.state.unlink(missing_ok=True)
-    finish(output, job, result, config)
+    finish(output, job, job.model, result, config, force=where.force)
 
 
 def prepare(
@@ -121,6 +117,7 @@ def prepare(
     target = Path(output_path(source or str(reading.arch), where, suffix, output))
     if source is not None:
         model, _ = read_model(source, reading)
+        check_kind(model, str(target))
         train_set = data.open(output, "train", spec_of(model), reading)
     else:
         model, train_set = _from_scratch(output, data, config, reading)
@@ -171,13 +168,22 @@ def _show(output: Output, job: Job, config: TrainConfig) -> None:
 def finish(
     output: Output,
     job: Job,
+    trained: nn.Module,
     result: TrainResult,
     config: TrainConfig,
     *,
+    force: bool,
     name: str = "train",
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Say how a run went; `facts` are what its document `name` holds beside what all runs have."""
+    """Write the artefact of a run, drop its state, and say how it went.
+
+    `facts` are what its document `name` holds beside what all runs have.
+    """
+    remember_run(trained, job.train_set, config, result)
+    write_model(trained, str(job.target), output, force=force)
+    if output.first:
+        job.state.unlink(missing_ok=True)
     last = result.history[-1]
     if output.json:
         fields = {

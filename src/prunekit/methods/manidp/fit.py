@@ -9,7 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from prunekit import surgery
+from prunekit.checkpoint.exported import ExportedProgram
 from prunekit.data import ImageSet
+from prunekit.errors import InputError
 from prunekit.evaluation import evaluate
 from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.gating import plan_gates
@@ -25,9 +27,14 @@ def add_gates(model: nn.Module, recipe: GateRecipe) -> nn.Module:
     """A copy of `model` with gates, which computes what `model` does: that is proven before it is returned.
 
     Raises:
-        InputError: it has gates already, or no layer that could have one.
+        InputError: it has gates already, no layer that could have one, or is an exported program.
         SurgeryError: the gated network computes something else.
     """
+    if isinstance(model, ExportedProgram):
+        raise InputError(
+            "an exported program does not keep gates apart",
+            hint="give the checkpoint and its architecture (--arch), and export the gated network",
+        )
     graph = graph_of(model)
     plan = plan_gates(model, graph, recipe).made_on(graph.example_shapes)
     gated = surgery.edit(model, plan, graph)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from prunekit.cli.build import Command
 from prunekit.cli.commands.train import Job, RunOptions, finish, prepare
 from prunekit.cli.events import sinks
-from prunekit.cli.history import remember_run
-from prunekit.cli.models import write_model
 from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions, option
 from prunekit.methods.manidp.recipe import GateRecipe
 from prunekit.recipe import TrainConfig
@@ -61,13 +59,8 @@ def run(
             force=where.force,
             on_event=sink,
         )
-    remember_run(gated, job.train_set, config, result)
-    write_model(gated, str(job.target), output, force=where.force)
-    if output.first:
-        job.state.unlink(missing_ok=True)
-    last = result.history[-1]
-    facts = {"gates": recipe.to_json(), "baseline_accuracy": baseline, **last.figures}
-    finish(output, job, result, config, name="manidp.train", facts=facts)
+    facts = {"gates": recipe.to_json(), "baseline_accuracy": baseline, **result.history[-1].figures}
+    finish(output, job, gated, result, config, force=where.force, name="manidp.train", facts=facts)
 
 
 def _show(output: Output, job: Job, gated: object) -> None:

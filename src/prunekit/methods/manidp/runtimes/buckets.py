@@ -68,7 +68,7 @@ def bucketed(model: nn.Module) -> Bucketed:
 class Bucketed(nn.Module):
     """Runs each image through the sub-network that the router chooses, one batch a bucket."""
 
-    def __init__(self, router: Router, networks: Iterable[nn.Module]) -> None:
+    def __init__(self, router: nn.Module, networks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.router = router
         self.networks = nn.ModuleList(networks)

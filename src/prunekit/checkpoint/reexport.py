@@ -1,0 +1,34 @@
+"""An exported program that was changed, written as an exported program again."""
+
+from __future__ import annotations
+
+import io
+
+from prunekit.checkpoint import exported_archive, formats
+from prunekit.checkpoint.exported import ExportedProgram
+from prunekit.checkpoint.parity import compare, require
+from prunekit.errors import InputError
+from prunekit.spec import origin_of
+from prunekit.surgery.gated import gated_layers
+from prunekit.surgery.verify import random_inputs
+
+
+def to_bytes(program: ExportedProgram) -> bytes:
+    """The `.pt2` of `program`, which takes the batch sizes that it took before; read again and compared.
+
+    Raises:
+        InputError: it has several inputs, gates, or an input whose size nobody has said.
+        SurgeryError: torch cannot export it.
+        CheckFailed: what was written computes something else.
+    """
+    if len(program.inputs) != 1:
+        raise InputError(f"the program takes {len(program.inputs)} inputs, and those of one are written")
+    if any(gated_layers(program)):
+        raise InputError("an exported program does not keep gates apart", hint="put them into the checkpoint's network")
+    example = program.example(origin_of(program))
+    free = tuple(place for place, size in enumerate(program.sizes) if size is None)
+    content = formats.to_pt2(program, example, free, formats.about(origin_of(program), history=True))
+    again, _ = exported_archive.read(io.BytesIO(content), "the new file")
+    inputs = [(random_inputs((example,), example.device, seed)[0], None) for seed in range(2)]
+    require(compare(program, again, inputs))
+    return content
