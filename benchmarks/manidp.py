@@ -72,7 +72,7 @@ ROWS = {
     "resnet20": Row(
         "resnet20_cifar",
         replace(_PAPER, epochs=3, precision="off"),
-        GateRecipe(keep=0.61, complexity=0.5, similarity=0.1, renew=40, start="informed", gate_rate=0.02),
+        GateRecipe(keep=0.61, complexity=0.05, similarity=0.1, renew=40, start="informed", gate_rate=0.02),
         IMAGENET,
     ),
     "resnet20-paper": Row("resnet20_cifar", _PAPER, GateRecipe(keep=0.65), IMAGENET),
@@ -83,7 +83,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "neither": {"no_complexity": True, "no_similarity": True},
     "complexity": {"no_similarity": True},
     "similarity": {"no_complexity": True},
-    "constant": {"no_complexity": True, "no_similarity": True, "gate_rate": 0.0},
+    "constant": {"no_complexity": True, "no_similarity": True, "gate_rate": 0.0, "ease": 0.0},
 }
 
 

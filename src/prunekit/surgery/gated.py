@@ -41,7 +41,11 @@ class SaliencyNet(nn.Module):
 
     def of_pooled(self, pooled: Tensor) -> Tensor:
         """Saliencies of the globally averaged feature map, `(N, C)`."""
-        return F.relu(self.excite(F.relu(self.squeeze(pooled)))).clamp(max=LIMIT)
+        return F.relu(self.excite(self.hidden(pooled))).clamp(max=LIMIT)
+
+    def hidden(self, pooled: Tensor) -> Tensor:
+        """What the hidden layer gives, `(N, hidden)`."""
+        return F.relu(self.squeeze(pooled))
 
 
 class GatedConv(nn.Module):

@@ -76,7 +76,7 @@ def fit(
     if recipe.start == "informed" and not resume:
         device = next(gated.parameters()).device
         images = next(train_set.sample(IMAGES, seed=config.seed).batches(IMAGES))[0]
-        inform(gated, images.to(device), recipe.keep, config.seed)
+        inform(gated, images.to(device), recipe.keep, recipe.ease, config.seed)
     return train(
         gated,
         config,

@@ -30,6 +30,7 @@ class GateRecipe:
         choices=STARTS,
         help="identity: as the network was. informed: gates closed by what moves its answers least, layers refitted.",
     )
+    ease: float = option(3.0, help="informed start: how much fewer channels easy images keep (0: all keep the same).")
     gate_rate: float = option(1.0, help="Learning rate of the gates, as a share of the network's.")
     squeeze: int | None = option(
         None, help="Width of the gates' hidden layer (default: the layer's channels, half of them from 80 on)."
@@ -41,7 +42,7 @@ class GateRecipe:
             if not low < value <= high:
                 span = f"above {low} and at most {high}" if high < math.inf else f"above {low}"
                 raise InputError(f"--{name} must be {span}, not {value:g}")
-        for name in ("complexity", "similarity", "gate_rate"):
+        for name in ("complexity", "similarity", "ease", "gate_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(self, name):g}")
         if self.start not in STARTS:
