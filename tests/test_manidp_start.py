@@ -73,6 +73,25 @@ def test_every_image_keeps_the_share_and_the_most_moving_channels() -> None:
         assert strengths[name][kept[0]].min() >= strengths[name][~kept[0]].max()
 
 
+def test_hard_images_keep_more() -> None:
+    contrast = torch.linspace(0.2, 3, 40, dtype=torch.float64)[:, None, None, None]
+    model, images = gated("prunekit:resnet20"), contrast * torch.randn(40, 3, 32, 32, dtype=torch.float64)
+    hardness = torch.distributions.Categorical(logits=answers(model, images)).entropy().log()
+    read: list[Tensor] = []
+    hooks = [g.gate.register_forward_pre_hook(lambda _, x: read.append(x[0])) for _, g in gated_layers(model)]
+    answers(model, images)
+    for hook in hooks:
+        hook.remove()
+    inform(model, images, keep=0.5, ease=3.0)
+    for (_, layer), x in zip(gated_layers(model), read, strict=True):
+        rows = layer.gate.excite.weight
+        assert torch.equal(rows, rows[:1].expand_as(rows))  # the order of the channels stays
+        with torch.no_grad():
+            mean, kept = layer.gate(x).mean(1), (layer.kept(layer.gate(x)) > 0).double().mean()
+        assert torch.corrcoef(torch.stack([mean, hardness]))[0, 1] > 0.5
+        assert kept == pytest.approx(0.5, abs=0.02)
+
+
 def test_how_far_answers_move() -> None:
     """Against finite differences: the expected square over directions is the squared norm of the slope."""
     model, images = gated("prunekit:resnet20"), torch.randn(4, 3, 32, 32, dtype=torch.float64)
@@ -91,7 +110,7 @@ def test_how_far_answers_move() -> None:
 def test_training_starts_from_it() -> None:
     data = pk.open_data("digits", "train").sample(256)
     model = pk.load("prunekit:resnet20", arch_args={"in_channels": 1})
-    recipe = GateRecipe(keep=0.5, start="informed")
+    recipe = GateRecipe(keep=0.5, start="informed", ease=0.0)
     network = add_gates(model, recipe)
     result = fit(network, recipe, TrainConfig(epochs=1, batch_size=64, lr=0.01), data)
     assert result.history[-1].figures["kept"] == pytest.approx(0.5, abs=0.02)

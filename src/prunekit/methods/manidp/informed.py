@@ -110,8 +110,8 @@ def _looked_at(gated: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Ten
 def _foresee(layer: GatedConv, read: Tensor, hardness: Tensor, ease: float) -> Tensor:
     """Let a gate raise all saliencies of an image the harder it takes it to be; gives by how much, `(N,)`, with mean 0.
 
-    A ridge regression of `hardness` on what the gate reads, scaled to a deviation of `ease * SPREAD * R^4`, with `R^2`
-    the share of the variance that it explains: a poor guess had better change nothing.
+    A ridge regression of `hardness` on what the gate reads, scaled to a deviation of `SPREAD * min(1, ease * R^4)`,
+    with `R^2` the share of the variance that it explains: a poor guess had better change nothing.
     """
     x = (read - read.mean(0)).double()
     y = (hardness - hardness.mean()).to(x)
@@ -120,7 +120,7 @@ def _foresee(layer: GatedConv, read: Tensor, hardness: Tensor, ease: float) -> T
     slope = torch.linalg.solve(moments, x.t() @ y / len(x))
     guess = x @ slope
     explained = (1 - (y - guess).square().sum() / y.square().sum().clamp_min(1e-12)).clamp(0, 1)
-    scale = ease * SPREAD * explained.square() / guess.std().clamp_min(1e-12)
+    scale = SPREAD * (ease * explained.square()).clamp(max=1) / guess.std().clamp_min(1e-12)
     excite = layer.gate.excite
     excite.weight.copy_((scale * slope).expand_as(excite.weight))
     excite.bias.sub_((scale * (read.mean(0).double() @ slope)).to(excite.bias))
