@@ -73,10 +73,11 @@ def fit(
 
     With `recipe.start` "informed", gates and layers are first set by some of the training images.
     """
+    kept: dict[str, float] = {}
     if recipe.start == "informed" and not resume:
         device = next(gated.parameters()).device
         images = next(train_set.sample(IMAGES, seed=config.seed).batches(IMAGES))[0]
-        inform(gated, images.to(device), recipe.keep, recipe.ease, config.seed)
+        kept = inform(gated, images.to(device), recipe.keep, recipe.ease, config.seed)
     return train(
         gated,
         config,
@@ -87,6 +88,6 @@ def fit(
         resume=resume,
         force=force,
         extra={"manidp": recipe.to_json()},
-        objective=partial(ManifoldObjective, recipe=recipe),
+        objective=partial(ManifoldObjective, recipe=recipe, shares=kept),
         on_event=on_event,
     )

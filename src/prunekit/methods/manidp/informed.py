@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+from prunekit.methods.manidp.shares import shares
 from prunekit.restore.least_squares import fit_towards
 from prunekit.restore.samples import inputs_at, outputs_at, positions
 from prunekit.surgery.gated import GatedConv, gated_layers
@@ -33,8 +35,11 @@ _CHUNK = 250  # images at a time
 _GUESS = 1e-2  # ridge of the guess how hard an image is
 
 
-def inform(gated: nn.Module, images: Tensor, keep: float, ease: float = 0.0, seed: int = 0) -> None:
-    """Order the channels of each gate of `gated`, close all but the share `keep`, and refit its layers, **in place**.
+def inform(gated: nn.Module, images: Tensor, keep: float, ease: float = 0.0, seed: int = 0) -> dict[str, float]:
+    """Order the channels of each gate of `gated`, close some, and refit its layers, **in place**.
+
+    The network then costs about what the share `keep` of each layer's channels costs. Returned is the share of each
+    layer, by name: the more, the more its channels move the answers for each MAC.
 
     `gated` is as it was made, and so computes what the network without gates does; `images` `(N, C, H, W)` are
     normalised as it reads them. With `ease` zero every image keeps the same channels; the larger it is, the fewer the
@@ -46,13 +51,15 @@ def inform(gated: nn.Module, images: Tensor, keep: float, ease: float = 0.0, see
     with torch.no_grad():
         read, hardness = _looked_at(gated, images)
         targets = _noted(gated, images, seed)
+        kept = shares(strengths, dynamic_cost(gated, graph_of(gated)), keep)
         for name, layer in gated_layers(gated):
             pi = _set_order(layer, strengths[name])
             pi = pi + _foresee(layer, read[name], hardness, ease)[:, None]
             ordered = pi.flatten().sort(descending=True).values
-            layer.threshold.copy_(ordered[math.ceil(keep * len(ordered) - 1e-6) - 1])
+            layer.threshold.copy_(ordered[math.ceil(kept[name] * len(ordered) - 1e-6) - 1])
         _refit(gated, targets, images)
     gated.train(training)
+    return kept
 
 
 def answers_moved(gated: nn.Module, images: Tensor, seed: int = 0) -> dict[str, Tensor]:

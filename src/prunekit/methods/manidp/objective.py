@@ -30,10 +30,18 @@ class ManifoldObjective(Objective):
     `sum_l |R_l - T_l|^2 / N^2` of the cosine Gram matrices `(N, N)` of pooled feature maps and saliencies.
 
     After every epoch but the first (or more often, see `GateRecipe.renew`), a layer's threshold becomes the k-th
-    largest of the mean saliencies that its channels had in it, `k = ceil(r c)`.
+    largest of the mean saliencies that its channels had in it, `k = ceil(r c)`; `shares` names layers that end at
+    another share than `recipe.keep`.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, teacher: nn.Module | None, recipe: GateRecipe) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        teacher: nn.Module | None,
+        recipe: GateRecipe,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(config, teacher)
         self._model, self._recipe = model, recipe
         self._layers = dict(gated_layers(model))
@@ -46,6 +54,8 @@ class ManifoldObjective(Objective):
         device = next(model.parameters()).device
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
         self._mean_loss, self._losses, self._kept, self._renewed = zeros(()), zeros(2), zeros(2), zeros(())
+        kept = [(shares or {}).get(name, recipe.keep) for name in self._cost.layers]
+        self._relative = torch.tensor(kept, dtype=torch.float64) / recipe.keep
         self._sums = zeros(sum(self._cost.channels) + 1)  # of saliencies since thresholds were set; last, of images
         self._figures: dict[str, float] = {}
         self.own_rate = recipe.gate_rate
@@ -63,6 +73,10 @@ class ManifoldObjective(Objective):
         if complexity:
             loss = loss + complexity * self._complexity(pi, losses)
         if similarity:
+            if (
+                self._recipe.start == "informed"
+            ):  # the layers have been fitted: the gates follow them, not they the gates
+                maps = [m.detach() for m in maps]
             loss = loss + similarity * sum(map(unlikeness, maps, pi))
         self._count(pi, losses)
         return loss, logits
@@ -88,11 +102,12 @@ class ManifoldObjective(Objective):
         sums = world.summed(self._sums)
         if times > 1:
             rate = self._recipe.keep_rate(progress, epochs)
-            for layer, total in zip(
-                self._layers.values(), torch.split(sums[:-1], list(self._cost.channels)), strict=True
-            ):
+            totals = torch.split(sums[:-1], list(self._cost.channels))
+            for layer, total, relative in zip(self._layers.values(), totals, self._relative.tolist(), strict=True):
                 means = (total / sums[-1]).sort(descending=True).values
-                wanted = math.ceil(rate * len(means) - 1e-9)  # not one more where the product is rounded up
+                wanted = math.ceil(
+                    min(1.0, rate * relative) * len(means) - 1e-9
+                )  # not one more where the product is rounded up
                 layer.threshold.copy_(means[wanted - 1])
         self._renewed.fill_(times)
         self._sums.zero_()
@@ -105,7 +120,7 @@ class ManifoldObjective(Objective):
 
     def state(self) -> dict[str, Tensor]:
         """The sums so far, the mean cross-entropy of the epoch before, and how often thresholds were set."""
-        names = ("mean_loss", "losses", "sums", "kept", "renewed")
+        names = ("mean_loss", "losses", "sums", "kept", "renewed", "relative")
         return {name: getattr(self, f"_{name}") for name in names}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
