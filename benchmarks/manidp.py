@@ -71,8 +71,8 @@ _PAPER = TrainConfig(epochs=400, batch_size=128, lr=0.05, weight_decay=5e-4, pre
 ROWS = {
     "resnet20": Row(
         "resnet20_cifar",
-        replace(_PAPER, epochs=2, precision="off"),
-        GateRecipe(keep=0.61, complexity=0.5, similarity=0.1, renew=40, start="informed", gate_rate=0.02),
+        replace(_PAPER, epochs=2, lr=0.02, precision="off"),
+        GateRecipe(keep=0.61, similarity=0.1, renew=40, start="informed", gate_rate=0.02),
         IMAGENET,
     ),
     "resnet20-paper": Row("resnet20_cifar", _PAPER, GateRecipe(keep=0.65), IMAGENET),
