@@ -41,6 +41,7 @@ import prunekit as pk
 from prunekit.data import ImageSet
 from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
 from prunekit.methods.manidp.fit import add_gates, fit
+from prunekit.methods.manidp.foresight import foresee
 from prunekit.methods.manidp.recipe import GateRecipe
 from prunekit.methods.manidp.record import observe
 from prunekit.methods.manidp.runtimes import choose
@@ -169,6 +170,10 @@ def _dynamic(bench: Bench, name: str, target: float) -> list[dict[str, Any]]:
     lines = [_line(f"{name}, thresholds of training", model, cost, bench)]
     calibrate(model, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
     lines.append(_line(f"{name}, calibrated", model, cost, bench))
+    ahead = copy.deepcopy(model)
+    foresee(ahead, torch.cat([images for images, _ in bench.calibration()]), 1.0)
+    calibrate(ahead, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
+    lines.append(_line(f"{name}, with foresight, calibrated", ahead, cost, bench))
     if name == "neither":
         with _constant(cost, target):
             lines.append(_line("equally many channels for every image", model, cost, bench))

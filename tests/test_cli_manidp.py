@@ -90,6 +90,16 @@ def test_calibrate_then_eval(folder: Path, tmp_path: Path, capsys: Capture) -> N
     assert "features.7" in shown
 
 
+def test_calibrate_with_foresight(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["manidp", "calibrate", folder / "gated.pt", "--data", "digits", "--target-macs", "60%"]
+    found = call(capsys, *arguments, "--foresee", 1, "-o", tmp_path / "foreseen.pt")
+    assert found["foresee"] == 1
+    gates = call(capsys, "eval", tmp_path / "foreseen.pt", "--data", "digits", "--no-latency")["gates"]
+    assert gates["macs"]["mean"] == pytest.approx(0.6 * found["dense_macs"], rel=0.03)
+    assert run([*map(str, arguments), "--foresee", "-1", "-o", str(tmp_path / "none.pt")]) == 2
+    assert not (tmp_path / "none.pt").exists()
+
+
 def test_report_is_one_page_with_its_pictures(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     page = tmp_path / "gates.html"
     arguments = ["--data", "digits", "-o", page, "--pictures", tmp_path / "charts"]

@@ -22,6 +22,7 @@ from prunekit.errors import InputError, Interrupted, SurgeryError, TrainingError
 from prunekit.methods.manidp.assess import assess
 from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
 from prunekit.methods.manidp.fit import add_gates, fit
+from prunekit.methods.manidp.foresight import foresee, hardness
 from prunekit.methods.manidp.gating import plan_gates
 from prunekit.methods.manidp.objective import ManifoldObjective, unlikeness
 from prunekit.methods.manidp.recipe import GateRecipe
@@ -405,6 +406,21 @@ def test_thresholds_of_training_are_kept_where_they_meet_the_target(trained: nn.
     assert (after.kept - before.kept).abs().double().mean() < 0.05
     shares = {layer.threshold.item() for _, layer in gated_layers(trained)}
     assert len(shares) > 1
+
+
+def test_hard_images_cost_more_once_gates_foresee_them(trained: nn.Module, digits: ImageSet) -> None:
+    model, images = copy.deepcopy(trained), digits.sample(600)
+    cost = dynamic_cost(model, graph_of(model))
+    before = observe(model, cost, images.batches(200))
+    calibrate(model, cost, lambda: images.batches(200), before.mean_macs, "stale")
+    pixels = next(images.batches(600))[0]
+    with torch.no_grad():
+        uncertain = hardness(model(pixels))
+    foresee(model, pixels, ease=1.0)
+    after = observe(model, cost, images.batches(200))
+    assert spearman(after.macs, uncertain) > max(0.3, spearman(before.macs, uncertain))
+    assert after.mean_macs == pytest.approx(before.mean_macs, rel=0.05)
+    assert not any(layer.budgets for _, layer in gated_layers(model))
 
 
 def test_budgets_that_cannot_be_met_leave_the_thresholds(trained: nn.Module, digits: ImageSet) -> None:

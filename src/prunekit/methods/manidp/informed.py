@@ -2,10 +2,9 @@
 
 Where every saliency starts as one, training has to find out which channels go while the network breaks for each wrong
 guess. Here the order comes from the network itself: how far its answers move with a channel's scale, over some images.
-How hard an image is, which the entropy of the answers tells, a gate foresees from what it reads, early in the network
-badly and late well: the better it does, the more channels it leaves to the hard ones. Then every layer in turn is
-refitted, by the least squares that restore pruned networks, to give from the masked inputs what the original gave. No
-labels are read.
+Gates foresee how hard an image is (see `foresight`) and leave more channels to the hard ones. Then every layer in turn
+is refitted, by the least squares that restore pruned networks, to give from the masked inputs what the original gave.
+No labels are read.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+from prunekit.methods.manidp.foresight import hardness, lean
 from prunekit.methods.manidp.shares import shares
 from prunekit.restore.least_squares import fit_towards
 from prunekit.restore.samples import inputs_at, outputs_at, positions
@@ -32,7 +32,6 @@ ROWS = 16_000  # positions of a layer's output that its refit learns from
 RIDGE = 3e-2  # of the mean second moment of a layer's inputs
 _DIRECTIONS = 4  # in which the movement of the answers is measured
 _CHUNK = 250  # images at a time
-_GUESS = 1e-2  # ridge of the guess how hard an image is
 
 
 def inform(gated: nn.Module, images: Tensor, keep: float, ease: float = 0.0, seed: int = 0) -> dict[str, float]:
@@ -49,12 +48,12 @@ def inform(gated: nn.Module, images: Tensor, keep: float, ease: float = 0.0, see
     gated.eval()
     strengths = answers_moved(gated, images, seed)
     with torch.no_grad():
-        read, hardness = _looked_at(gated, images)
+        read, hard = _looked_at(gated, images)
         targets = _noted(gated, images, seed)
         kept = shares(strengths, dynamic_cost(gated, graph_of(gated)), keep)
         for name, layer in gated_layers(gated):
             pi = _set_order(layer, strengths[name])
-            pi = pi + _foresee(layer, read[name], hardness, ease)[:, None]
+            pi = pi + lean(layer, read[name], hard, ease)[:, None]
             ordered = pi.flatten().sort(descending=True).values
             layer.threshold.copy_(ordered[math.ceil(kept[name] * len(ordered) - 1e-6) - 1])
         _refit(gated, targets, images)
@@ -107,32 +106,10 @@ def _looked_at(gated: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Ten
         read.setdefault(name, []).append(gate.hidden(args[0].flatten(2).mean(2)))
 
     hooks = [layer.gate.register_forward_hook(partial(keep, name=name)) for name, layer in gated_layers(gated)]
-    logits = torch.cat([gated(batch) for batch in torch.split(images, _CHUNK)]).double()
+    logits = torch.cat([gated(batch) for batch in torch.split(images, _CHUNK)])
     for hook in hooks:
         hook.remove()
-    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
-    return {name: torch.cat(parts) for name, parts in read.items()}, (entropy + 1e-6).log()
-
-
-def _foresee(layer: GatedConv, read: Tensor, hardness: Tensor, ease: float) -> Tensor:
-    """Let a gate raise all saliencies of an image the harder it takes it to be; gives by how much, `(N,)`, with mean 0.
-
-    A ridge regression of `hardness` on what the gate reads, scaled to a deviation of `SPREAD * min(1, ease * R^4)`,
-    with `R^2` the share of the variance that it explains: a poor guess had better change nothing.
-    """
-    x = (read - read.mean(0)).double()
-    y = (hardness - hardness.mean()).to(x)
-    moments = x.t() @ x / len(x)
-    moments.diagonal().add_(_GUESS * moments.diagonal().mean() + 1e-12)
-    slope = torch.linalg.solve(moments, x.t() @ y / len(x))
-    guess = x @ slope
-    explained = (1 - (y - guess).square().sum() / y.square().sum().clamp_min(1e-12)).clamp(0, 1)
-    scale = SPREAD * (ease * explained.square()).clamp(max=1) / guess.std().clamp_min(1e-12)
-    excite = layer.gate.excite
-    excite.weight.copy_((scale * slope).expand_as(excite.weight))
-    excite.bias.sub_((scale * (read.mean(0).double() @ slope)).to(excite.bias))
-    lift: Tensor = scale * guess
-    return lift
+    return {name: torch.cat(parts) for name, parts in read.items()}, hardness(logits)
 
 
 def _set_order(layer: GatedConv, strength: Tensor) -> Tensor:

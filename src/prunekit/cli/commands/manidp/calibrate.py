@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ class CalibrateOptions:
         metavar="AMOUNT,...", help="Mean MACs of an image, gates not counted: 50% of dense, or 20M; several are stored."
     )
     images: int = option(2000, help="Training images to calibrate on; their labels are not read.")
+    foresee: float = option(
+        0.0, help="First let gates guess anew which images are hard, and keep more for those: 1 is moderate."
+    )
     buckets: int | None = option(help="Also cut this many static sub-networks, for --runtime buckets.")
     seed: int = option(0, help="Seed of the choice of images and of the clustering.")
 
@@ -39,6 +43,7 @@ def run(
 ) -> None:
     """Find the thresholds of each budget, store them, and use those of the first."""
     from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+    from prunekit.methods.manidp.foresight import foresee
     from prunekit.methods.manidp.thresholds import use_budget
 
     if not options.target_macs and options.buckets is None:
@@ -49,12 +54,19 @@ def run(
     if not cost.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
     train_set = data.open(output, "train", spec_of(network), reading).sample(options.images, seed=options.seed)
+    if not 0 <= options.foresee < math.inf:
+        raise InputError(f"--foresee must be at least 0, not {options.foresee:g}")
+    if options.foresee:
+        foresee(network, next(train_set.batches(len(train_set)))[0], options.foresee)
     found: dict[str, Calibration] = {}
     for amount in options.target_macs or ():
         found[amount] = _calibrate(output, network, cost, train_set, amount)
     if found:
         use_budget(network, next(iter(found)))
-    facts: dict[str, Any] = {"budgets": {name: item.to_json() for name, item in found.items()}}
+    facts: dict[str, Any] = {
+        "foresee": options.foresee,
+        "budgets": {name: item.to_json() for name, item in found.items()},
+    }
     if options.buckets is not None:
         facts["buckets"] = _buckets(output, network, cost, train_set, options)
     _remember(network, facts)
@@ -106,6 +118,7 @@ COMMAND = Command(
     (
         "prunekit manidp calibrate gated.pt --data digits --target-macs 50% -o half.pt",
         "prunekit manidp calibrate gated.pt --data path/to/images --target-macs 40%,50%,60%",
+        "prunekit manidp calibrate gated.pt --data path/to/images --target-macs 50% --foresee 1",
         "prunekit manidp calibrate gated.pt --data path/to/images --target-macs 50% --buckets 4",
     ),
     {"data": DATA, "options": "Calibration", "where": "Output", "reading": READING},
