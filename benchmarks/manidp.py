@@ -73,7 +73,7 @@ ROWS = {
     "resnet20": Row(
         "resnet20_cifar",
         replace(_PAPER, epochs=2, lr=0.02, precision="off"),
-        GateRecipe(keep=0.61, similarity=0.1, renew=40, start="informed", gate_rate=0.02),
+        GateRecipe(keep=0.65, similarity=0.1, renew=40, start="informed", gate_rate=0.02),
         IMAGENET,
     ),
     "resnet20-paper": Row("resnet20_cifar", _PAPER, GateRecipe(keep=0.65), IMAGENET),
