@@ -90,10 +90,13 @@ def refit_in_order(
 
         return hook
 
-    for site in sites:
-        if site.layer in targets:
-            small.get_submodule(site.layer).register_forward_pre_hook(hook_for(site))
-    _forward(small.eval(), batch, watch)
+    known = [site for site in sites if site.layer in targets]
+    hooks = [small.get_submodule(site.layer).register_forward_pre_hook(hook_for(site)) for site in known]
+    try:
+        _forward(small.eval(), batch, watch)
+    finally:
+        for handle in hooks:
+            handle.remove()
     return refits, failed
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from prunekit.methods.manidp.costs import dynamic_cost, graph_of
 from prunekit.methods.manidp.foresight import hardness, lean
 from prunekit.methods.manidp.shares import shares
-from prunekit.restore.least_squares import fit_towards
-from prunekit.restore.samples import inputs_at, outputs_at, positions
+from prunekit.restore.sites import Site
+from prunekit.restore.walk import note_targets, refit_in_order
 from prunekit.surgery.gated import GatedConv, gated_layers
 
 IMAGES = 1000  # that an informed start looks at
@@ -49,14 +49,15 @@ def inform(gated: nn.Module, images: Tensor, keep: float, ease: float = 0.0, see
     strengths = answers_moved(gated, images, seed)
     with torch.no_grad():
         read, hard = _looked_at(gated, images)
-        targets = _noted(gated, images, seed)
-        kept = shares(strengths, dynamic_cost(gated, graph_of(gated)), keep)
+        graph, sites = graph_of(gated), _sites(gated)
+        targets = note_targets(gated, graph, sites, images, ROWS, seed)
+        kept = shares(strengths, dynamic_cost(gated, graph), keep)
         for name, layer in gated_layers(gated):
             pi = _set_order(layer, strengths[name])
             pi = pi + lean(layer, read[name], hard, ease)[:, None]
             ordered = pi.flatten().sort(descending=True).values
             layer.threshold.copy_(ordered[math.ceil(kept[name] * len(ordered) - 1e-6) - 1])
-        _refit(gated, targets, images)
+        refit_in_order(gated, graph, sites, targets, images, RIDGE)
     gated.train(training)
     return kept
 
@@ -125,65 +126,17 @@ def _set_order(layer: GatedConv, strength: Tensor) -> Tensor:
     return pi
 
 
-Targets = dict[str, tuple[Tensor, Tensor]]
-
-
-def _noted(gated: nn.Module, images: Tensor, seed: int) -> Targets:
-    """Positions, and what is given there, for each convolution and linear layer."""
-    targets: Targets = {}
-
-    def note(module: Any, _: Any, output: Tensor, *, name: str, number: int) -> None:
-        where = positions(output, module, ROWS, torch.Generator().manual_seed(seed + number))
-        targets[name] = where, outputs_at(output, module, where)
-
-    hooks = [
-        module.register_forward_hook(partial(note, name=name, number=number))
-        for number, (name, module) in enumerate(_refittable(gated))
-    ]
-    gated(images)
-    for hook in hooks:
-        hook.remove()
-    return targets
-
-
-def _refit(gated: nn.Module, targets: Targets, images: Tensor) -> None:
-    """Run the gated network once; each layer is refitted when its input has arrived."""
-    hooks = []
-
-    def refit(module: Any, args: tuple[Tensor, ...], *, name: str, norm: nn.Module | None) -> None:
-        where, wanted = targets.pop(name)
-        fit = _fitted(module, args[0], where, wanted, constant=norm is not None or module.bias is not None)
-        if fit is None:
-            return
-        module.weight.copy_(fit[0].reshape(module.weight.shape))
-        if module.bias is not None:
-            module.bias.copy_(fit[1].flatten())
-        elif isinstance(norm, _NormBase) and norm.running_mean is not None:
-            norm.running_mean.sub_(fit[1].flatten().to(norm.running_mean))
-
-    norms = {id(layer.layer): layer.norm for _, layer in gated_layers(gated)}
-    for name, module in _refittable(gated):
-        if name in targets:
-            hooks.append(module.register_forward_pre_hook(partial(refit, name=name, norm=norms.get(id(module)))))
-    gated(images)
-    for hook in hooks:
-        hook.remove()
-
-
-def _fitted(module: Any, x: Tensor, where: Tensor, wanted: Tensor, *, constant: bool) -> tuple[Tensor, Tensor] | None:
-    """The weights and the constant, or None where the equations cannot be solved: then the layer stays as it is."""
-    weight, groups = module.weight, getattr(module, "groups", 1)
-    chunks: Callable[[], Any] = lambda: inputs_at(x, module, where)  # noqa: E731
-    rows = wanted.reshape(len(wanted), groups, -1).transpose(0, 1)
-    try:
-        return fit_towards(weight.reshape(groups, weight.size(0) // groups, -1), chunks, rows, RIDGE, constant=constant)
-    except FloatingPointError:
-        return None
-
-
-def _refittable(gated: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _sites(gated: nn.Module) -> list[Site]:
     """The convolutions and linear layers that are no part of a gate."""
-    gates = {id(part) for _, layer in gated_layers(gated) for part in layer.gate.modules()}
-    for name, module in gated.named_modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and id(module) not in gates:
-            yield name, module
+    layers = dict(gated_layers(gated))
+    gates = {id(part) for layer in layers.values() for part in layer.gate.modules()}
+    norms = {id(layer.layer): f"{name}.norm" for name, layer in layers.items() if _keeps_mean(layer.norm)}
+    return [
+        Site(name, kept=None, norm=norms.get(id(module)), join=None, rectified=False)
+        for name, module in gated.named_modules()
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and id(module) not in gates
+    ]
+
+
+def _keeps_mean(norm: nn.Module) -> bool:
+    return isinstance(getattr(norm, "running_mean", None), Tensor)
