@@ -4,9 +4,9 @@
 
 Every variant (both losses, one, neither, and gates that stay constant) is trained alike from the same network and
 calibrated to the MACs of the static control: L1-norm pruning, restored from images, tuned with the same settings for as
-long. The dynamic control keeps equally many channels for every image (Gao et al., "Dynamic Channel Pruning: Feature
-Boosting and Suppression", ICLR 2019), on the network trained without either loss. Finished steps stay in the folder;
-the same command goes on.
+long. The dynamic control keeps equally many channels of a layer for every image (Gao et al., "Dynamic Channel Pruning:
+Feature Boosting and Suppression", ICLR 2019): as many as the calibrated gates keep on average, in the network trained
+without either loss. Finished steps stay in the folder; the same command goes on.
 
 The paper's rows (a GPU is wanted):
 
@@ -72,8 +72,8 @@ _PAPER = TrainConfig(epochs=400, batch_size=128, lr=0.05, weight_decay=5e-4, pre
 ROWS = {
     "resnet20": Row(
         "resnet20_cifar",
-        replace(_PAPER, epochs=2, lr=0.02, precision="off"),
-        GateRecipe(keep=0.65, similarity=0.1, renew=40, start="informed", gate_rate=0.02),
+        replace(_PAPER, epochs=5, precision="off"),
+        GateRecipe(keep=0.65, similarity=0.1, renew=40, start="informed", gate_rate=0.01),
         IMAGENET,
     ),
     "resnet20-paper": Row("resnet20_cifar", _PAPER, GateRecipe(keep=0.65), IMAGENET),
@@ -131,8 +131,8 @@ class Bench:
 def run(options: argparse.Namespace) -> None:
     """Train and measure one row."""
     row = ROWS[options.row]
-    if options.epochs:
-        row = replace(row, training=replace(row.training, epochs=options.epochs))
+    changed = {key: value for key in ("epochs", "lr") if (value := getattr(options, key)) is not None}
+    row = replace(row, training=replace(row.training, **changed))
     options.folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(
         row,
@@ -170,13 +170,13 @@ def _dynamic(bench: Bench, name: str, target: float) -> list[dict[str, Any]]:
     lines = [_line(f"{name}, thresholds of training", model, cost, bench)]
     calibrate(model, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
     lines.append(_line(f"{name}, calibrated", model, cost, bench))
+    if name == "neither":
+        with _constant(model, cost, bench):
+            lines.append(_line("equally many channels for every image", model, cost, bench))
     ahead = copy.deepcopy(model)
     foresee(ahead, torch.cat([images for images, _ in bench.calibration()]), 1.0)
     calibrate(ahead, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
     lines.append(_line(f"{name}, with foresight, calibrated", ahead, cost, bench))
-    if name == "neither":
-        with _constant(cost, target):
-            lines.append(_line("equally many channels for every image", model, cost, bench))
     return lines
 
 
@@ -194,27 +194,20 @@ def _line(label: str, model: nn.Module, cost: Any, bench: Bench) -> dict[str, An
 
 
 @contextlib.contextmanager
-def _constant(cost: DynamicCost, target: float) -> Iterator[None]:
-    """Inside, each layer keeps the channels with the largest saliencies of each image, the same share everywhere."""
-    share = _share(cost, target)
+def _constant(model: nn.Module, cost: DynamicCost, bench: Bench) -> Iterator[None]:
+    """Inside, each layer keeps the channels with the largest saliencies of each image, equally many for all images."""
+    means = observe(model, cost, bench.calibration()).kept.double().mean(dim=0)
+    count = {id(layer): max(1, round(mean.item())) for (_, layer), mean in zip(gated_layers(model), means, strict=True)}
     before = GatedConv.kept
 
-    def kept(_: GatedConv, pi: Tensor) -> Tensor:
-        count = max(1, round(share * pi.size(1)))
-        return pi * (pi >= pi.topk(count, dim=1).values[:, -1:]).to(pi.dtype)
+    def kept(layer: GatedConv, pi: Tensor) -> Tensor:
+        return pi * (pi >= pi.topk(count[id(layer)], dim=1).values[:, -1:]).to(pi.dtype)
 
     GatedConv.kept = kept
     try:
         yield
     finally:
         GatedConv.kept = before
-
-
-def _share(cost: DynamicCost, target: float) -> float:
-    """The kept share at which the MACs are the target's."""
-    widths = torch.tensor([cost.channels], dtype=torch.float64)
-    shares = [step / 1000 for step in range(1, 1001)]
-    return min(shares, key=lambda share: abs(float(cost.macs(widths * share)) - target * cost.dense))
 
 
 def _report(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
@@ -246,6 +239,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data")
     parser.add_argument("--folder", type=Path, help="where steps and results are kept")
     parser.add_argument("--epochs", type=int, help="another length than the row's")
+    parser.add_argument("--lr", type=float, help="another learning rate than the row's")
     parser.add_argument("--only", nargs="+", choices=[*VARIANTS, "static"], help="some variants alone")
     parser.add_argument("--target-macs", type=float, default=0.5, help="share of the dense MACs")
     return parser.parse_args()
