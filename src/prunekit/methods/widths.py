@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from prunekit.methods.merge import MergeConfig
 
 Kept = dict[str, list[int]]
-# The least that widths by loss leave of a layer, as one part of so many: readings are not to be trusted all the way.
-_NARROWEST = {"measured": 8, "modelled": 4}
+# The least that widths by loss leave of a layer, for readings are not to be trusted all the way: of measured ones as a
+# share of the layer, of modelled ones as a share of what the same ratio of every layer would leave.
+_LEAST_MEASURED, _LEAST_MODELLED = 1 / 8, 0.8
 # By what part savings are counted in MACs, the rest in parameters, where both are limited.
 _MIXES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 
@@ -99,11 +101,12 @@ def _uniform(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget
 def _by_loss(
     graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget, readings: Mapping[str, Reading]
 ) -> Kept:
-    start = _descent(graph, ranked, config, readings)
+    uniform = _uniform(graph, ranked, config, budget)
+    start = _descent(graph, ranked, config, readings, uniform)
     if budget.kind != "ratio":
         way = start.by(float(budget.kind == "macs"))
         return way.keeps_at(_steps_to(graph, budget, len(way.order), way.keeps_at))
-    goal = predict(graph, graph.kept_classes(_uniform(graph, ranked, config, budget)))
+    goal = predict(graph, graph.kept_classes(uniform))
 
     def within(kept: Kept) -> bool:
         cost = predict(graph, graph.kept_classes(kept))
@@ -158,13 +161,20 @@ class _Descent:
         return np.bincount(np.array(self.order[:count], dtype=np.int64), minlength=len(self.known))
 
 
-def _descent(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading]) -> _Descent:
+def _descent(
+    graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading], uniform: Kept
+) -> _Descent:
+    def least(one: Ranked) -> int:
+        size = one.layer.group.size
+        share = _LEAST_MEASURED * size
+        if readings[one.name].modelled:
+            share = _LEAST_MODELLED * len(uniform.get(one.name, range(size)))
+        return max(config.min_channels, math.ceil(share))
+
     known = [one for one in ranked if one.name in readings]
     curves = [losses(readings[one.name], one.order) for one in known]
-    parts = [_NARROWEST["modelled" if readings[one.name].modelled else "measured"] for one in known]
-    least = [max(config.min_channels, -(-one.layer.group.size // p)) for one, p in zip(known, parts, strict=True)]
     blind = [one for one in ranked if one.name not in readings]
-    return _Descent(known, blind, curves, _unit_costs(graph, known), config, least)
+    return _Descent(known, blind, curves, _unit_costs(graph, known), config, [least(one) for one in known])
 
 
 def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> NDArray[np.float64]:
