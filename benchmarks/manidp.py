@@ -2,7 +2,7 @@
 
     python benchmarks/manidp.py resnet20 --start resnet20-12fca82f.th --data path/to/cifar10 --folder runs/manidp20
 
-Every variant (both losses, one, neither, and gates that stay constant) is trained alike from the same network and
+Every variant (both losses, one, neither) is trained alike from the same network and
 calibrated to the MACs of the static control: L1-norm pruning, restored from images, tuned with the same settings for as
 long. The dynamic control keeps equally many channels of a layer for every image (Gao et al., "Dynamic Channel Pruning:
 Feature Boosting and Suppression", ICLR 2019): as many as the calibrated gates keep on average, in the network trained
@@ -84,7 +84,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "neither": {"no_complexity": True, "no_similarity": True},
     "complexity": {"no_similarity": True},
     "similarity": {"no_complexity": True},
-    "constant": {"no_complexity": True, "no_similarity": True, "gate_rate": 0.0, "ease": 0.0},
 }
 
 
