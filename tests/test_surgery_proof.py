@@ -128,6 +128,7 @@ def test_random_networks(network: int, plan: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @settings(max_examples=2000, deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
 def test_two_thousand_random_networks(network: int, plan: int) -> None:
