@@ -76,7 +76,7 @@ def loss_chart(portrait: Portrait) -> str:
         for macs, loss in zip(record.macs[::step].tolist(), record.losses[::step].tolist(), strict=True)
     )
     axis = Axis("cross-entropy (nats)", lambda value: f"{value:g}")
-    return chart("Cost and difficulty", MACS, axis, [Series("images", points)])
+    return chart("Cost and cross-entropy (nats)", MACS, axis, [Series("images", points)])
 
 
 def _gallery(portrait: Portrait, images: ImageSet, places: Sequence[int]) -> str:
