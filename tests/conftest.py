@@ -18,6 +18,11 @@ from torch import Tensor
 torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """None, which is a worker a core, except for single tests: these run sooner than a worker has imported torch."""
+    return 0 if config.args and all("::" in argument for argument in config.args) else None
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
