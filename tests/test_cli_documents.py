@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import prunekit
 from commands import leaves
 from prunekit import surgery
 from prunekit.cli.app import root_command, run
@@ -21,7 +22,9 @@ from prunekit.methods.base import Method
 from prunekit.models import build
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *(ROOT / "docs").glob("*.md")]
+)
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -110,6 +113,17 @@ def test_every_command_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, check=True)
     program = "\n".join(blocks(page, "python"))
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: prunekit\.(\w+)$", page, re.MULTILINE)) == sorted(prunekit.__all__)
+
+
+def test_every_picture_is_in_the_gallery() -> None:
+    gallery = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    for picture in (ROOT / "docs" / "pictures").iterdir():
+        assert f"](pictures/{picture.name})" in gallery
 
 
 def test_links_between_documents_lead_somewhere() -> None:
