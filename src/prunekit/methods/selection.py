@@ -35,33 +35,51 @@ def losses(reading: Reading, order: Sequence[int] | NDArray[np.int64]) -> NDArra
 
 
 class _Unexplained:
-    """The covariance that the channels kept so far leave."""
+    """The covariance `S` that the channels kept so far leave, never written out: a step costs `O(n k)`, not `O(n^2)`.
+
+    With `c_j = s_j / sqrt(pivot_j)` for the `k` channels kept so far, `S = S_0 - sum_j c_j c_j^T`, so that a column of
+    `S` is one of `S_0` less a few of these vectors, and likewise for `G S` and `S_0 G S`, whose first values are known.
+    What a channel would explain, `diag(S G S) / (diag(S) + ridge)`, is brought up to date from that one column.
+    """
 
     def __init__(self, reading: Reading) -> None:
-        self._left = reading.covariance.detach().double().clone()
-        self._gram = reading.gram.detach().double()
-        self._product = self._left @ self._gram
-        mean = self._left.diagonal().mean()
+        start, gram = reading.covariance.detach().double(), reading.gram.detach().double()
+        product = gram @ start
+        # row u: column u of S_0, of G S_0, and of S_0 G S_0, one after the other
+        self._start = torch.cat([start.t(), product.t(), (start @ product).t()], 1)
+        self._steps = torch.empty_like(self._start)  # row j: c_j, G c_j and S_0 G c_j
+        self._diagonal = start.diagonal().clone()
+        self._gains = (start * product.t()).sum(1)  # diag(S G S)
+        mean = self._diagonal.mean()
         self._ridge = float(_RIDGE * mean) if mean > 0 else 1.0
-        self._gone = torch.zeros(len(self._left), dtype=torch.bool, device=self._left.device)
+        self._kept: list[int] = []
+        self._loss = float(product.diagonal().sum())
 
     def best(self) -> int:
         """The unit that lowers the loss most."""
-        gains = (self._product * self._left).sum(1) / (self._left.diagonal().clamp_min(0) + self._ridge)
-        return int(torch.where(self._gone, -torch.inf, gains).argmax())
+        gains = self._gains / (self._diagonal.clamp_min(0) + self._ridge)
+        gains[self._kept] = -torch.inf
+        return int(gains.argmax())
 
     def keep(self, unit: int) -> int:
         """Take out what `unit` explains."""
-        column = self._left[:, unit].clone()
-        pivot = column[unit].clamp_min(0) + self._ridge
-        self._left -= torch.outer(column, column) / pivot
-        self._product -= torch.outer(column, column @ self._gram) / pivot
-        self._gone[unit] = True
+        done, width = len(self._kept), len(self._diagonal)
+        known = self._steps[:done]
+        columns = self._start[unit] - known[:, unit] @ known
+        own, read, through = columns.split(width)  # column `unit` of S, of G S, and of S_0 G S
+        pivot = own[unit].clamp_min(0) + self._ridge
+        residual = through - (known[:, :width] @ read) @ known[:, :width]  # column `unit` of S G S
+        worth = own @ read  # s^T G s
+        self._gains += own * (own * (worth / pivot) - 2 * residual) / pivot
+        self._diagonal -= own.square() / pivot
+        self._loss -= float(worth / pivot)
+        self._steps[done] = columns / pivot.sqrt()
+        self._kept.append(unit)
         return unit
 
     def loss(self) -> float:
         """`tr(gram S)`."""
-        return max(0.0, float(self._product.diagonal().sum()))
+        return max(0.0, self._loss)
 
 
 def removals(curves: Sequence[NDArray[np.float64]], costs: Sequence[float], least: Sequence[int]) -> list[int]:
