@@ -83,10 +83,7 @@ def code_of(arch: str) -> dict[str, str] | None:
     path = models.source_file(arch) if models.is_code(arch) else None
     if path is None:
         return None
-    try:
-        return {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    except OSError as error:
-        raise InputError(f"cannot read the architecture's code: {path}: {error.strerror}") from error
+    return {"file": str(path), "sha256": hashlib.sha256(models.read_source(path)).hexdigest()}
 
 
 def _migrated(header: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from prunekit import models
 from prunekit.errors import InputError
 
 # What torch itself reads under `weights_only=True`, as far as state dicts need it.
@@ -53,8 +54,9 @@ def load_trusted(stream: BinaryIO, name: str) -> Any:
         if start.startswith((_LEGACY_MAGIC, b"PK")):
             return torch.load(stream, map_location="cpu", weights_only=False)
         return pickle.load(stream)
-    except Exception as error:  # whatever somebody else's code raises
-        raise InputError(f"{name} cannot be unpickled: {type(error).__name__}: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:  # whatever somebody else's code raises
+        what = f"{name} cannot be unpickled: {type(error).__name__}: {first_line(error)}"
+        raise InputError(what, hint=models.missing_code(error)) from error
 
 
 def globals_in(stream: BinaryIO) -> set[str]:

@@ -28,9 +28,10 @@ _LONGEST = 600
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller says about a file."""
+    """What the caller says about a file, and the folder that it lies in (None for a stream)."""
 
     name: str
+    folder: Path | None
     arch: str | None
     arch_args: Mapping[str, Any] | None
     trust_pickle: bool
@@ -69,10 +70,11 @@ def _read(
     trust_pickle: bool,
 ) -> nn.Module:
     stream, name = sniff.open_source(source)
+    folder = Path(source).parent if isinstance(source, str | os.PathLike) else None
     with stream:
         try:
             kind = sniff.kind_of(stream, name)
-            return _READERS[kind](stream, Request(name, arch, arch_args, trust_pickle))
+            return _READERS[kind](stream, Request(name, folder, arch, arch_args, trust_pickle))
         except InputError as error:
             hint = None if error.hint is None else _presentable(error.hint)
             raise InputError(_presentable(error.message), hint=hint) from error
@@ -90,7 +92,9 @@ def _is_name(source: str) -> bool:
 
 def _read_pickle(stream: BinaryIO, request: Request) -> nn.Module:
     if request.trust_pickle:
-        content = pickles.load_trusted(stream, request.name)
+        code = request.arch if request.arch is not None and models.is_code(request.arch) else None
+        with models.beside(request.folder, code):
+            content = pickles.load_trusted(stream, request.name)
     else:
         content = pickles.load_tensors(stream, request.name)
     if isinstance(content, Mapping) and "prunekit" in content:

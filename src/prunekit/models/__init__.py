@@ -11,16 +11,19 @@ from __future__ import annotations
 from prunekit.models.arguments import parse_args
 from prunekit.models.keys import classifier, match_keys
 from prunekit.models.resolve import build, canonical, default_input, is_code, names
-from prunekit.models.user_code import source_file
+from prunekit.models.user_code import beside, missing_code, read_source, source_file
 
 __all__ = [
+    "beside",
     "build",
     "canonical",
     "classifier",
     "default_input",
     "is_code",
     "match_keys",
+    "missing_code",
     "names",
     "parse_args",
+    "read_source",
     "source_file",
 ]

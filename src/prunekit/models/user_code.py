@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.errors import InputError, unknown_name
+from prunekit.models.neighbours import importable
 
 
 def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
@@ -22,11 +28,10 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
 
     Raises `InputError` when the code is missing, fails, or returns no `nn.Module`.
     """
-    make = _callable(arch)
-    try:
+    code = _Code.of(arch)
+    with code.surroundings(), explained(f"{arch} failed"):
+        make = code.callable()
         model = make(**args)
-    except Exception as error:  # whatever somebody else's code raises
-        raise InputError(f"{arch} failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{arch} returned {type(model).__name__}, expected an nn.Module")
     return model
@@ -34,7 +39,9 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
 
 def accepts(arch: str, argument: str) -> bool:
     """Whether the callable takes a keyword argument of this name."""
-    parameters = inspect.signature(_callable(arch)).parameters
+    code = _Code.of(arch)
+    with code.surroundings():
+        parameters = inspect.signature(code.callable()).parameters
     return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
@@ -44,30 +51,137 @@ def source_file(arch: str) -> Path | None:
     return Path(where) if where.endswith(".py") else None
 
 
-def _callable(arch: str) -> Callable[..., Any]:
-    where, _, name = arch.rpartition(":")
-    path = source_file(arch)
-    module = _import_file(path) if path else _import_module(where)
-    found: object = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown_name(f"callable in {where}", name, public)
+def read_source(path: Path) -> bytes:
+    """The content of a file of code; `InputError` where it is not there."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read the architecture's code: {path}: {error.strerror}",
+            hint="arch (--arch) says where it is now: path/to/file.py:callable",
+        ) from error
+
+
+@contextlib.contextmanager
+def beside(folder: Path | None, arch: str | None = None) -> Iterator[None]:
+    """Inside, modules of `folder` and of the working folder can be imported, as pickles of whole networks need it.
+
+    Where `arch` names code, its module stands for the script `__main__` that a network may have been pickled in.
+    """
+    own = [folder or Path.cwd(), Path.cwd()]
+    if arch is None:
+        with importable(own[0], own[1:], program=""):
+            yield
+        return
+    code = _Code.of(arch)
+    with replace(code, further=(*code.further, *own)).surroundings():
+        script, sys.modules["__main__"] = sys.modules["__main__"], code.module()
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = script
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn what somebody else's code raises inside, an exit included, into an `InputError` that begins with `what`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except SystemExit as error:
+        raise InputError(
+            f"{what}: it ended the program (exit status {error.code})",
+            hint="what a file does as a script belongs under `if __name__ == '__main__':`",
+        ) from error
+    except Exception as error:
+        raise InputError(f"{what}: {_told(error)}", hint=missing_code(error)) from error
+
+
+@dataclass(frozen=True)
+class _Code:
+    """A callable of a module, and the folders that it imports from, first and last; its file, where one was named."""
+
+    where: str
+    name: str
+    folder: Path
+    further: tuple[Path, ...]
+    module_name: str
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, arch: str) -> _Code:
+        """Understand `arch`. A file with relative imports is a module of its package; any other is a script."""
+        where, _, name = arch.rpartition(":")
+        path = source_file(arch)
+        if path is None:
+            return cls(where, name, Path.cwd(), (), where)
+        depth = _depth_of_relative_imports(read_source(path))
+        file = path.resolve()
+        packages = _packages(file.parent, depth)
+        root = packages[-1] if depth or file.stem == "__init__" else file.parent
+        parts = file.relative_to(root).with_suffix("").parts
+        module = ".".join(parts[:-1] if file.stem == "__init__" else parts)
+        return cls(where, name, root, (*packages, Path.cwd()), module, file)
+
+    def surroundings(self) -> contextlib.AbstractContextManager[None]:
+        """What the code finds while it is imported and called."""
+        return importable(self.folder, self.further, program=str(self.file or self.where))
+
+    def callable(self) -> Callable[..., Any]:
+        """The callable; to be asked for in its surroundings, like `module`."""
+        module = self.module()
+        found: object = module
+        for part in self.name.split("."):
+            found = getattr(found, part, None)
+        if not callable(found):
+            public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            raise unknown_name(f"callable in {self.where}", self.name, public)
+        return found
+
+    def module(self) -> ModuleType:
+        """The module, under the name that its neighbours import it by, where that name leads to it."""
+        with explained(f"importing {self.where} failed"):
+            if self.file is None or _leads_to(self.module_name, self.file):
+                return importlib.import_module(self.module_name)
+            return _run(self.file)
+
+
+def _depth_of_relative_imports(source: bytes) -> int:
+    """How many packages the code must lie in: the most dots before a name that it imports; 0 without any."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # importing it says so better
+        return 0
+    return max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
+
+
+def _packages(folder: Path, depth: int) -> list[Path]:
+    """`folder` and those around it: the packages that it is in, `depth` of them at least, and where they lie."""
+    found = [folder]
+    while ((found[-1] / "__init__.py").is_file() or len(found) <= depth) and found[-1].parent != found[-1]:
+        found.append(found[-1].parent)
     return found
 
 
-def _import_file(path: Path) -> ModuleType:
-    """The file as a module; the same content of the same file is run once in a process."""
+def _leads_to(name: str, file: Path) -> bool:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the architecture's code: {path}: {error.strerror}") from error
-    identity = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]
-    name = f"prunekit_user_{identity}"
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # a loaded module that does not say where it comes from
+        return False
+    except ModuleNotFoundError as error:  # a dot in the name of the file, or else something that its package wants
+        if error.name is None or not name.startswith(error.name):
+            raise
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file
+
+
+def _run(file: Path) -> ModuleType:
+    """The file as a module under a name of its own: it has none that could be imported, or another has it."""
+    name = f"prunekit_user_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -75,14 +189,38 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException:
         del sys.modules[name]
-        raise InputError(f"importing {path} failed: {type(error).__name__}: {error}") from error
+        raise
     return module
 
 
-def _import_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise InputError(f"importing {name} failed: {type(error).__name__}: {error}") from error
+def _told(error: Exception) -> str:
+    """The error in one line, with the last place in code of the user's that it came from."""
+    said = f"{type(error).__name__}: {error}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OTHERS)]
+    if isinstance(error, SyntaxError) or not frames:  # a syntax error names its place itself
+        return said
+    return f"{said} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+
+
+# Where code that is not the user's lies; the import system's own frames have names in angle brackets.
+_OTHERS = (
+    "<",
+    str(Path(__file__).parents[1]),
+    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+)
+
+
+def missing_code(error: BaseException) -> str | None:
+    """What to do where code was not found; None for any other error."""
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return (
+            f"install what brings '{error.name.partition('.')[0]}'; if it is code of your own, run prunekit in the "
+            "folder that holds it, or name that folder in PYTHONPATH"
+        )
+    if isinstance(error, AttributeError) and "__main__" in str(error):
+        return (
+            "its classes were written in the script that saved it; name that: arch (--arch) path/to/script.py:callable"
+        )
+    return None
