@@ -7,20 +7,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from prunekit import models
-from prunekit.checkpoint import exported_archive, pickles, sniff, weights
+from prunekit.checkpoint import exported_archive, foreign, pickles, sniff, weights
 from prunekit.checkpoint.artefact import Header, code_of
 from prunekit.errors import InputError
 from prunekit.spec import InputSpec, Origin, origin_of, remember
-
-# Where training scripts put the state dict among other things.
-_NESTED = ("state_dict", "model_state_dict", "model")
 
 # Characters of an error message.
 _LONGEST = 600
@@ -35,6 +32,7 @@ class Request:
     arch: str | None
     arch_args: Mapping[str, Any] | None
     trust_pickle: bool
+    key: str | None
 
 
 def load(
@@ -43,21 +41,24 @@ def load(
     arch: str | None = None,
     arch_args: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
+    key: str | None = None,
     input_spec: InputSpec | None = None,
     map_location: str | torch.device = "cpu",
 ) -> nn.Module:
     """A network in eval mode that remembers its origin.
 
     `source` is a path, a binary stream, or the name of a network without a file (`torchvision:…`,
-    `prunekit:…`). prunekit's own files need nothing else; state dicts need `arch` and perhaps `arch_args`; an
-    exported program comes as it is. Nothing in a file is executed, except with `trust_pickle`, or where a
-    prunekit file's architecture is code and `arch` names that code. Raises `InputError` for everything that
-    is no such file.
+    `prunekit:…`). prunekit's own files need nothing else; state dicts need `arch` and perhaps `arch_args`, and
+    `key` where a checkpoint holds several that fit (the keys that lead to it, joined by dots, and perhaps a prefix of
+    its names); an exported program comes as it is. Nothing in a file is executed, except with `trust_pickle`, or
+    where a prunekit file's architecture is code and `arch` names that code. Raises `InputError` for everything
+    that is no such file.
     """
     if isinstance(source, str) and _is_name(source):
+        _check_no_key(key, source)
         model = models.build(source, arch_args)
     else:
-        model = _read(source, arch, arch_args, trust_pickle)
+        model = _read(source, arch, arch_args, trust_pickle, key)
     if input_spec is not None:
         remember(model, replace(origin_of(model) or Origin(""), input=input_spec))
     return model.eval().to(map_location)
@@ -68,13 +69,14 @@ def _read(
     arch: str | None,
     arch_args: Mapping[str, Any] | None,
     trust_pickle: bool,
+    key: str | None,
 ) -> nn.Module:
     stream, name = sniff.open_source(source)
     folder = Path(source).parent if isinstance(source, str | os.PathLike) else None
     with stream:
         try:
             kind = sniff.kind_of(stream, name)
-            return _READERS[kind](stream, Request(name, folder, arch, arch_args, trust_pickle))
+            return _READERS[kind](stream, Request(name, folder, arch, arch_args, trust_pickle, key))
         except InputError as error:
             hint = None if error.hint is None else _presentable(error.hint)
             raise InputError(_presentable(error.message), hint=hint) from error
@@ -98,9 +100,25 @@ def _read_pickle(stream: BinaryIO, request: Request) -> nn.Module:
     else:
         content = pickles.load_tensors(stream, request.name)
     if isinstance(content, Mapping) and "prunekit" in content:
+        _check_no_key(request.key, request.name)
         return _read_own(content, request)
-    found = _find_weights(content, request.name)
-    return _adopt(found, request) if isinstance(found, nn.Module) else _read_state_dict(found, request)
+    return _read_foreign(content, request)
+
+
+def _read_foreign(content: Any, request: Request) -> nn.Module:
+    """The one network among what somebody else's training script saved."""
+    found = foreign.networks(content, request.name)
+    if request.key is not None:
+        found = {request.key: foreign.at(found, request.key, request.name)}
+    modules = {place: value for place, value in found.items() if isinstance(value, nn.Module)}
+    if modules:
+        return _adopt(foreign.only(modules, request.name, "networks"), request)
+    return _read_state_dicts({place: value for place, value in found.items() if isinstance(value, Mapping)}, request)
+
+
+def _check_no_key(key: str | None, name: str) -> None:
+    if key is not None:
+        raise InputError(f"{name} holds one network and no others", hint=f"leave key (--key) {key} out")
 
 
 def _read_own(content: Mapping[str, Any], request: Request) -> nn.Module:
@@ -109,7 +127,7 @@ def _read_own(content: Mapping[str, Any], request: Request) -> nn.Module:
         header = Header.from_text(content["prunekit"])
         arch, args = _own_architecture(header, request)
         state = content.get("state_dict")
-        if not _is_state_dict(state) or _shapes(state) != header.structure["parameters"]:
+        if not foreign.is_state_dict(state) or _shapes(state) != header.structure["parameters"]:
             raise InputError("its weights are not those that its header describes")
         weights.check_backed(state, "its state dict")
         model = _rebuilt(header, arch, args, state)
@@ -168,14 +186,14 @@ def _own_architecture(header: Header, request: Request) -> tuple[str, Mapping[st
     return models.canonical(request.arch or stored), args
 
 
-def _read_state_dict(state: Mapping[str, Tensor], request: Request) -> nn.Module:
+def _read_state_dicts(found: Mapping[str, Mapping[str, Tensor]], request: Request) -> nn.Module:
     if request.arch is None:
         raise InputError(
             f"{request.name} is a state dict, which does not say its architecture",
             hint="arch (--arch) names it: a bundled one, torchvision's, or path/to/file.py:callable",
         )
     arch = models.canonical(request.arch)
-    return weights.from_state_dict(state, arch, request.arch_args, request.name)
+    return weights.from_state_dicts(found, arch, request.arch_args, request.name)
 
 
 def _read_safetensors(stream: BinaryIO, request: Request) -> nn.Module:
@@ -183,10 +201,11 @@ def _read_safetensors(stream: BinaryIO, request: Request) -> nn.Module:
         state = safetensors.torch.load(stream.read())
     except Exception as error:  # its parser raises several unrelated types
         raise InputError(f"{request.name} is a damaged .safetensors: {pickles.first_line(error)}") from error
-    return _read_state_dict(state, request)
+    return _read_foreign(state, request)
 
 
 def _read_exported(stream: BinaryIO, request: Request) -> nn.Module:
+    _check_no_key(request.key, request.name)
     program, about = exported_archive.read(stream, request.name)
     shape = [size for size in program.sizes[1:] if size is not None]
     known = len(shape) == len(program.sizes) - 1
@@ -209,28 +228,6 @@ def _adopt(model: nn.Module, request: Request) -> nn.Module:
         arch, args = models.canonical(request.arch), dict(request.arch_args or {})
         remember(model, Origin(arch, args, models.default_input(arch, args)))
     return model
-
-
-def _find_weights(content: Any, name: str) -> Mapping[str, Tensor] | nn.Module:
-    """The state dict or module itself, or the one among what a training script saved beside it."""
-    candidates = [content]
-    if isinstance(content, Mapping):
-        candidates += [content[key] for key in _NESTED if key in content]
-    for candidate in candidates:
-        if isinstance(candidate, nn.Module) or _is_state_dict(candidate):
-            return candidate
-    if isinstance(content, Mapping):
-        keys = ", ".join(key if isinstance(key, str) else type(key).__name__ for key in list(content)[:5])
-        raise InputError(f"{name} holds no state dict, but " + (f"the keys {keys}" if keys else "an empty dict"))
-    raise InputError(f"{name} holds {type(content).__name__}, expected a state dict")
-
-
-def _is_state_dict(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
-    )
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:

@@ -10,20 +10,52 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from prunekit import models
+from prunekit.checkpoint import foreign
 from prunekit.errors import InputError
 
 _SHOWN = 3
 
 
-def from_state_dict(state: Mapping[str, Tensor], arch: str, args: Mapping[str, Any] | None, name: str) -> nn.Module:
+def from_state_dicts(
+    found: Mapping[str, Mapping[str, Tensor]], arch: str, args: Mapping[str, Any] | None, name: str
+) -> nn.Module:
+    """The architecture `arch` with the weights of the one state dict of `found`, or part of one, that fits it.
+
+    Several that fit, such as weights and their moving average, are an `InputError` that names them, and so are keys
+    that do not fit. `found` is by place, see `foreign`.
+    """
+    blank = empty(arch, dict(args or {}))
+    parts = {
+        ".".join(filter(None, (place, prefix))): part
+        for place, state in found.items()
+        for prefix, part in models.parts_that_fit(blank, state).items()
+    }
+    if len(parts) == 1:
+        return from_state_dict(foreign.only(parts, name, ""), arch, args, name, blank)
+    fitting, problems = {}, {}
+    for place, state in parts.items():
+        try:
+            fitting[place] = from_state_dict(state, arch, args, name)
+        except InputError as error:
+            problems[place] = error
+    if fitting:
+        model: nn.Module = foreign.only(fitting, name, f"networks that fit {arch}")
+        return model
+    raise problems[max(parts, key=lambda place: len(parts[place]))]
+
+
+def from_state_dict(
+    state: Mapping[str, Tensor], arch: str, args: Mapping[str, Any] | None, name: str, blank: nn.Module | None = None
+) -> nn.Module:
     """The architecture `arch` with the weights of a foreign state dict, in the architecture's own dtype.
 
     Keys are translated as `models.match_keys` says. Without `num_classes` among `args`, the number of classes
-    is that of the weights. Raises `InputError` with the keys that do not fit.
+    is that of the weights. `blank` is the architecture, where `empty` has built it already. Raises `InputError` with
+    the keys that do not fit.
     """
     check_backed(state, name)
     args = dict(args or {})
-    model = empty(arch, args)
+    model = blank or empty(arch, args)
     matched = models.match_keys(model, state)
     classes = _classes(model, matched)
     if classes is not None and "num_classes" not in args:

@@ -36,6 +36,7 @@ def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | N
         arch=reading.arch,
         arch_args=reading.arguments(),
         trust_pickle=reading.trust_pickle,
+        key=reading.key,
     )
     origin = origin_of(model) or Origin("")
     remember(model, dataclasses.replace(origin, input=input_spec(reading, origin.input)))

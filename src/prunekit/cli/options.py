@@ -51,6 +51,9 @@ class ReadingOptions:
     trust_pickle: bool = option(
         False, help="Load a pickled module although that runs code from the file. Only for files you trust."
     )
+    key: str | None = option(
+        metavar="KEY", help="Which of several networks in a checkpoint is meant, such as params_ema or state.model."
+    )
     input_size: str | None = option(metavar="SIZE", help="Input size: 224, 32x32 or 3x32x32.")
     mean: str | None = option(metavar="M,...", help="Mean of each channel, for pixels from 0 to 1.")
     std: str | None = option(metavar="S,...", help="Standard deviation of each channel.")

@@ -9,7 +9,7 @@ others). `vgg*` take `config` (see `vgg.CifarVGG`), `resnet*_cifar` take `shortc
 from __future__ import annotations
 
 from prunekit.models.arguments import parse_args
-from prunekit.models.keys import classifier, match_keys
+from prunekit.models.keys import classifier, match_keys, parts_that_fit
 from prunekit.models.resolve import build, canonical, default_input, is_code, names
 from prunekit.models.user_code import beside, missing_code, read_source, source_file
 
@@ -24,6 +24,7 @@ __all__ = [
     "missing_code",
     "names",
     "parse_args",
+    "parts_that_fit",
     "read_source",
     "source_file",
 ]

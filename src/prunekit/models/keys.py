@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-# What wrappers put in front of every key: DataParallel, torch.compile, Lightning modules.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
+# What wrappers put into keys, in front of all or of those below what was wrapped: DataParallel, torch.compile, FSDP,
+# activation checkpointing, DeepSpeed under Lightning.
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
+# A module that holds the network calls it so, Lightning's above all; other names are found by `parts_that_fit`.
+_HOLDER = "model"
+
+# Levels of names that the prefix of a network may have.
+_DEEPEST = 4
 
 # Other names of the same layers. Tried in this order, one upon the other, until the network knows the key.
 _ALIASES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -36,9 +42,8 @@ _TRAINING_HEADS = re.compile(r"^(aux[12]|AuxLogits)\.")
 def match_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict under the names that `model` uses, as far as they can be told.
 
-    Prefixes of wrappers go, other names of the same layers are translated, and counters that older files lack
-    (`num_batches_tracked`) start at zero. What still does not fit keeps its name, for the caller
-    to report.
+    Names of wrappers go, other names of the same layers are translated, and counters that older files lack
+    (`num_batches_tracked`) start at zero. What still does not fit keeps its name, for the caller to report.
     """
     expected = model.state_dict()
     matched: dict[str, Tensor] = {}
@@ -53,6 +58,43 @@ def match_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
     return matched
 
 
+def parts_that_fit(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The parts of `state` that have the keys of `model`, no more and no fewer, by the prefix that they had there.
+
+    What trained the network may have held it under any name beside others: `student.` and `teacher.`, `net.` and a
+    loss with weights of its own. Where the whole fits, and where nothing does, it is the only part, under "". A prefix
+    that `model` has and the keys lack is put on, and one that only some of them carry is taken off.
+    """
+    expected = model.state_dict().keys()
+
+    def fits(part: Mapping[str, Tensor]) -> bool:
+        return bool(part) and match_keys(model, part).keys() == expected
+
+    if fits(state):
+        return {"": dict(state)}
+    found: dict[str, dict[str, Tensor]] = {}
+    prefixes = _prefixes(state)
+    for prefix in prefixes:
+        part = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        if not prefix.startswith(tuple(found)) and fits(part):
+            found[prefix] = part
+    if found:
+        return {prefix.removesuffix("."): part for prefix, part in found.items()}
+    return {"": next(filter(fits, _renamed(state, expected, prefixes)), dict(state))}
+
+
+def _renamed(
+    state: Mapping[str, Tensor], expected: Collection[str], prefixes: Iterable[str]
+) -> Iterator[dict[str, Tensor]]:
+    """The state dict with a prefix that all of `expected` have, and without one that only some of its keys have."""
+    yield from ({prefix + key: tensor for key, tensor in state.items()} for prefix in _common(expected))
+    needed = {key for key in expected if not key.endswith("num_batches_tracked")}
+    for prefix in prefixes:
+        names = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+        if needed <= names.keys() and len(names) == len(state):
+            yield names
+
+
 def classifier(model: nn.Module) -> str | None:
     """The name of the layer that makes the class scores: the last linear one or convolution, as it was registered."""
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -60,16 +102,39 @@ def classifier(model: nn.Module) -> str | None:
 
 
 def _canonical(key: str, expected: Mapping[str, Tensor]) -> str:
-    """The model's name for `key`; without its wrappers' prefixes when the model has no such name."""
-    name = key
-    while name not in expected and name.startswith(_WRAPPERS):
-        name = name.partition(".")[2]
-    candidate = name
-    for pattern, canonical in _ALIASES:
+    """The model's name for `key`; without its wrappers' names when the model has no such name."""
+    for name in _unwrapped(key):
+        candidate = name
+        for pattern, canonical in _ALIASES:
+            if candidate in expected:
+                return candidate
+            candidate = pattern.sub(canonical, candidate)
         if candidate in expected:
             return candidate
-        candidate = pattern.sub(canonical, candidate)
-    return candidate if candidate in expected else name
+    return name
+
+
+def _unwrapped(key: str) -> list[str]:
+    """`key`, without each of the leading names that wrappers and holders give, and without those within."""
+    names, parts = [key], key.split(".")
+    while len(parts) > 1 and (parts[0] in _WRAPPERS or parts[0] == _HOLDER):
+        parts = parts[1:]
+        names.append(".".join(parts))
+    within = ".".join(part for part in parts if part not in _WRAPPERS)
+    return names if within == names[-1] else [*names, within]
+
+
+def _prefixes(keys: Iterable[str]) -> list[str]:
+    """Every beginning of a key that ends at a dot, the shortest first."""
+    levels = [(key.split(".")[:-1], depth) for key in keys for depth in range(1, _DEEPEST + 1)]
+    found = {".".join(parts[:depth]) + "." for parts, depth in levels if len(parts) >= depth}
+    return sorted(found, key=lambda prefix: (prefix.count("."), prefix))
+
+
+def _common(keys: Iterable[str]) -> list[str]:
+    """The prefixes that all keys share."""
+    keys = list(keys)
+    return [prefix for prefix in _prefixes(keys[:1]) if all(key.startswith(prefix) for key in keys)]
 
 
 def _is_counter(key: str) -> bool:

@@ -1,0 +1,112 @@
+"""Other people's checkpoints: the networks and state dicts in them, and the one that is meant.
+
+A place in a checkpoint is written as the keys that lead there, joined by dots; "" is the checkpoint itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+
+State = Mapping[str, Tensor]
+
+_SHOWN = 5
+
+
+def is_state_dict(value: Any) -> TypeGuard[State]:
+    """Whether `value` maps names to tensors, and to nothing else."""
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
+    )
+
+
+def networks(content: Any, name: str) -> dict[str, State | nn.Module]:
+    """The state dicts and modules in what the file `name` holds, by their places.
+
+    The state of an optimiser is none of them. Raises `InputError`, saying what is there, where nothing is found.
+    """
+    if is_state_dict(content):
+        return {"": content}
+    found: dict[str, State | nn.Module] = {}
+    seen, waiting = {id(content)}, deque([("", content)])
+    while waiting:
+        place, value = waiting.popleft()
+        if isinstance(value, nn.Module):
+            found[place] = value
+        elif isinstance(value, Mapping) and "param_groups" not in value:
+            weights = _weights(value)
+            if weights:
+                found[place] = weights
+            for key, inner in () if weights else value.items():
+                # a file may hold itself
+                if isinstance(key, str) and not key.startswith("optim") and id(inner) not in seen:
+                    seen.add(id(inner))
+                    waiting.append((f"{place}.{key}" if place else key, inner))
+    if not found:
+        raise _nothing(content, name)
+    return found
+
+
+def at(found: Mapping[str, State | nn.Module], key: str, name: str) -> State | nn.Module:
+    """The one of `networks` at the place `key`, or the part of a state dict whose names begin with what `key` adds.
+
+    Raises `InputError` where there is none.
+    """
+    if key in found:
+        return found[key]
+    for place, value in found.items():
+        if isinstance(value, Mapping) and (key.startswith(f"{place}.") or not place):
+            prefix = key[len(place) + 1 if place else 0 :] + "."
+            part = {name.removeprefix(prefix): tensor for name, tensor in value.items() if name.startswith(prefix)}
+            if part:
+                return part
+    places = [place for place in found if place]
+    hint = "there are weights at " + _listed(places) if places else "it holds one network, without a key"
+    raise InputError(f"{name} has no weights at '{key}'", hint=hint)
+
+
+def only(found: Mapping[str, Any], name: str, what: str) -> Any:
+    """The one of `found`; `InputError`, naming their places, where there are several."""
+    if len(found) == 1:
+        return next(iter(found.values()))
+    places = list(found)
+    raise InputError(
+        f"{name} holds {len(found)} {what}: {_listed(places)}", hint=f"say which: key (--key) {places[-1] or places[0]}"
+    )
+
+
+def _weights(value: Mapping[Any, Any]) -> State | None:
+    """The tensors of a mapping that holds weights, beside notes such as the epoch at most; None for any other mapping.
+
+    Counters, random generators' states and averages of a metric are tensors too; some weight is a real vector.
+    """
+    tensors = {key: tensor for key, tensor in value.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
+    others = [inner for inner in value.values() if not isinstance(inner, Tensor)]
+    if any(isinstance(inner, Mapping | list | tuple | nn.Module) for inner in others):
+        return None
+    real = any(tensor.dim() > 0 and (tensor.is_floating_point() or tensor.is_complex()) for tensor in tensors.values())
+    return tensors if real else None
+
+
+def _nothing(content: Any, name: str) -> InputError:
+    """What is there instead, objects by their types."""
+    if not isinstance(content, Mapping):
+        return InputError(f"{name} holds {type(content).__name__}, expected a state dict")
+    entries = [(key if isinstance(key, str) else type(key).__name__) + _kind(inner) for key, inner in content.items()]
+    found = "the keys " + _listed(entries) if entries else "an empty dict"
+    return InputError(f"{name} holds no state dict, but {found}", hint="expected the state_dict() of a network in it")
+
+
+def _kind(value: object) -> str:
+    return "" if type(value).__module__ == "builtins" else f" ({type(value).__name__})"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(name or "(at the top)" for name in names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
