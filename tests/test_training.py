@@ -406,7 +406,7 @@ def test_out_of_memory_says_the_batch_size(few: ImageSet) -> None:
 def test_networks_that_cannot_be_trained(few: ImageSet) -> None:
     with pytest.raises(TrainingError, match="frozen"):
         train(plain_net().requires_grad_(False), config(), few)
-    with pytest.raises(InputError, match=r"cannot read images of shape \(1, 8, 8\)"):
+    with pytest.raises(InputError, match=r"failed on a batch of shape \(2, 1, 8, 8\).*\n.*--input-size"):
         train(nn.Sequential(nn.Conv2d(3, 4, 3)), config(), few)
     with pytest.raises(InputError, match="classifier has 5 outputs"):
         train(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), config(), few)

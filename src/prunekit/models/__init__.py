@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from prunekit.models.arguments import parse_args
 from prunekit.models.keys import classifier, match_keys, parts_that_fit
-from prunekit.models.resolve import build, canonical, default_input, is_code, names
-from prunekit.models.user_code import beside, missing_code, read_source, source_file
+from prunekit.models.resolve import build, canonical, default_input, is_code, names, takes
+from prunekit.models.user_code import beside, missing_code, read_source, source_file, told
 
 __all__ = [
     "beside",
@@ -27,4 +27,6 @@ __all__ = [
     "parts_that_fit",
     "read_source",
     "source_file",
+    "takes",
+    "told",
 ]

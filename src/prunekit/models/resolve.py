@@ -95,6 +95,12 @@ def is_code(arch: str) -> bool:
     return resolve(arch).kind == "code"
 
 
+def takes(arch: str, argument: str) -> bool:
+    """Whether an architecture that is code takes an argument of this name, which runs the code; True for any other."""
+    reference = resolve(arch)
+    return reference.kind != "code" or user_code.accepts(reference.name, argument)
+
+
 def _bundled(name: str) -> Reference | None:
     for known in (name, f"{name}_cifar"):
         if known in CATALOG:

@@ -95,7 +95,7 @@ def explained(what: str) -> Iterator[None]:
             hint="what a file does as a script belongs under `if __name__ == '__main__':`",
         ) from error
     except Exception as error:
-        raise InputError(f"{what}: {_told(error)}", hint=missing_code(error)) from error
+        raise InputError(f"{what}: {told(error)}", hint=missing_code(error)) from error
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,9 @@ def _run(file: Path) -> ModuleType:
     return module
 
 
-def _told(error: Exception) -> str:
-    """The error in one line, with the last place in code of the user's that it came from."""
-    said = f"{type(error).__name__}: {error}"
+def told(error: Exception) -> str:
+    """An error of the user's code in one line, with the last place in it that the error came from."""
+    said = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OTHERS)]
     if isinstance(error, SyntaxError) or not frames:  # a syntax error names its place itself
         return said

@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from prunekit.data import ImageSet
-from prunekit.errors import TrainingError
 from prunekit.recipe import TrainConfig
 from prunekit.training.feed import shares
+from prunekit.training.forward import answer, backward, class_scores, dtype_of
 from prunekit.training.objective import Objective, at_least_float
 from prunekit.training.optimizer import build_optimizer
 from prunekit.training.penalty import GammaPenalty
@@ -40,7 +40,7 @@ class Learner:
         self.penalty = GammaPenalty.of(model, penalised, needed=config.sparsity > 0)
         self.objective = objective
         self._optimizer = build_optimizer(model, config, objective.own, objective.own_rate)
-        self.dtype = next(model.parameters()).dtype
+        self.dtype = dtype_of(model)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self._average = _averaged(model, config.ema) if config.ema else None
         self._net = world.wrapped(model.train())
@@ -49,18 +49,13 @@ class Learner:
         """The gradient of the loss over the next `accumulate` batches, averaged over the processes."""
         self._optimizer.zero_grad()
         parts = self._config.accumulate
-        try:
-            for part in range(parts):
-                images, labels = next(batches)
-                with self._unsynchronised(part < parts - 1):
-                    with self._autocast():
-                        loss, logits = self.objective(self._net(images), images, labels)
-                    torch.autograd.backward(self._scaler.scale(loss / parts))
-                tally.add(step, loss, logits, labels)
-        except RuntimeError as error:
-            if _is_out_of_memory(error):
-                raise _out_of_memory(self._config) from error
-            raise
+        for part in range(parts):
+            images, labels = next(batches)
+            with self._unsynchronised(part < parts - 1):
+                with self._autocast():
+                    loss, logits = self.objective(answer(self._net, images), images, labels)
+                backward(self._scaler.scale(loss / parts))
+            tally.add(step, loss, logits, labels)
 
     def update(self, lr: float) -> None:
         """One optimiser step with the gradients at hand: clipped, then the L1 term on gamma, once."""
@@ -89,7 +84,7 @@ class Learner:
             if should_stop():
                 break
             with self._autocast():
-                logits = at_least_float(model(images))
+                logits = at_least_float(class_scores(answer(model, images), len(images))[0])
             tally.add(0, nn.functional.cross_entropy(logits, labels), logits, labels)
         self.model.train()
         return None if should_stop() else tally.means()
@@ -119,7 +114,8 @@ class Learner:
     @property
     def finite(self) -> bool:
         """Whether every weight is a number."""
-        return bool(torch.stack([torch.isfinite(p).all() for p in self.model.state_dict().values()]).all())
+        tensors = [value for value in self.model.state_dict().values() if isinstance(value, Tensor)]
+        return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
 
     def tensors(self) -> dict[str, Any]:
         """The state dicts of all parts."""
@@ -154,16 +150,3 @@ class Learner:
 def _averaged(model: nn.Module, decay: float) -> AveragedModel:
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # On the CPU the allocator has no error class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _out_of_memory(config: TrainConfig) -> TrainingError:
-    parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
-    return TrainingError(
-        f"out of memory with batches of {config.batch_size} images{parts}",
-        hint=f"--accumulate {2 * config.accumulate} computes the same in less memory, or lower --batch-size",
-    )

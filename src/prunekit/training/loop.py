@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.data import ImageSet, check_classes
-from prunekit.errors import InputError, TrainingError
+from prunekit.data import ImageSet
+from prunekit.errors import TrainingError
 from prunekit.recipe import TrainConfig
 from prunekit.training.events import EpochEvent, Sink
 from prunekit.training.feed import Feed
+from prunekit.training.forward import check_fit, is_out_of_memory
 from prunekit.training.learner import Learner
 from prunekit.training.objective import Objective
 from prunekit.training.penalty import inner_gammas
@@ -74,9 +75,10 @@ def train(
     world = join(config.device)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
+        stack.enter_context(_enough_memory(config))
         stack.enter_context(_placed([model, teacher], config, world))
         stack.enter_context(_quiet(world))
-        _check_data(model, train_set, val_set)
+        check_fit(model, train_set, val_set, teacher)
         if penalised is None and config.sparsity and config.sparsity_scope == "inner":
             penalised = inner_gammas(model, train_set.input_spec.shape)
         settings = {
@@ -150,17 +152,16 @@ def _quiet(world: World) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-@torch.no_grad()
-def _check_data(model: nn.Module, train_set: ImageSet, val_set: ImageSet | None) -> None:
-    weight = next(model.parameters(), torch.empty(0))
-    one = torch.zeros(1, dtype=torch.int64)
-    images, _ = next(train_set.batches(1, device=weight.device, order=one, dtype=weight.dtype))
+@contextlib.contextmanager
+def _enough_memory(config: TrainConfig) -> Iterator[None]:
+    """Say what to do where memory runs out inside."""
     try:
-        output = model(images)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"the network cannot read images of shape {tuple(images.shape[1:])}: {reason}") from error
-    logits = output[0] if isinstance(output, tuple) else output
-    for data in (train_set, val_set):
-        if data is not None:
-            check_classes(logits.shape[-1], data)
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+        raise TrainingError(
+            f"out of memory with batches of {config.batch_size} images{parts}",
+            hint=f"--accumulate {2 * config.accumulate} computes the same in less memory, or lower --batch-size",
+        ) from error

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.recipe import TrainConfig
+from prunekit.training.forward import answer, class_scores
 from prunekit.training.world import World
 
 _AUXILIARY = 0.3  # weight of auxiliary classifiers (Szegedy et al., "Going Deeper with Convolutions", 2015)
@@ -46,14 +47,13 @@ class Objective:
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss over a batch, and the logits `(N, classes)` of the main classifier."""
-        logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-        logits = at_least_float(logits)
+        scores, auxiliary = class_scores(output, len(labels))
+        logits = at_least_float(scores)
         loss = self._cross_entropy(logits, labels)
         if self._teacher is not None:
             loss = (1 - self._share) * loss + self._share * self._distance(logits, images)
         for other in auxiliary:
-            if other is not None:
-                loss = loss + _AUXILIARY * self._cross_entropy(at_least_float(other), labels)
+            loss = loss + _AUXILIARY * self._cross_entropy(at_least_float(other), labels)
         return loss, logits.detach()
 
     def begin(self, mean_loss: Callable[[], float]) -> None:
@@ -86,6 +86,7 @@ class Objective:
         assert self._teacher is not None
         t = self._temperature
         with torch.no_grad():
-            wanted = F.log_softmax(at_least_float(self._teacher(images)) / t, dim=1)
+            scores, _ = class_scores(answer(self._teacher, images), len(images))
+            wanted = F.log_softmax(at_least_float(scores) / t, dim=1)
         ours = F.log_softmax(logits / t, dim=1)
         return F.kl_div(ours, wanted, reduction="batchmean", log_target=True) * t * t

@@ -112,7 +112,8 @@ class Run:
         wishes = torch.tensor([stop, save, -self._tally.bad_step], device=world.device)
         agreed = world.largest(wishes).tolist()
         if agreed[2] > -math.inf:
-            raise self._no_number(f"the loss is no number at step {-agreed[2]:.0f}")
+            step = round(-agreed[2])
+            raise self._no_number(f"the loss is no number at step {step}", step)
         return bool(agreed[0]), bool(agreed[1])
 
     def _end_epoch(self, began: float) -> None:
@@ -179,7 +180,7 @@ class Run:
         self._learner.synchronise()
         self._state.tally = self._tally.totals()
         if not self._learner.finite:
-            raise self._no_number(f"a weight is no number after step {self._number - 1}")
+            raise self._no_number(f"a weight is no number after step {self._number - 1}", self._number)
         if self._world.is_main:
             self._state.tensors = self._learner.tensors()
             self._state.save(self._path)
@@ -193,7 +194,13 @@ class Run:
         hint = f"the state is in {self._path}: --resume goes on from there" if self._path else None
         raise Interrupted(place, hint=hint)
 
-    def _no_number(self, what: str) -> TrainingError:
+    def _no_number(self, what: str, steps: int) -> TrainingError:
+        """`what` happened once `steps` steps had changed the weights."""
+        if not steps:
+            return TrainingError(
+                "the network gives no numbers, or has a weight that is none, before the first step",
+                hint="look for a division or a logarithm in it, for weights that were lost, and at the images' --std",
+            )
         kept = f"; the last good state is in {self._path}" if self._path else ""
         return TrainingError(
             f"{what} (epoch {self._state.epoch + 1}, learning rate {self._lr:.3g}){kept}",

@@ -128,7 +128,7 @@ def prepare(
 def _from_scratch(
     output: Output, data: DataOptions, config: TrainConfig, reading: ReadingOptions
 ) -> tuple[nn.Module, ImageSet]:
-    """A new network with as many outputs as the data has classes."""
+    """A new network with as many outputs as the data has classes, where it lets itself be told their number."""
     import torch
 
     from prunekit import models
@@ -139,8 +139,8 @@ def _from_scratch(
     shape = dataclasses.replace(default, mean=(), std=()) if default else None
     train_set = data.open(output, "train", input_spec(reading, shape), reading)
     torch.manual_seed(config.seed)
-    asked = {} if arguments and "num_classes" in arguments else {"num_classes": len(train_set.classes)}
-    return models.build(arch, arguments, **asked), train_set
+    told = "num_classes" in (arguments or {}) or not models.takes(arch, "num_classes")
+    return models.build(arch, arguments, num_classes=None if told else len(train_set.classes)), train_set
 
 
 def _show(output: Output, job: Job, config: TrainConfig) -> None:
