@@ -40,13 +40,17 @@ class TrainConfig:
     decay_factor: float = _option(0.1, "step schedule: factor at each milestone")
     warmup: float = _option(0.0, "epochs in which the learning rate rises linearly")
     label_smoothing: float = _option(0.0, "label smoothing")
-    sparsity: float = _option(0.0, "strength of the L1 penalty on batch-norm gamma (Network Slimming's lambda)")
+    sparsity: float = _option(
+        0.0, "weight of the L1 norm of the batch-norm gammas in the loss (Network Slimming's lambda)"
+    )
     sparsity_scope: str = _option(
         "all",
         "gammas under the penalty: all, or those of the inner channels that no addition shares",
         choices=("all", "inner"),
     )
-    proximal: bool = _option(False, "apply the penalty as a soft threshold after the step, which reaches exact zeros")
+    proximal: bool = _option(
+        False, "apply the same penalty as a soft threshold after each step, which reaches exact zeros"
+    )
     distill: float = _option(0.5, "share of the loss that comes from the teacher, where there is one")
     temperature: float = _option(4.0, "temperature of distillation")
     clip: float | None = _option(None, "largest norm of the gradient")
@@ -82,6 +86,9 @@ class TrainConfig:
                 "AdamW rescales the L1 term, so that sparsity would not mean its strength",
                 hint="use --proximal, or --optimizer sgd",
             )
+
+        if self.sparsity and self.proximal and self.optimizer == "sgd" and self.momentum == 1:
+            raise TrainingError("with a momentum of 1, the pull of the penalty has no limit", hint="use --momentum 0.9")
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must agree on, JSON-ready."""

@@ -70,7 +70,7 @@ class Learner:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if config.sparsity and config.proximal:
-            penalty.shrink(lr * config.sparsity)
+            penalty.shrink(config.sparsity, self._optimizer)
         if self._average is not None:
             self._average.update_parameters(self.model)
 

@@ -1,8 +1,10 @@
-"""The optimisers and their weight-decay groups."""
+"""The optimisers and their weight-decay groups, and how far their steps carry."""
 
 from __future__ import annotations
 
-from torch import nn, optim
+from typing import Any
+
+from torch import Tensor, nn, optim
 
 from prunekit.errors import TrainingError
 from prunekit.recipe import TrainConfig
@@ -32,3 +34,22 @@ def build_optimizer(
         return optim.AdamW(groups, lr=config.peak_lr)
     nesterov = config.nesterov and config.momentum > 0
     return optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum, nesterov=nesterov)
+
+
+def pull(optimizer: optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter, gradient: float) -> float | Tensor:
+    """How far a step of `optimizer` moves `parameter`, of its `group`, by a `gradient` that has always been there.
+
+    SGD has summed it up to `gradient / (1 - momentum)`, in Nesterov's form as in the plain one. AdamW divides it by the
+    root of the mean square of the gradients that `parameter` has had, element by element; it is the step of a proximal
+    method in AdamW's own metric (Yun, Lozano and Yang, "Adaptive Proximal Gradient Methods for Structured Neural
+    Networks", NeurIPS 2021), here of at most twice the rate, which outweighs any constant gradient's step: where there
+    is hardly a gradient, a gamma fades and does not vanish at once. Before the first step it is 0.
+    """
+    if isinstance(optimizer, optim.SGD):
+        return float(group["lr"] * gradient / (1 - group["momentum"]))
+    state = optimizer.state.get(parameter)
+    if not state:
+        return 0.0
+    squares: Tensor = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+    threshold: Tensor = (gradient / (squares.sqrt() + group["eps"])).clamp(max=2) * group["lr"]
+    return threshold

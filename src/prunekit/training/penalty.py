@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit import surgery
 from prunekit.errors import TrainingError, unknown_name
 from prunekit.surgery.trace import example_of
+from prunekit.training.optimizer import pull
 
 _SMALL = 0.01  # of the largest |gamma|: what counts as sparse in reports
 
@@ -58,10 +58,16 @@ class GammaPenalty:
                 gamma.grad.add_(gamma.detach().sign(), alpha=strength)
 
     @torch.no_grad()
-    def shrink(self, threshold: float) -> None:
-        """The proximal step, `gamma = sign(gamma) * max(|gamma| - threshold, 0)`, threshold rate times strength."""
+    def shrink(self, strength: float, optimizer: optim.Optimizer) -> None:
+        """The proximal step, `gamma = sign(gamma) * max(|gamma| - t, 0)`: once after each step of the optimiser.
+
+        The threshold `t` is how far the optimiser would carry the subgradient in the long run, so that a gamma goes to
+        zero here as there: where the loss holds it by a gradient of less than `strength`.
+        """
+        groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         for gamma in self._gammas:
-            gamma.copy_(F.softshrink(gamma, threshold))
+            threshold = pull(optimizer, groups[gamma], gamma, strength)
+            gamma.copy_(gamma.sign() * (gamma.abs() - threshold).clamp(min=0))
 
     @torch.no_grad()
     def share_small(self) -> float | None:
