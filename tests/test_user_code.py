@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import pickle
@@ -323,6 +324,37 @@ def test_a_saved_network_is_read_from_another_folder(here: Path, monkeypatch: py
     with pytest.raises(InputError, match=r"cannot read.*nets/net.py.*\n.*--arch"):
         checkpoint.load("../net.pt", arch="nets/net.py:Net")
     checkpoint.load("../net.pt", arch="../nets/net.py:Net")
+
+
+@pytest.mark.parametrize("layout", ["beside", "package", "nested packages", "package, named from its root", "own path"])
+def test_changed_neighbours_are_told(here: Path, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    files, arch = LAYOUTS[layout]
+    lay(here / "a", files)
+    lay(here / "a", {"unrelated.py": "1 / 0"})
+    monkeypatch.chdir(here / "a")
+    checkpoint.save(models.build(arch), "net.pt")
+    (here / "a").rename(here / "b")
+    monkeypatch.chdir(here / "b")
+    lay(here / "b", {"unrelated.py": "2 / 0"})
+    checkpoint.load("net.pt", arch=arch)  # neither moving nor what is not imported changes anything
+    blocks = next((here / "b").rglob("blocks.py"))
+    blocks.write_text(BLOCKS.replace("Act(nn.ReLU)", "Act(nn.SiLU)"))
+    if layout == "own path":  # not where imports are looked for by reading
+        checkpoint.load("net.pt", arch=arch)
+        return
+    with pytest.warns(UserWarning, match="not the code that its weights were saved with"):
+        checkpoint.load("net.pt", arch=arch)
+    blocks.unlink()
+    with pytest.raises(InputError, match=r"ModuleNotFoundError.*has changed since"):
+        checkpoint.load("net.pt", arch=arch)
+
+
+def test_an_older_hash_is_that_of_the_file_alone(here: Path) -> None:
+    lay(here, {"net.py": NET, "blocks.py": BLOCKS})
+    together, alone = models.source_digests(Path("net.py"))
+    assert together != alone == hashlib.sha256(NET.encode()).hexdigest()
+    lay(here, {"net.py": "import torch"})
+    assert len(set(models.source_digests(Path("net.py")))) == 1
 
 
 def test_commands_and_pipes(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

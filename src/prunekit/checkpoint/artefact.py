@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -79,11 +78,11 @@ class Header:
 
 
 def code_of(arch: str) -> dict[str, str] | None:
-    """The file that `arch` names, with the hash of its present content; None when it names no file."""
+    """The file that `arch` names, with the hash of its code and its neighbours'; None when it names no file."""
     path = models.source_file(arch) if models.is_code(arch) else None
     if path is None:
         return None
-    return {"file": str(path), "sha256": hashlib.sha256(models.read_source(path)).hexdigest()}
+    return {"file": str(path), "sha256": models.source_digests(path)[0]}
 
 
 def _migrated(header: dict[str, Any]) -> dict[str, Any]:

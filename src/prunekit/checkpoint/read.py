@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunekit import models
 from prunekit.checkpoint import exported_archive, foreign, pickles, sniff, weights
-from prunekit.checkpoint.artefact import Header, code_of
+from prunekit.checkpoint.artefact import Header
 from prunekit.errors import InputError
 from prunekit.spec import InputSpec, Origin, origin_of, remember
 
@@ -154,8 +154,8 @@ def _rebuilt(header: Header, arch: str, args: Mapping[str, Any], state: Mapping[
 
 def _has_changed(header: Header, arch: str) -> bool:
     """Whether the code of `arch` is other code than the network was saved with."""
-    now = code_of(arch)
-    return now is not None and header.code is not None and now["sha256"] != header.code.get("sha256")
+    path = models.source_file(arch) if models.is_code(arch) else None
+    return path is not None and header.code is not None and header.code.get("sha256") not in models.source_digests(path)
 
 
 def _shaped(model: nn.Module, header: Header, arch: str) -> nn.Module:

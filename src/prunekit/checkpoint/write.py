@@ -55,7 +55,7 @@ def to_bytes(model: nn.Module, arch: str | None = None) -> bytes:
     if not origin.arch:
         raise InputError(
             "the network does not say which architecture it is",
-            hint="arch= names it: a bundled one, torchvision's, or path/to/file.py:callable",
+            hint="arch (--arch) names it: a bundled one, torchvision's, or path/to/file.py:callable",
         )
     header = Header(origin, structure.describe(model), code_of(origin.arch))
     content = {"prunekit": header.to_text(), "state_dict": _own_tensors(model)}

@@ -11,7 +11,8 @@ from __future__ import annotations
 from prunekit.models.arguments import parse_args
 from prunekit.models.keys import classifier, match_keys, parts_that_fit
 from prunekit.models.resolve import build, canonical, default_input, is_code, names, takes
-from prunekit.models.user_code import beside, missing_code, read_source, source_file, told
+from prunekit.models.sources import source_digests
+from prunekit.models.user_code import beside, missing_code, source_file, told
 
 __all__ = [
     "beside",
@@ -25,7 +26,7 @@ __all__ = [
     "names",
     "parse_args",
     "parts_that_fit",
-    "read_source",
+    "source_digests",
     "source_file",
     "takes",
     "told",

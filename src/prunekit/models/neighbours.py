@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import importlib
 import os
-import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -134,17 +133,23 @@ def _enter(first: str, last: list[str]) -> Space:
 
 def _hidden(space: Space) -> dict[str, ModuleType]:
     """The loaded modules that neighbours of the same name hide."""
-    names = {module.name for module in pkgutil.iter_modules(space.first)} - _KEPT
+    names = {name.partition(".")[0] for name in sys.modules} - _KEPT
+    own = {name for name in names if _is_file(PathFinder.find_spec(name, space.first))}
     inside = tuple(folder + os.sep for folder in space.first)
-    loaded = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in names}
+    loaded = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in own}
     return {name: module for name, module in loaded.items() if not (_file(module) or "").startswith(inside)}
+
+
+def _is_file(spec: ModuleSpec | None) -> bool:
+    """Whether a module or a package was found; a mere folder of that name hides nothing."""
+    return spec is not None and spec.origin is not None
 
 
 def _leads_elsewhere(name: str, hidden: dict[str, ModuleType]) -> bool:
     """Whether the name means another module to everybody else."""
     top = name.partition(".")[0]
     finders = [finder for finder in sys.meta_path if finder is not _Latecomers and hasattr(finder, "find_spec")]
-    return top in hidden or any(finder.find_spec(top, None) is not None for finder in finders)
+    return top in hidden or any(_is_file(finder.find_spec(top, None)) for finder in finders)
 
 
 def _take_out(names: Iterable[str], modules: dict[str, ModuleType]) -> None:

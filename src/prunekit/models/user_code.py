@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib
@@ -21,6 +20,7 @@ from torch import nn
 
 from prunekit.errors import InputError, unknown_name
 from prunekit.models.neighbours import importable
+from prunekit.models.sources import depth_of_relative_imports, packages_around, read_source
 
 
 def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
@@ -49,17 +49,6 @@ def source_file(arch: str) -> Path | None:
     """The file of a `path/to/file.py:callable`; None for a module's."""
     where = arch.rpartition(":")[0]
     return Path(where) if where.endswith(".py") else None
-
-
-def read_source(path: Path) -> bytes:
-    """The content of a file of code; `InputError` where it is not there."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read the architecture's code: {path}: {error.strerror}",
-            hint="arch (--arch) says where it is now: path/to/file.py:callable",
-        ) from error
 
 
 @contextlib.contextmanager
@@ -116,9 +105,9 @@ class _Code:
         path = source_file(arch)
         if path is None:
             return cls(where, name, Path.cwd(), (), where)
-        depth = _depth_of_relative_imports(read_source(path))
+        depth = depth_of_relative_imports(read_source(path))
         file = path.resolve()
-        packages = _packages(file.parent, depth)
+        packages = packages_around(file.parent, depth)
         root = packages[-1] if depth or file.stem == "__init__" else file.parent
         parts = file.relative_to(root).with_suffix("").parts
         module = ".".join(parts[:-1] if file.stem == "__init__" else parts)
@@ -145,23 +134,6 @@ class _Code:
             if self.file is None or _leads_to(self.module_name, self.file):
                 return importlib.import_module(self.module_name)
             return _run(self.file)
-
-
-def _depth_of_relative_imports(source: bytes) -> int:
-    """How many packages the code must lie in: the most dots before a name that it imports; 0 without any."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # importing it says so better
-        return 0
-    return max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
-
-
-def _packages(folder: Path, depth: int) -> list[Path]:
-    """`folder` and those around it: the packages that it is in, `depth` of them at least, and where they lie."""
-    found = [folder]
-    while ((found[-1] / "__init__.py").is_file() or len(found) <= depth) and found[-1].parent != found[-1]:
-        found.append(found[-1].parent)
-    return found
 
 
 def _leads_to(name: str, file: Path) -> bool:
