@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prunekit import checkpoint, models
 from prunekit.cli.app import run
 from prunekit.data import ImageSet, open_data
 from prunekit.errors import InputError, TrainingError
@@ -250,3 +251,18 @@ def test_from_the_command_line(
     shown = capsys.readouterr().err
     assert said in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("saved", ["artefact", "state dict", "bundled"])
+def test_a_teacher_of_code_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: str) -> None:
+    (tmp_path / "net.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    teacher = models.build("vgg_digits" if saved == "bundled" else "net.py:Net")
+    if saved == "state dict":
+        torch.save(teacher.state_dict(), "teacher.pt")
+    else:
+        checkpoint.save(teacher, "teacher.pt")
+    command = ["train", "--arch", "net.py:Net", "--data", "digits", "--epochs", "1", "--device", "cpu", "-o", "a.pt"]
+    assert run([*command, "--distill", "teacher.pt"]) == 0
+    assert run([*command[:1], "a.pt", *command[3:-1], "b.pt", "--arch", "net.py:Net", "--distill", "teacher.pt"]) == 0
+    assert run([*command[:1], "a.pt", *command[3:-1], "c.pt", "--arch", "net.py:Net", "--distill", "nowhere.pt"]) == 2

@@ -43,6 +43,19 @@ def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | N
     return model, len(content) if content is not None else _file_size(source)
 
 
+def read_teacher(source: str | None, reading: ReadingOptions) -> nn.Module | None:
+    """The network that `--distill` names, read as it says itself, or else as `--arch` says; None without one."""
+    if source is None:
+        return None
+    try:
+        return read_model(source, ReadingOptions())[0]
+    except InputError:
+        # a state dict, or code that runs only where it is named
+        if reading.arch is None:
+            raise
+        return read_model(source, ReadingOptions(arch=reading.arch))[0]
+
+
 def spec_of(model: nn.Module) -> InputSpec:
     """What the network reads; raises `InputError` where nobody has said so."""
     from prunekit.spec import origin_of

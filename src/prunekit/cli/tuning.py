@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.events import sinks
-from prunekit.cli.models import read_model, spec_of
+from prunekit.cli.models import read_teacher, spec_of
 from prunekit.cli.options import DataOptions, OutputOptions, ReadingOptions, Split, option
 from prunekit.errors import InputError
 from prunekit.recipe import TrainConfig
@@ -99,7 +99,7 @@ def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
 
     train_set, test_set, options = job.images("train"), job.images("test"), job.passes
     images = Images(train_set, job.images("val"), test_set, calibration_images(job, train_set))
-    teacher = read_model(options.teacher, ReadingOptions())[0] if options.teacher else None
+    teacher = read_teacher(options.teacher, job.reading)
     start = accuracy(job.network, test_set).accuracy
     with sinks(job.output, Path(job.target).with_suffix(".metrics.jsonl"), options.tensorboard) as sink:
         tuned, results = run_passes(

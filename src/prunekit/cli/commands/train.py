@@ -13,7 +13,7 @@ import typer
 from prunekit.cli.build import Command
 from prunekit.cli.events import sinks
 from prunekit.cli.history import remember_run
-from prunekit.cli.models import STREAM, check_kind, output_path, read_model, spec_of, write_model
+from prunekit.cli.models import STREAM, check_kind, output_path, read_model, read_teacher, spec_of, write_model
 from prunekit.cli.options import DATA, READING, DataOptions, OutputOptions, ReadingOptions, input_spec, option
 from prunekit.errors import InputError
 from prunekit.recipe import TrainConfig
@@ -121,7 +121,7 @@ def prepare(
         train_set = data.open(output, "train", spec_of(model), reading)
     else:
         model, train_set = _from_scratch(output, data, config, reading)
-    teacher = read_model(options.teacher, ReadingOptions())[0] if options.teacher else None
+    teacher = read_teacher(options.teacher, reading)
     return Job(model, train_set, data.open(output, "val", train_set.input_spec, reading), teacher, target)
 
 
