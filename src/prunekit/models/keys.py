@@ -53,7 +53,7 @@ def match_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
             continue
         matched[key if name in matched else name] = tensor
     for key, tensor in expected.items():
-        if key.endswith("num_batches_tracked") and key not in matched:
+        if _is_new_counter(key) and key not in matched:
             matched[key] = torch.zeros((), dtype=tensor.dtype)
     return matched
 
@@ -66,32 +66,30 @@ def parts_that_fit(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, d
     that `model` has and the keys lack is put on, and one that only some of them carry is taken off.
     """
     expected = model.state_dict().keys()
+    needed = {key for key in expected if not _is_new_counter(key)}
 
     def fits(part: Mapping[str, Tensor]) -> bool:
-        return bool(part) and match_keys(model, part).keys() == expected
+        return len(part) >= len(needed) > 0 and match_keys(model, part).keys() == expected
 
     if fits(state):
         return {"": dict(state)}
     found: dict[str, dict[str, Tensor]] = {}
-    prefixes = _prefixes(state)
-    for prefix in prefixes:
-        part = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    groups = _by_prefix(state)
+    for prefix, part in groups.items():
         if not prefix.startswith(tuple(found)) and fits(part):
             found[prefix] = part
     if found:
         return {prefix.removesuffix("."): part for prefix, part in found.items()}
-    return {"": next(filter(fits, _renamed(state, expected, prefixes)), dict(state))}
+    renamed = _renamed(state, needed, groups) if len(needed) <= len(state) <= len(expected) else ()
+    return {"": next(filter(fits, renamed), dict(state))}
 
 
-def _renamed(
-    state: Mapping[str, Tensor], expected: Collection[str], prefixes: Iterable[str]
-) -> Iterator[dict[str, Tensor]]:
-    """The state dict with a prefix that all of `expected` have, and without one that only some of its keys have."""
-    yield from ({prefix + key: tensor for key, tensor in state.items()} for prefix in _common(expected))
-    needed = {key for key in expected if not key.endswith("num_batches_tracked")}
+def _renamed(state: Mapping[str, Tensor], needed: set[str], prefixes: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """The state dict with a prefix that all of `needed` have, and without one that only some of its keys have."""
+    yield from ({prefix + key: tensor for key, tensor in state.items()} for prefix in _common(needed))
     for prefix in prefixes:
         names = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-        if needed <= names.keys() and len(names) == len(state):
+        if len(names) == len(state) and needed <= names.keys():
             yield names
 
 
@@ -124,18 +122,29 @@ def _unwrapped(key: str) -> list[str]:
     return names if within == names[-1] else [*names, within]
 
 
-def _prefixes(keys: Iterable[str]) -> list[str]:
-    """Every beginning of a key that ends at a dot, the shortest first."""
-    levels = [(key.split(".")[:-1], depth) for key in keys for depth in range(1, _DEEPEST + 1)]
-    found = {".".join(parts[:depth]) + "." for parts, depth in levels if len(parts) >= depth}
-    return sorted(found, key=lambda prefix: (prefix.count("."), prefix))
+def _by_prefix(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What stands under each beginning of a key that ends at a dot, by the rest of the key; the shortest first."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        for prefix in _prefixes(key):
+            groups.setdefault(prefix, {})[key.removeprefix(prefix)] = tensor
+    return dict(sorted(groups.items(), key=lambda group: (group[0].count("."), group[0])))
 
 
-def _common(keys: Iterable[str]) -> list[str]:
+def _prefixes(key: str) -> list[str]:
+    parts = key.split(".", _DEEPEST)
+    return [".".join(parts[:depth]) + "." for depth in range(1, len(parts))]
+
+
+def _common(keys: Collection[str]) -> list[str]:
     """The prefixes that all keys share."""
-    keys = list(keys)
-    return [prefix for prefix in _prefixes(keys[:1]) if all(key.startswith(prefix) for key in keys)]
+    return [prefix for prefix in _prefixes(next(iter(keys))) if all(key.startswith(prefix) for key in keys)]
 
 
 def _is_counter(key: str) -> bool:
     return key.rpartition(".")[2] in _COUNTERS
+
+
+def _is_new_counter(key: str) -> bool:
+    """Whether files from before torch 0.4.1 lack this key, and may."""
+    return key.endswith("num_batches_tracked")

@@ -88,7 +88,10 @@ class _Latecomers:
     def find_spec(cls, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         """The finder's part of the import system's protocol."""
         del target
-        return PathFinder.find_spec(name, cls.space.folders) if path is None and cls.space is not None else None
+        if path is not None or cls.space is None:
+            return None
+        spec = PathFinder.find_spec(name, cls.space.folders)
+        return spec if _is_file(spec) else None  # a folder of results is no package that somebody has installed
 
 
 @contextlib.contextmanager
