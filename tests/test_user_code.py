@@ -42,13 +42,13 @@ class Net(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _imports_are_as_they_were() -> Iterator[None]:
+def _imports_are_as_they_were(tmp_path: Path) -> Iterator[None]:
     """What a test imports by a plain name goes again; `sys.path` and the command line must not have changed."""
-    modules, path, argv = set(sys.modules), list(sys.path), list(sys.argv)
+    path, argv = list(sys.path), list(sys.argv)
     yield
     assert (sys.path, sys.argv) == (path, argv)
-    for name in set(sys.modules) - modules:
-        if not name.startswith(("torch", "prunekit.")):
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
 
 

@@ -64,7 +64,7 @@ def at(found: Mapping[str, State | nn.Module], key: str, name: str) -> State | n
     for place, value in found.items():
         if isinstance(value, Mapping) and (key.startswith(f"{place}.") or not place):
             prefix = key[len(place) + 1 if place else 0 :] + "."
-            part = {name.removeprefix(prefix): tensor for name, tensor in value.items() if name.startswith(prefix)}
+            part = {entry.removeprefix(prefix): tensor for entry, tensor in value.items() if entry.startswith(prefix)}
             if part:
                 return part
     places = [place for place in found if place]
