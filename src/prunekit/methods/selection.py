@@ -66,7 +66,7 @@ class _Unexplained:
         done, width = len(self._kept), len(self._diagonal)
         known = self._steps[:done]
         columns = self._start[unit] - known[:, unit] @ known
-        own, read, through = columns.split(width)  # column `unit` of S, of G S, and of S_0 G S
+        own, read, through = columns.reshape(3, width)  # column `unit` of S, of G S, and of S_0 G S
         pivot = own[unit].clamp_min(0) + self._ridge
         residual = through - (known[:, :width] @ read) @ known[:, :width]  # column `unit` of S G S
         worth = own @ read  # s^T G s
