@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from prunekit.data import ImageSet, check_classes
 from prunekit.errors import InputError
 from prunekit.spec import origin_of
 from prunekit.surgery import cost
+from prunekit.surgery.copying import copied
 
 Progress = Callable[[int, int], None]
 """Called after each batch with the images done so far and the images in all."""
@@ -255,7 +255,7 @@ def _prepared(model: nn.Module, inputs: Sequence[torch.Tensor], device: str | to
     channels, in somebody's forward, needs the plain order.
     """
     place = device_of(model) if device is None else torch.device(device)
-    subject = copy.deepcopy(model).to(place).to(memory_format=torch.channels_last)
+    subject = copied(model).to(place).to(memory_format=torch.channels_last)
     try:
         with _evaluating(subject), torch.inference_mode():
             subject(*(x.to(place) for x in inputs))

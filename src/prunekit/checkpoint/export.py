@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from prunekit.errors import InputError, unknown_name
 from prunekit.spec import origin_of
 from prunekit.surgery import trace
 from prunekit.surgery.buckets import NAME
+from prunekit.surgery.copying import copied
 from prunekit.surgery.norms import fold_batch_norms
 
 Format = Literal["onnx", "pt2"]
@@ -105,7 +105,7 @@ def exported(
 ) -> Exported:
     """The file's content, checked; see `export`."""
     done = written(model, x, format, options)
-    reference = copy.deepcopy(model).cpu().eval()
+    reference = copied(model).cpu().eval()
     with running(done.content, format, model) as runtime:
         batches = images if images is not None else random_batches(model, x, options.fixed_batch)
         parity = compare(reference, runtime, batches, options.fixed_batch, options.tolerance)
@@ -142,7 +142,7 @@ def format_of(path: str | Path) -> Format:
 
 def _exportable(model: nn.Module, x: Tensor, options: ExportOptions) -> tuple[nn.Module, Tensor, tuple[str, ...]]:
     """A plain copy for inference on the CPU, an example input for it, and the batch norms that were folded."""
-    plain = copy.deepcopy(model).cpu().eval()
+    plain = copied(model).cpu().eval()
     if hasattr(plain, NAME):  # the table of a gated network's sub-networks, which its own forward does not read
         delattr(plain, NAME)
     example = _example(model, x, options.fixed_batch or 2)

@@ -8,7 +8,6 @@ gate, a branch without batch norm) there is no constant, and the channel is drop
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.plan import Fold
 from prunekit.surgery import Graph
+from prunekit.surgery.copying import copied
 from prunekit.surgery.labels import Ids
 from prunekit.surgery.verify import random_inputs
 
@@ -58,7 +58,7 @@ def _lost_inputs(graph: Graph, keeps: Mapping[str, Sequence[int]]) -> dict[str, 
 
 def _silenced(model: nn.Module, gone: Mapping[tuple[str, int], Ids]) -> nn.Module:
     """A copy in which every batch norm multiplies the removed channels by zero."""
-    silent = copy.deepcopy(model).eval()
+    silent = copied(model).eval()
     for name, module in silent.named_modules():
         if isinstance(module, _BatchNorm) and module.weight is not None:
             removed = gone.get((f"{name}.weight" if name else "weight", 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunekit.errors import InputError
 from prunekit.plan import Plan, Refit
 from prunekit.surgery import Graph, edit
+from prunekit.surgery.copying import copied
 from prunekit.surgery.graph import kept_after
 
 
@@ -24,15 +24,15 @@ def norms_of(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
 
 def aligned(model: nn.Module, images: Tensor) -> nn.Module:
     """A copy whose batch norms hold the statistics of `images` `(N, C, H, W)`: each sees what it was made to give."""
-    copied = copy.deepcopy(model).eval()
-    for _, norm in norms_of(copied):
+    subject = copied(model).eval()
+    for _, norm in norms_of(subject):
         norm.momentum = 1.0
         norm.train()
     with torch.no_grad():
-        copied(images)
-    for _, norm in norms_of(copied):
+        subject(images)
+    for _, norm in norms_of(subject):
         norm.eval()
-    return copied
+    return subject
 
 
 def refit_norms(model: nn.Module, graph: Graph, plan: Plan, images: Tensor) -> Plan:

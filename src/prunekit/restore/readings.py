@@ -7,7 +7,6 @@ perhaps), that can be compared between layers.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from prunekit.restore.samples import Layer
 from prunekit.restore.sites import norm_behind
 from prunekit.restore.streams import Watch, find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
+from prunekit.surgery.copying import copied
 from prunekit.surgery.fold import places_of
 
 ROWS = 4000  # vectors of each layer's input, a batch
@@ -49,7 +49,7 @@ def gram_of(weight: Tensor, member: Member, size: int, scale: Tensor) -> Tensor:
 
 def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], batch: Tensor) -> dict[str, Reading]:
     """The readings of these groups on `batch`, by name; without those whose consumers cannot be watched."""
-    model = copy.deepcopy(model).eval()  # the caller's keeps its mode and its running statistics
+    model = copied(model).eval()  # the caller's keeps its mode and its running statistics
     gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(group, model)]
     generator = torch.Generator().manual_seed(0)
     for images in torch.split(batch, BATCH):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from prunekit.restore.samples import inputs_at, outputs_at, positions
 from prunekit.restore.sites import Site
 from prunekit.restore.streams import Watch, scale_of
 from prunekit.surgery import Graph
+from prunekit.surgery.copying import copied
 from prunekit.surgery.edit import refit
 
 ROUNDS = 4  # repetitions of a fit that a ReLU follows; twelve gained nothing more
@@ -39,7 +39,7 @@ def note_targets(
     model: nn.Module, graph: Graph, sites: Sequence[Site], batch: Tensor, rows: int, seed: int
 ) -> dict[str, Target]:
     """Run the original network once: what it gives at random positions of the outputs of these layers."""
-    original, watch = copy.deepcopy(model).eval(), Watch(graph, [site.join for site in sites])
+    original, watch = copied(model).eval(), Watch(graph, [site.join for site in sites])
     targets: dict[str, Target] = {}
 
     def hook_for(site: Site, generator: torch.Generator) -> Callable[..., None]:

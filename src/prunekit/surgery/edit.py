@@ -97,10 +97,11 @@ def take(tensor: Tensor, dim: int, index: Ids) -> Tensor:
 
 
 def _like_format(result: Tensor, tensor: Tensor) -> Tensor:
-    """Channels-last weights stay channels-last."""
-    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return result.contiguous(memory_format=torch.channels_last)
-    return result.contiguous()
+    """`result` with its dimensions in the same order in memory as those of `tensor`: channels-last stays that."""
+    if tensor.is_contiguous():
+        return result.contiguous()
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return result.permute(order).contiguous().permute([order.index(d) for d in range(tensor.dim())])
 
 
 def _make_biases(
@@ -113,7 +114,8 @@ def _make_biases(
         owner = name.rpartition(".")[0]
         stays = indices.get((f"{owner}.weight" if owner else "weight", 0))
         bias = changed[name] if stays is None else take(changed[name], 0, stays)
-        small.get_submodule(owner).bias = nn.Parameter(bias)
+        module = small.get_submodule(owner)
+        module.bias = nn.Parameter(bias, requires_grad=all(p.requires_grad for p in module.parameters()))
 
 
 def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterable[str]) -> None:

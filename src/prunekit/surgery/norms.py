@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunekit.surgery.copying import copied
 from prunekit.surgery.graph import Graph
 
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -19,7 +18,7 @@ def fold_batch_norms(model: nn.Module, graph: Graph) -> tuple[nn.Module, tuple[s
     With `s = gamma / sqrt(var + eps)`, `s (W x + b - mean) + beta` is the layer `(s W) x + s (b - mean) + beta`.
     Returns the copy and the names of the batch norms that are gone. `graph` is what `trace` read from `model`.
     """
-    small = copy.deepcopy(model).eval()
+    small = copied(model).eval()
     modules, folded = dict(small.named_modules()), []
     for name, layer in modules.items():
         norm_name = graph.batch_norm_after(name) if isinstance(layer, _FOLDABLE) else None

@@ -7,7 +7,6 @@ do on average. An approximation: its accuracy is to be measured.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -20,6 +19,7 @@ from prunekit.methods.manidp.costs import DynamicCost, graph_of
 from prunekit.methods.manidp.record import observe
 from prunekit.plan import Keep, Plan
 from prunekit.surgery.buckets import NAME, BucketTable, Router
+from prunekit.surgery.copying import copied
 from prunekit.surgery.gated import gated_layers, remove_gates
 from prunekit.surgery.norms import fold_batch_norms
 
@@ -62,7 +62,7 @@ def bucketed(model: nn.Module) -> Bucketed:
         raise InputError(
             "this network has no static sub-networks", hint="prunekit manidp calibrate --buckets 4 stores some"
         )
-    return Bucketed(copy.deepcopy(table.router), [_cut(model, scales) for scales in table.scales]).eval()
+    return Bucketed(copied(table.router), [_cut(model, scales) for scales in table.scales]).eval()
 
 
 class Bucketed(nn.Module):
@@ -100,7 +100,7 @@ def _constant(kept: Tensor) -> Tensor:
 
 def _cut(model: nn.Module, scales: Tensor) -> nn.Module:
     """The sub-network with these constant saliencies: scaled, then sliced and verified."""
-    subject = copy.deepcopy(model)
+    subject = copied(model)
     delattr(subject, NAME)
     names = [name for name, _ in gated_layers(subject)]
     widths = [layer.gate.excite.out_features for _, layer in gated_layers(subject)]
