@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import torch
 from torch import nn
 
 from prunekit import surgery
-from prunekit.errors import InputError, SurgeryError
+from prunekit.errors import InputError, PrunekitError, SurgeryError
 from prunekit.methods import registry
 from prunekit.methods.base import Config, Method
 from prunekit.plan import Plan
@@ -21,6 +23,7 @@ from prunekit.restore.images import Images
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost, Graph
 from prunekit.surgery.gated import gated_layers
+from prunekit.surgery.reparametrised import Result
 from prunekit.surgery.trace import example_of
 
 if TYPE_CHECKING:
@@ -86,8 +89,10 @@ def load(
 
 def inspect(model: nn.Module, x: Any = None) -> Inspection:
     """Trace `model` on the example input `x` (default: the input that the model remembers)."""
-    graph = surgery.trace(model, _example(model, x))
-    return Inspection(graph, surgery.cost_of(model, graph))
+    with _at_work(model, x):
+        plain = surgery.materialised(surgery.unwrapped(model))
+        graph = surgery.trace(plain, _example(plain, x))
+        return Inspection(graph, surgery.cost_of(plain, graph))
 
 
 def prune(
@@ -102,6 +107,9 @@ def prune(
     """Run an installed method: trace, plan, edit, verify. `settings` are the fields of the method's config.
 
     `images`, for methods that restore from data, are normalised and unlabelled: `(N, C, H, W)` or batches of them.
+    What comes back is the network alone, out of `torch.compile` and parallel wrappers. Computed weights (masks of
+    `torch.nn.utils.prune`, weight norms, parametrisations) stay computed where that gives the cut weight; where it
+    cannot, they become plain parameters, which a warning and the plan's note `plain_weights` say.
 
     Raises:
         InputError: settings that do not fit, or nothing to prune.
@@ -114,40 +122,76 @@ def prune(
             hint="prune the network first and train gates then; manidp prune-static removes what gates never keep",
         )
     config = config or make_config(name, **settings)
-    example = _example(model, x)
     started = time.perf_counter()
-    with _explained(model):
+    with _at_work(model, x):
+        subject = _Subject.of(model)
+        example = _example(subject.plain, x)
         if images is None:
             # Sizes written into the code are rare, and looking for them takes a third of the time.
             with contextlib.suppress(SurgeryError):
-                return _prune(method, model, surgery.trace(model, example, probe=False), config, None, started)
-        return _prune(method, model, surgery.trace(model, example), config, images, started)
+                return _prune(
+                    method, subject, surgery.trace(subject.plain, example, probe=False), config, None, started
+                )
+        return _prune(method, subject, surgery.trace(subject.plain, example), config, images, started)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A network, out of its wrappers, and the same one with plain weights where it computes them."""
+
+    model: nn.Module
+    plain: nn.Module
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Subject:
+        model = surgery.unwrapped(model)
+        return cls(model, surgery.materialised(model))
+
+    def proven(self, plan: Plan, graph: Graph) -> tuple[Result, float, float]:
+        """The pruned network, the largest difference in its proof, and when that began."""
+        result = surgery.pruned(self.model, self.plain, plan, graph)
+        edited = time.perf_counter()
+        difference = surgery.verify(self.plain, result.plain, plan, graph)
+        if result.left:
+            names = ", ".join(result.left)
+            warnings.warn(
+                f"plain weights now, since their parametrisation does not hold for fewer channels: {names}",
+                stacklevel=4,
+            )
+        return result, difference, edited
 
 
 @contextlib.contextmanager
-def _explained(model: nn.Module) -> Iterator[None]:
-    """Say why an exported program may be refused where its network is not."""
+def _at_work(model: nn.Module, x: Any) -> Iterator[None]:
+    """Without compilation and inference mode, and with what is behind some failures said.
+
+    An exported program may be refused where its network is not, and a forward may fail on the type of `x`.
+    """
     from prunekit.checkpoint.exported import ExportedProgram
 
     try:
-        yield
-    except (InputError, SurgeryError) as error:
-        if isinstance(model, ExportedProgram):
+        with surgery.uncompiled(), torch.inference_mode(False):
+            yield
+    except (InputError, SurgeryError, RuntimeError) as error:
+        if isinstance(model, ExportedProgram) and isinstance(error, PrunekitError):
             error.hint = (
                 "an exported program has sizes written into it; the checkpoint with its architecture (--arch) may be "
                 "pruned where it cannot"
             )
+        elif isinstance(error, RuntimeError) or error.__cause__ is not None:  # the forward has failed
+            surgery.check_types(model, x)
         raise
 
 
 def _prune(
-    method: Method, model: nn.Module, graph: Graph, config: Config, images: Images | None, started: float
+    method: Method, subject: _Subject, graph: Graph, config: Config, images: Images | None, started: float
 ) -> Pruned:
     """Plan, edit, verify."""
-    plan = method.plan(model, graph, config, images).made_on(graph.example_shapes)
-    small = surgery.edit(model, plan, graph)
-    edited = time.perf_counter()
-    difference = surgery.verify(model, small, plan, graph)
+    plan = method.plan(subject.plain, graph, config, images).made_on(graph.example_shapes)
+    result, difference, edited = subject.proven(plan, graph)
+    small = result.model
+    if result.left:
+        plan = Plan(plan.operations, {**plan.notes, "plain_weights": list(result.left)}, plan.example)
     verified = time.perf_counter()
     kept = graph.kept_classes(surgery.resolve(graph, plan))
     before, after = surgery.predict(graph, graph.kept_classes({})), surgery.predict(graph, kept)
@@ -203,10 +247,9 @@ def apply(model: nn.Module, plan: Plan, x: Any = None) -> nn.Module:
     Raises:
         SurgeryError: the plan does not fit, or the result does not compute what was meant.
     """
-    graph = surgery.trace(model, _example(model, x, plan))
-    small = surgery.edit(model, plan, graph)
-    surgery.verify(model, small, plan, graph)
-    return small
+    with _at_work(model, x):
+        subject = _Subject.of(model)
+        return subject.proven(plan, surgery.trace(subject.plain, _example(subject.plain, x, plan)))[0].model
 
 
 def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None) -> float:
@@ -215,7 +258,9 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None) -> flo
     Raises:
         SurgeryError: masked and sliced outputs disagree.
     """
-    return surgery.verify(model, small, plan, surgery.trace(model, _example(model, x, plan)))
+    with _at_work(model, x):
+        plain, candidate = (surgery.materialised(surgery.unwrapped(one)) for one in (model, small))
+        return surgery.verify(plain, candidate, plan, surgery.trace(plain, _example(plain, x, plan)))
 
 
 def export(
@@ -240,6 +285,7 @@ def export(
     from prunekit.checkpoint.export import ExportOptions
     from prunekit.checkpoint.export import export as write
 
+    model = surgery.materialised(surgery.unwrapped(model))
     example = _example(model, x)
     one = example[0] if isinstance(example, tuple | list) else example
     return write(model, target, one, options=ExportOptions(**settings), images=images, force=force)
@@ -250,7 +296,7 @@ def _example(model: nn.Module, x: Any, plan: Plan | None = None) -> Any:
     from prunekit.checkpoint.exported import filled
 
     if x is not None:
-        return x
+        return surgery.plain_example(x)
     if plan is not None and plan.example:
         return tuple(example_of(model, shape) for shape in plan.example)
     origin = origin_of(model)

@@ -8,7 +8,10 @@ from prunekit.surgery.edit import edit
 from prunekit.surgery.graph import Graph, resolve
 from prunekit.surgery.groups import ChannelGroup, Member
 from prunekit.surgery.narrow import balanced
+from prunekit.surgery.parametrised import materialised
+from prunekit.surgery.reparametrised import pruned
 from prunekit.surgery.trace import trace
+from prunekit.surgery.unwrap import check_types, plain_example, uncompiled, unwrapped
 from prunekit.surgery.verify import verify
 
 __all__ = [
@@ -18,11 +21,17 @@ __all__ = [
     "LayerCost",
     "Member",
     "balanced",
+    "check_types",
     "cost_of",
     "edit",
+    "materialised",
     "measure",
+    "plain_example",
     "predict",
+    "pruned",
     "resolve",
     "trace",
+    "uncompiled",
+    "unwrapped",
     "verify",
 ]

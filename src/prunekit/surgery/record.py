@@ -200,6 +200,8 @@ def track_modules(modules: Mapping[str, nn.Module], stack: list[str]) -> list[Re
 
     handles = []
     for name, module in modules.items():
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            continue
         handles.append(module.register_forward_pre_hook(enter(name)))
         handles.append(module.register_forward_hook(leave))
     return handles

@@ -14,6 +14,7 @@ from prunekit.surgery import attributes
 from prunekit.surgery.buckets import describe_buckets, restore_buckets
 from prunekit.surgery.gated import describe_gates, restore_gates
 from prunekit.surgery.layers import SelectedNorm
+from prunekit.surgery.parametrised import match_computed
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
         _insert_selection(model, name)
     restore_gates(model, structure.get("gates", ()))
     restore_buckets(model, structure.get("buckets"))
+    match_computed(model, structure["parameters"])
     own = model.state_dict(keep_vars=True)
     resized: dict[int, torch.Tensor] = {}  # a tied weight stays one tensor under all of its names
     for name, shape in structure["parameters"].items():
