@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Inspection:
     """What `inspect` found: the channel groups and the cost of every layer."""
 
-    graph: Graph
+    graph: Graph = field(repr=False)
     cost: Cost
 
     @property
@@ -54,7 +54,7 @@ class Pruned:
 
     model: nn.Module
     plan: Plan
-    graph: Graph
+    graph: Graph = field(repr=False)
     before: Cost
     after: Cost
     difference: float
@@ -274,8 +274,10 @@ def export(
 ) -> Exported:
     """Write `model` as `.pt2` or `.onnx`, which need neither prunekit nor the model's code.
 
-    Before it is kept, the file is run and compared with the model on `images` (normalised batches, with their labels),
-    or else on random inputs; see `prunekit.checkpoint.export`. `settings` are the fields of its `ExportOptions`.
+    `x` is an example input `(N, ...)`, or a tuple of all positional inputs; by default an image as the model remembers
+    it. Before it is kept, the file is run and every output compared with the model's on `images` (normalised batches,
+    with their labels), or else on random inputs; see `prunekit.checkpoint.export`. `settings` are the fields of its
+    `ExportOptions`.
 
     Raises:
         InputError: an unknown suffix, a target that exists, or a package that is missing.
@@ -286,9 +288,7 @@ def export(
     from prunekit.checkpoint.export import export as write
 
     model = surgery.materialised(surgery.unwrapped(model))
-    example = _example(model, x)
-    one = example[0] if isinstance(example, tuple | list) else example
-    return write(model, target, one, options=ExportOptions(**settings), images=images, force=force)
+    return write(model, target, _example(model, x), options=ExportOptions(**settings), images=images, force=force)
 
 
 def _example(model: nn.Module, x: Any, plan: Plan | None = None) -> Any:

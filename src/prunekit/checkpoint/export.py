@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit.checkpoint import formats
 from prunekit.checkpoint.exported import ExportedProgram
+from prunekit.checkpoint.interface import Example, arguments_of, how_to_call, named_inputs, named_outputs
 from prunekit.checkpoint.parity import TOLERANCE, Batch, Parity, compare, require
 from prunekit.checkpoint.runtimes import OnnxModel, stranger
 from prunekit.checkpoint.write import atomic_write, check_target
@@ -45,12 +46,16 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Written:
-    """A file's `content`, and the batch norms that are now part of convolutions."""
+    """A file's `content`, the names of its input and output tensors, and the batch norms that are now part of
+    convolutions.
+    """
 
     format: Format
-    content: bytes
+    content: bytes = field(repr=False)
     folded: tuple[str, ...]
     opset: int | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -68,7 +73,7 @@ class Exported(Written):
 def export(
     model: nn.Module,
     target: str | Path | BinaryIO,
-    x: Tensor,
+    x: Any,
     *,
     format: Format | None = None,
     options: ExportOptions | None = None,
@@ -77,12 +82,17 @@ def export(
 ) -> Exported:
     """Write `model` to `target` in `format`, by default that of the suffix: `.onnx` or `.pt2`.
 
-    `x` is an example input `(N, ...)`. Before anything is written the file is run as its users will run it, ONNX by
-    onnxruntime and `.pt2` in another process without prunekit and the model's code, on `images`, or else on random
-    inputs.
+    `x` is an example input `(N, ...)`, or a tuple of positional inputs; tensors in it may stand in lists and dicts.
+    The first dimension of all tensors with N entries is the batch. An output may be any container of tensors: in a
+    `.pt2` it becomes one of tuples, lists and dicts, in ONNX its tensors stand in a row, named by where they stood
+    (`out`, `features.0`, `output_1`); what is no tensor is left out.
+
+    Before anything is written the file is run as its users will run it, ONNX by onnxruntime and `.pt2` in another
+    process without prunekit and the model's code, on `images`, or else on random inputs, and every output is compared.
 
     Raises:
-        InputError: an unknown format, a target that exists, or a package that is missing.
+        InputError: an unknown format, a target that exists, inputs that the model does not take, or a package that is
+            missing.
         SurgeryError: the model cannot be exported.
         CheckFailed: the file computes something else. Nothing is written.
     """
@@ -101,7 +111,7 @@ def export(
 
 
 def exported(
-    model: nn.Module, x: Tensor, format: Format, options: ExportOptions, images: Iterable[Batch] | None = None
+    model: nn.Module, x: Any, format: Format, options: ExportOptions, images: Iterable[Batch] | None = None
 ) -> Exported:
     """The file's content, checked; see `export`."""
     done = written(model, x, format, options)
@@ -113,17 +123,24 @@ def exported(
     return Exported(**vars(done), parity=parity)
 
 
-def written(model: nn.Module, x: Tensor, format: Format, options: ExportOptions) -> Written:
+def written(model: nn.Module, x: Any, format: Format, options: ExportOptions) -> Written:
     """The content of a file, not compared with anything yet."""
     if isinstance(model, ExportedProgram) and model.batch not in (None, options.fixed_batch):
         raise InputError(f"this program takes batches of {model.batch} alone", hint=f"add --fixed-batch {model.batch}")
-    plain, example, folded = _exportable(model, x, options)
-    free = () if options.fixed_batch else (0,)
+    example = Example.of(model, x)
+    if options.fixed_batch and example.batch is None:
+        raise InputError("--fixed-batch is for inputs with a batch, and a list of images (C, H, W) has none")
+    size = options.fixed_batch or 2
+    inputs = example.random(size, torch.Generator().manual_seed(0))
+    plain, folded = _exportable(model, inputs, options)
+    arguments, outputs = arguments_of(plain, inputs), _outputs(plain, inputs)
+    names = (tuple(named_inputs(arguments, outputs)), outputs)
+    free = None if options.fixed_batch else example.free(arguments, size, torch.export.Dim(formats.BATCH, min=1))
     about = formats.about(origin_of(model))
     if format == "onnx":
-        content, opset = formats.to_onnx(plain, example, free, options.opset, about)
-        return Written(format, content, folded, opset)
-    return Written(format, formats.to_pt2(plain, example, free, about), folded, None)
+        content, opset = formats.to_onnx(plain, inputs, free, options.opset, about, names)
+        return Written(format, content, folded, opset, *names)
+    return Written(format, formats.to_pt2(plain, inputs, free, about), folded, None, *names)
 
 
 def format_of(path: str | Path) -> Format:
@@ -140,28 +157,39 @@ def format_of(path: str | Path) -> Format:
     return found
 
 
-def _exportable(model: nn.Module, x: Tensor, options: ExportOptions) -> tuple[nn.Module, Tensor, tuple[str, ...]]:
-    """A plain copy for inference on the CPU, an example input for it, and the batch norms that were folded."""
+def _exportable(model: nn.Module, inputs: tuple[Any, ...], options: ExportOptions) -> tuple[nn.Module, tuple[str, ...]]:
+    """A plain copy for inference on the CPU, and the batch norms that were folded."""
     plain = copied(model).cpu().eval()
     if hasattr(plain, NAME):  # the table of a gated network's sub-networks, which its own forward does not read
         delattr(plain, NAME)
-    example = _example(model, x, options.fixed_batch or 2)
-    if not options.fold_bn:
-        return plain, example, ()
-    small, folded = fold_batch_norms(plain, trace(plain, example, probe=False))
-    return small, example, folded
+    return fold_batch_norms(plain, trace(plain, inputs, probe=False)) if options.fold_bn else (plain, ())
 
 
-def _example(model: nn.Module, x: Tensor, size: int) -> Tensor:
-    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return torch.randn((size, *x.shape[1:]), generator=torch.Generator().manual_seed(0)).to(kind)
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    """What the network's outputs are called.
+
+    Raises:
+        InputError: it does not run on these inputs, or gives no tensor.
+    """
+    subject = copied(model)  # sizes that a forward remembers are not to be those of every input
+    try:
+        with torch.no_grad():
+            output = subject(*inputs)
+    except Exception as error:  # whatever a stranger's forward raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"the model's forward fails on inputs like the example: {reason}",
+            hint=how_to_call(model),
+        ) from error
+    return tuple(named_outputs(output))
 
 
-def random_batches(model: nn.Module, x: Tensor, fixed_batch: int | None) -> Iterator[Batch]:
+def random_batches(model: nn.Module, x: Any, fixed_batch: int | None) -> Iterator[Batch]:
     """Random inputs shaped like `x`, in batches of other sizes than the one that the network is exported with."""
-    generator = torch.Generator().manual_seed(1)
-    for size in [fixed_batch] * 8 if fixed_batch else [1, 21, 21, 21]:
-        yield torch.randn((size, *x.shape[1:]), generator=generator).to(_example(model, x, 1)), None
+    example, generator = Example.of(model, x), torch.Generator().manual_seed(1)
+    sizes = [fixed_batch or 1] * 8 if fixed_batch or example.batch is None else [1, 21, 21, 21]
+    for number, size in enumerate(sizes):
+        yield example.random(size, generator, shuffled=number > 0), None
 
 
 @contextlib.contextmanager

@@ -7,22 +7,23 @@ names of the source files that it was made from, which the exporters would put i
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import json
 import logging
+import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from prunekit.checkpoint.interface import named_outputs, plain
 from prunekit.errors import InputError, SurgeryError
 from prunekit.spec import Origin
 
 ABOUT = "prunekit.json"  # the extra file of a .pt2, and the key in ONNX's metadata
-_INPUT, _OUTPUT, _BATCH = "input", "output", "batch"
+BATCH = "batch"  # what a free first dimension is called
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
 
@@ -35,21 +36,32 @@ def about(origin: Origin | None, *, history: bool = False) -> str:
     return json.dumps({**facts, "history": [dict(step) for step in origin.history]} if history else facts)
 
 
-def to_pt2(model: nn.Module, example: Tensor, free: Collection[int], notes: str) -> bytes:
-    """The content of a `.pt2` file whose input may have any size along the dimensions `free`; 0 is the batch.
+def to_pt2(model: nn.Module, inputs: tuple[Any, ...], shapes: Mapping[str, Any] | None, notes: str) -> bytes:
+    """The content of a `.pt2` file.
+
+    `inputs` are the positional arguments of `forward`; `shapes`, torch.export's `dynamic_shapes` by argument, says
+    which of their dimensions may have any size (None: none).
 
     Raises:
         SurgeryError: torch cannot export the model.
     """
     buffer = io.BytesIO()
-    torch.export.save(_program(model, example, free), buffer, extra_files={ABOUT: notes})
+    with _giving(model, plain):
+        torch.export.save(_program(model, inputs, shapes), buffer, extra_files={ABOUT: notes})
     return buffer.getvalue()
 
 
 def to_onnx(
-    model: nn.Module, example: Tensor, free: Collection[int], opset: int | None, notes: str
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    shapes: Mapping[str, Any] | None,
+    opset: int | None,
+    notes: str,
+    names: tuple[Sequence[str], Sequence[str]],
 ) -> tuple[bytes, int]:
-    """The content of an ONNX file, and its operator set; `free` as in `to_pt2`.
+    """The content of an ONNX file, and its operator set; `inputs` and `shapes` as in `to_pt2`.
+
+    `names` are those of the input tensors and of the output tensors, in order.
 
     Raises:
         InputError: a package is missing, or the operator set cannot be reached.
@@ -60,11 +72,12 @@ def to_onnx(
     except ImportError as error:
         raise InputError("ONNX needs the package onnxscript", hint="pip install 'prunekit[onnx]'") from error
     del onnxscript  # torch.onnx imports it by itself; asking first gives the clearer error
-    program = _program(model, example, free)
+    with _giving(model, lambda output: tuple(named_outputs(output).values())):
+        program = _program(model, inputs, shapes)
     with _silence():
         try:
             written = torch.onnx.export(
-                program, dynamo=True, verbose=False, opset_version=opset, input_names=[_INPUT], output_names=[_OUTPUT]
+                program, dynamo=True, verbose=False, opset_version=opset, input_names=names[0], output_names=names[1]
             )
             assert written is not None
             proto = written.model_proto
@@ -82,20 +95,38 @@ def to_onnx(
         raise SurgeryError(f"the model is too large for one ONNX file: {_short(error)}") from error
 
 
-def _program(model: nn.Module, example: Tensor, free: Collection[int]) -> Any:
-    sizes = {place: torch.export.Dim(_BATCH, min=1) if place == 0 else torch.export.Dim.AUTO for place in free}
-    (first, *_) = inspect.signature(model.forward).parameters.values()
-    shapes = ((sizes,),) if first.kind is first.VAR_POSITIONAL else (sizes,)
+@contextlib.contextmanager
+def _giving(model: nn.Module, form: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside, the model's output has another form: a file is read where the classes of the original are not known."""
+    handle = model.register_forward_hook(lambda _module, _inputs, output: form(output))
     try:
-        with torch.no_grad():
-            program = torch.export.export(model, (example,), dynamic_shapes=shapes if free else None)
+        yield
+    finally:
+        handle.remove()
+
+
+def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: Mapping[str, Any] | None) -> Any:
+    try:
+        with torch.no_grad(), _silence():
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes)
     except Exception as error:  # what torch.export raises is of many kinds, and says why
-        hint = "--fixed-batch 1 exports what works for one batch size alone" if 0 in free else None
-        raise SurgeryError(f"the model cannot be exported: {_short(error)}", hint=hint) from error
+        raise _refusal(error, free=shapes is not None) from error
     for node in program.graph.nodes:
         for key in _TRACES:
             node.meta.pop(key, None)
     return program
+
+
+def _refusal(error: Exception, *, free: bool) -> SurgeryError:
+    """Why torch.export will not, and what may be done."""
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return SurgeryError(
+            "the model cannot be exported: its code decides by values that it computes, such as how many boxes are "
+            "left over, and an exported graph decides nothing",
+            hint="export the part in front of that, such as a detector's backbone and heads",
+        )
+    hint = "--fixed-batch 1 exports what works for one batch size alone" if free else None
+    return SurgeryError(f"the model cannot be exported: {_short(error)}", hint=hint)
 
 
 def _tidy(proto: Any, notes: str) -> None:
@@ -113,7 +144,7 @@ def _tidy(proto: Any, notes: str) -> None:
         del value.metadata_props[:]
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param in free:
-                dimension.dim_param = _BATCH
+                dimension.dim_param = BATCH
     entry = proto.metadata_props.add()
     entry.key, entry.value = ABOUT, notes
 
@@ -122,7 +153,7 @@ def _tidy(proto: Any, notes: str) -> None:
 def _silence() -> Iterator[None]:
     """The exporter warns, logs and prints about its own internals."""
     before = logging.root.manager.disable
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
@@ -131,5 +162,8 @@ def _silence() -> Iterator[None]:
             logging.disable(before)
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _short(error: BaseException) -> str:
+    """The cause in the end, without what colours a terminal."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200] or type(error).__name__

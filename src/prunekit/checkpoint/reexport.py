@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import torch
+
 from prunekit.checkpoint import exported_archive, formats
 from prunekit.checkpoint.exported import ExportedProgram
 from prunekit.checkpoint.parity import compare, require
@@ -26,8 +28,13 @@ def to_bytes(program: ExportedProgram) -> bytes:
     if any(gated_layers(program)):
         raise InputError("an exported program does not keep gates apart", hint="put them into the checkpoint's network")
     example = program.example(origin_of(program))
-    free = tuple(place for place, size in enumerate(program.sizes) if size is None)
-    content = formats.to_pt2(program, example, free, formats.about(origin_of(program), history=True))
+    free = {
+        place: torch.export.Dim(formats.BATCH, min=1) if place == 0 else torch.export.Dim.AUTO
+        for place, size in enumerate(program.sizes)
+        if size is None
+    }
+    shapes = {"inputs": (free,)} if free else None
+    content = formats.to_pt2(program, (example,), shapes, formats.about(origin_of(program), history=True))
     again, _ = exported_archive.read(io.BytesIO(content), "the new file")
     inputs = [(random_inputs((example,), example.device, seed)[0], None) for seed in range(2)]
     require(compare(program, again, inputs))

@@ -1,6 +1,6 @@
 """What runs an exported file as its users will: onnxruntime, and torch in a process that knows nothing of prunekit.
 
-Both are modules that map images `(N, ...)` to outputs, so that whatever measures a network measures them.
+Both are modules that are called as the network is, so that whatever measures a network measures them.
 """
 
 from __future__ import annotations
@@ -12,30 +12,37 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import InputError, SurgeryError
 
-# Runs in the other process. It gets batches and gives outputs as NumPy arrays, each behind its length; what must not
-# be importable there is blocked before torch is imported.
+# Runs in the other process. It gets positional inputs and gives outputs, in whatever containers, each behind its
+# length; what must not be importable there is blocked before torch is imported.
 _STRANGER = """
 import io, struct, sys
 path, threads, blocked = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 for name in blocked:
     sys.modules[name] = None
-import numpy, torch
+import torch
 torch.set_num_threads(threads)
 program = torch.export.load(path).module()
+def whole(value):
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone(memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    return type(value)(map(whole, value)) if isinstance(value, (list, tuple)) else value
 with torch.no_grad():
     while length := sys.stdin.buffer.read(8):
         content = sys.stdin.buffer.read(struct.unpack("<q", length)[0])
-        output = program(torch.from_numpy(numpy.load(io.BytesIO(content), allow_pickle=False)))
+        output = program(*torch.load(io.BytesIO(content), weights_only=True))
         answer = io.BytesIO()
-        numpy.save(answer, output.numpy())
+        torch.save(whole(output), answer)
         sys.stdout.buffer.write(struct.pack("<q", answer.tell()) + answer.getvalue())
         sys.stdout.buffer.flush()
 """
@@ -58,11 +65,18 @@ class OnnxModel(nn.Module):
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its parser and its checks raise types of their own
             raise InputError(f"onnxruntime refuses the file: {' '.join(str(error).split())[:200]}") from error
-        self._input = self._session.get_inputs()[0].name
+        self.inputs = tuple(entry.name for entry in self._session.get_inputs())
+        self.outputs = tuple(entry.name for entry in self._session.get_outputs())
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The first output."""
-        return torch.from_numpy(self._session.run(None, {self._input: images.contiguous().numpy()})[0])
+    def forward(self, *inputs: Any) -> Any:
+        """The file's output, or all by name where there are several; `inputs` may stand in lists and dicts."""
+        tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        try:
+            feed = {name: x.contiguous().numpy() for name, x in zip(self.inputs, tensors, strict=True)}
+            found = [torch.from_numpy(np.asarray(array)) for array in self._session.run(None, feed)]
+        except Exception as error:  # its own, and NumPy's for types of numbers that it does not have
+            raise SurgeryError(f"the file does not run in onnxruntime: {' '.join(str(error).split())[:200]}") from error
+        return found[0] if len(found) == 1 else dict(zip(self.outputs, found, strict=True))
 
 
 class StrangerModel(nn.Module):
@@ -72,20 +86,21 @@ class StrangerModel(nn.Module):
         super().__init__()
         self._process, self._errors = process, errors
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The program's output."""
+    def forward(self, *inputs: Any) -> Any:
+        """The program's output, in its containers."""
         into, out = self._process.stdin, self._process.stdout
         assert into is not None
         assert out is not None
         content = io.BytesIO()
-        np.save(content, images.contiguous().numpy())
+        # copies: of a view, all that it is a view of would be written
+        torch.save(tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs), content)
         try:
             into.write(content.tell().to_bytes(8, "little") + content.getvalue())
             into.flush()
             answer = _exactly(out, int.from_bytes(_exactly(out, 8), "little"))
         except (BrokenPipeError, EOFError):
             raise SurgeryError(f"the exported program fails in a process of its own: {self._last_words()}") from None
-        return torch.from_numpy(np.load(io.BytesIO(answer), allow_pickle=False))
+        return torch.load(io.BytesIO(answer), weights_only=True)
 
     def _last_words(self) -> str:
         self._process.wait()

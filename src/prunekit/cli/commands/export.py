@@ -18,7 +18,7 @@ from prunekit.report.output import Output
 from prunekit.report.progress import counting
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from prunekit.checkpoint.export import Exported, ExportOptions, Format
     from prunekit.checkpoint.parity import Batch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
 _BATCH_SIZE = 256
+_KINDS = ("int64", "int32", "uint8", "bool")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class FileOptions:
     )
     opset: int | None = option(
         metavar="VERSION", help="ONNX's operator set, 18 or later; the exporter's own if not said."
+    )
+    inputs: str | None = option(
+        metavar="SIZE,...",
+        help="What the model takes, in order and without the batch, where that is more than one image: "
+        "3x64x64,6 or 3x64x64,16:int64.",
     )
     fixed_batch: int | None = option(help="Allow this one batch size; without it any size will do.")
     fold_bn: bool = option(False, help="Make batch norms part of the convolutions in front of them.")
@@ -72,22 +78,22 @@ def run(
     """Export, compare, write, and show both side by side."""
     from prunekit.checkpoint.export import ExportOptions
 
-    _check(file, where, check)
+    _check(file, where, data, check)
     format = _format(file, where)
     target = _target(model, file, where, format, output)
     network, size = read_model(model, reading)
     _use_gates(network, file)
-    spec = spec_of(network)
-    images = data.open(output, cast("Split", check.split), spec, reading) if data.data is not None else None
+    example = _example(network, file.inputs)
+    images = data.open(output, cast("Split", check.split), spec_of(network), reading) if data.data is not None else None
     options = ExportOptions(file.opset, file.fixed_batch, file.fold_bn, check.tolerance, check.min_agreement)
     batches = _batches(images, output) if images is not None else None
-    done = _exported(network, format, options, batches, buckets=file.buckets)
-    times = _latencies(network, done, file.fixed_batch or 1, check) if check.latency else {}
+    done = _exported(network, example, format, options, batches, buckets=file.buckets)
+    times = _latencies(network, example, done, file.fixed_batch or 1, check) if check.latency else {}
     written = None if where.dry_run else _write(done, target, output, force=where.force)
     _report(output, written, done, times, size)
 
 
-def _check(file: FileOptions, where: OutputOptions, check: CheckOptions) -> None:
+def _check(file: FileOptions, where: OutputOptions, data: DataOptions, check: CheckOptions) -> None:
     for name, value in (("opset", file.opset), ("fixed-batch", file.fixed_batch), ("threads", check.threads)):
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, found {value}")
@@ -95,6 +101,10 @@ def _check(file: FileOptions, where: OutputOptions, check: CheckOptions) -> None
         raise InputError(f"--tolerance must be positive, found {check.tolerance:g}")
     if not 0 <= check.min_agreement <= 1:
         raise InputError(f"--min-agreement {check.min_agreement:g} is not a share", hint="99.9 % is 0.999")
+    if file.inputs is not None and data.data is not None:
+        raise InputError("--inputs and --data disagree: data is one image", hint="without --data, inputs are random")
+    if file.inputs is not None and file.buckets:
+        raise InputError("--inputs is not for --buckets: networks with gates take one image")
     if file.buckets and file.budget is not None:
         raise InputError("--budget and --buckets disagree: sub-networks keep the channels that they were cut with")
     if file.buckets and file.fold_bn:
@@ -142,16 +152,58 @@ def _use_gates(network: nn.Module, file: FileOptions) -> None:
         use_budget(network, file.budget)
 
 
+def _example(network: nn.Module, sizes: str | None) -> tuple[Tensor, ...]:
+    """Inputs of the sizes that --inputs says, or else the one image that the network reads."""
+    import torch
+
+    if sizes is None:
+        return (_zeros(network, (1, *spec_of(network).shape)),)
+    generator = torch.Generator().manual_seed(0)
+    example = []
+    for text in sizes.split(","):
+        shape, kind = _size(text)
+        if kind is None:
+            example.append(_zeros(network, shape))
+        else:  # zeros and ones are numbers that everything takes: of classes, of words, masks
+            example.append(torch.randint(2, shape, generator=generator).to(getattr(torch, kind)))
+    return tuple(example)
+
+
+def _zeros(network: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    import torch
+
+    from prunekit.surgery.trace import example_of
+
+    return torch.zeros_like(example_of(network, shape), device="cpu")
+
+
+def _size(text: str) -> tuple[tuple[int, ...], str | None]:
+    """`3x64x64` or `16:int64` as a shape with a batch of one, and the type of its numbers where it is said."""
+    size, _, kind = text.strip().lower().partition(":")
+    parts = size.split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts) or kind not in ("", *_KINDS):
+        raise InputError(
+            f"--inputs has '{text}', which is no size",
+            hint=f"expected sizes such as 3x64x64 or 6, or 16:int64 (or {', '.join(_KINDS[1:])}) for whole numbers",
+        )
+    return (1, *map(int, parts)), kind or None
+
+
 def _exported(
-    network: nn.Module, format: Format, options: ExportOptions, batches: Iterator[Batch] | None, *, buckets: bool
+    network: nn.Module,
+    example: tuple[Tensor, ...],
+    format: Format,
+    options: ExportOptions,
+    batches: Iterator[Batch] | None,
+    *,
+    buckets: bool,
 ) -> Exported | ExportedBuckets:
     from prunekit.checkpoint.export import exported
     from prunekit.methods.manidp.runtimes.files import export_buckets
-    from prunekit.surgery.trace import example_of
 
     if buckets:
         return export_buckets(network, format, options, batches)
-    return exported(network, example_of(network, (1, *spec_of(network).shape)), format, options, batches)
+    return exported(network, example, format, options, batches)
 
 
 def _batches(images: ImageSet, output: Output) -> Iterator[Batch]:
@@ -165,16 +217,17 @@ def _batches(images: ImageSet, output: Output) -> Iterator[Batch]:
 
 
 def _latencies(
-    network: nn.Module, done: Exported | ExportedBuckets, batch: int, check: CheckOptions
+    network: nn.Module,
+    example: tuple[Tensor, ...],
+    done: Exported | ExportedBuckets,
+    batch: int,
+    check: CheckOptions,
 ) -> dict[str, Latency]:
     """Of the model in PyTorch, and of the file in what runs it, with the same number of threads."""
-    import torch
-
     from prunekit.evaluation import measure_latency, threads_limited
     from prunekit.methods.manidp.runtimes.buckets import Bucketed, bucketed
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
-    example = (torch.zeros(1, *spec_of(network).shape),)
     networks: dict[str, nn.Module]
     with threads_limited(check.threads):
         if isinstance(done, ExportedBuckets):
@@ -223,7 +276,9 @@ def _report(
             "bytes": done.size,
             "files": list(getattr(done, "files", ())),
             "folded": list(done.folded),
-            "parity": dict(vars(done.parity)),
+            "inputs": list(done.inputs),
+            "outputs": list(done.outputs),
+            "parity": done.parity.to_json(),
             "latency_ms": {name: latency.to_json() for name, latency in times.items()} or None,
         }
         output.document(document("export", facts))
@@ -243,6 +298,7 @@ COMMAND = Command(
         "prunekit export model.pt -o model.pt2 --fold-bn",
         "prunekit export small.pt -o small.onnx --data digits --opset 20",
         "prunekit export torchvision:resnet18 --format pt2 --fixed-batch 1",
+        "prunekit export two_inputs.pt -o two.onnx --arch net.py:TwoInputs --inputs 3x64x64,6",
         "prunekit export small.pt --format onnx -o - > small.onnx",
         "prunekit export gated.pt -o gated.onnx --budget 50%",
         "prunekit export gated.pt --buckets -o folder --data digits",

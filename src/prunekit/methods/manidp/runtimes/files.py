@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from prunekit import surgery
 from prunekit.checkpoint.export import ExportOptions, Format, random_batches, running, written
+from prunekit.checkpoint.interface import INPUT, OUTPUT
 from prunekit.checkpoint.parity import Batch, Parity, compare, require
 from prunekit.checkpoint.write import atomic_folder
 from prunekit.errors import InputError
@@ -37,10 +38,12 @@ class ExportedBuckets:
     """The `files` by name, and how they compare, together, with the bucketed network in PyTorch."""
 
     format: Format
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes] = field(repr=False)
     parity: Parity
     opset: int | None
     folded: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = (INPUT,)
+    outputs: tuple[str, ...] = (OUTPUT,)
 
     @property
     def networks(self) -> list[bytes]:
