@@ -13,7 +13,19 @@ import prunekit
 
 ROOT = Path(prunekit.__file__).parent
 LAYERS = [
-    *("errors", "spec", "plan", "recipe", "surgery", "models", "data", "checkpoint", "evaluation", "training"),
+    *(
+        "errors",
+        "spec",
+        "plan",
+        "recipe",
+        "surgery",
+        "models",
+        "data",
+        "checkpoint",
+        "answers",
+        "evaluation",
+        "training",
+    ),
     *("restore", "methods", "api", "passes", "sensitivity", "sweeps", "report", "cli"),
 ]
 

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from prunekit.answers import Answers
 from prunekit.checkpoint.exported import filled
 from prunekit.data import ImageSet, check_classes
 from prunekit.errors import InputError
@@ -53,6 +54,7 @@ class EvalResult:
     classes to choose from. `params` counts parameters, `macs` multiply-accumulates for one input, `bytes` the
     weights' size (or the file's, where the network came from one), and `latency_ms` the measured time of a
     forward pass. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None elsewhere.
+    `balanced_accuracy` is the mean of the classes' accuracies, and `answers` has what each image was named.
     """
 
     model: str
@@ -65,13 +67,22 @@ class EvalResult:
     bytes: int
     latency_ms: Latency | None
     gates: dict[str, Any] | None = None
+    balanced_accuracy: float | None = None
+    answers: Answers | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form; its keys are the field names, `gates` only where there are some."""
+        """The JSON form; its keys are the field names without `answers`, `gates` only where there are some."""
         fields = {**vars(self), "latency_ms": self.latency_ms.to_json() if self.latency_ms else None}
+        del fields["answers"]
         if self.gates is None:
             del fields["gates"]
         return fields
+
+    def scored(self, score: Score | None) -> EvalResult:
+        """The same network, scored otherwise; None without data."""
+        if score is None:
+            return self
+        return replace(self, **vars(score), balanced_accuracy=score.answers.balanced_accuracy)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class Score:
     accuracy_top5: float | None
     loss: float
     images: int
+    answers: Answers = field(repr=False)
 
 
 def evaluate(
@@ -112,17 +124,18 @@ def evaluate(
     with _evaluating(subject):
         score = accuracy(subject, data, batch_size=batch_size, on_progress=on_progress) if data is not None else None
         timing = measure_latency(subject, inputs, batch=latency_batch, threads=threads) if latency else None
-    return EvalResult(
+    result = EvalResult(
         model=name or _name_of(model),
-        accuracy=score.accuracy if score else None,
-        accuracy_top5=score.accuracy_top5 if score else None,
-        loss=score.loss if score else None,
-        images=score.images if score else 0,
+        accuracy=None,
+        accuracy_top5=None,
+        loss=None,
+        images=0,
         params=measured.params,
         macs=measured.macs,
         bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, torch.Tensor)),
         latency_ms=timing,
     )
+    return result.scored(score)
 
 
 def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_progress: Progress | None = None) -> Score:
@@ -132,13 +145,16 @@ def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_prog
     """
     right = right5 = seen = classes = 0
     loss = 0.0
+    answers: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.inference_mode():
         for images, labels in data.batches(batch_size, device=device_of(model)):
             logits = _logits(model, images, batch_size)
             check_classes(logits.shape[1], data)
             classes = logits.shape[1]
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-            hits = logits.topk(min(5, classes)).indices == labels[:, None]
+            best = logits.topk(min(5, classes)).indices
+            hits = best == labels[:, None]
+            answers.append((labels, best[:, 0]))
             right += int(hits[:, 0].sum())
             right5 += int(hits.any(1).sum())
             seen += len(labels)
@@ -146,7 +162,9 @@ def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_prog
                 on_progress(seen, len(data))
     if not seen:
         raise InputError("the data set has no images", hint="check the folder or the split that was asked for")
-    return Score(right / seen, right5 / seen if classes > 5 else None, loss / seen, seen)
+    known, named = (torch.cat(parts).cpu() for parts in zip(*answers, strict=True))
+    top5 = right5 / seen if classes > 5 else None
+    return Score(right / seen, top5, loss / seen, seen, Answers(data.classes, known, named))
 
 
 def measure_latency(

@@ -111,9 +111,7 @@ def _run_as(
     if images is not None and facts["runtime"] == "buckets":
         score = accuracy(runner, images, batch_size=options.batch_size)
         facts["masked_accuracy"] = result.accuracy
-        result = dataclasses.replace(
-            result, accuracy=score.accuracy, accuracy_top5=score.accuracy_top5, loss=score.loss
-        )
+        result = result.scored(score)
         output.note(f"{result.model}: accuracy is that of the static sub-networks, an approximation")
     return result
 

@@ -65,12 +65,23 @@ def measured(
     """As `measure_all`, with each model, after `prepare` has seen it, and the images that it was measured on."""
     if sources.count(STREAM) > 1:
         raise InputError("standard input was given twice", hint="only one model can come from a pipe")
-    for source in sources:
+    for number, source in enumerate(sources):
         model, size = read_model(source, reading)
         prepare(model)
         images = open_images(output, model, data, options, reading)
         result = measure(output, model, describe_source(source), images, options)
+        if number == 0:  # all are measured on the same images
+            warn_of_balance(output, result)
         yield model, images, dataclasses.replace(result, bytes=size if size is not None else result.bytes)
+
+
+def warn_of_balance(output: Output, result: EvalResult) -> None:
+    """Say where plain accuracy misleads, because most images are of one class."""
+    from prunekit.report.classes import unbalanced
+
+    beware = unbalanced(result.answers, result.accuracy) if result.answers is not None else None
+    if beware is not None:
+        output.warn(beware)
 
 
 def open_images(

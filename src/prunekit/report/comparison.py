@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit.report import numbers, page, svg
+from prunekit.report.classes import class_parts
 from prunekit.report.tables import result_cells
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def comparison_page(title: str, results: Sequence[EvalResult], about: str) -> str:
-    """One page: the table, and accuracy against MACs and against latency where these were measured."""
+    """One page: the table, accuracy against MACs and against latency where these were measured, and the classes."""
     columns, rows = result_cells(results)
     numbered = [(str(number), *row) for number, row in enumerate(rows, start=1)]
     axis = svg.Axis("accuracy (%)", lambda value: f"{value:g}")
@@ -29,7 +30,8 @@ def comparison_page(title: str, results: Sequence[EvalResult], about: str) -> st
             svg.chart(f"Accuracy (%) against {label}", svg.Axis(label, written), axis, [svg.Series("", points)])
         )
     parts = [page.paragraph(about), page.table(["", *columns], numbered, left=2)]
-    return page.page(title, [*parts, page.charts([picture for picture in pictures if picture])])
+    drawn = [picture for picture in pictures if picture]
+    return page.page(title, [*parts, *([page.charts(drawn)] if drawn else []), *class_parts(results)])
 
 
 def comparison_panels(results: Sequence[EvalResult]) -> list[Panel]:

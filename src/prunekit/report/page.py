@@ -37,6 +37,10 @@ tbody tr:hover { background: var(--tint); }
 .bar i { display: block; height: 100%; background: var(--after); border-radius: 2px; }
 .w { min-width: 12rem; width: 32%; }
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin: 0 .35rem 0 .75rem; }
+h3 { font-size: .95rem; margin: 1rem 0 .25rem; overflow-wrap: anywhere; }
+.heat th, .heat td { padding: .2rem .3rem; white-space: nowrap; } .heat td.t { min-width: 0; }
+.heat .right { background: rgb(37 99 235 / calc(var(--share) * .45)); }
+.heat .wrong { background: rgb(217 72 15 / calc(.12 + var(--share) * .7)); }
 details { margin-top: 1rem; } summary { cursor: pointer; color: var(--soft); }
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font: 15px system-ui, sans-serif; }

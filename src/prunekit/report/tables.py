@@ -49,6 +49,7 @@ def result_cells(
     cells: dict[str, list[str]] = {
         "model": [r.model for r in results],
         "accuracy": [numbers.percent(r.accuracy) for r in results],
+        "balanced": [numbers.percent(r.balanced_accuracy) if _unbalanced(r) else numbers.NONE for r in results],
         "top-5": [numbers.percent(r.accuracy_top5) for r in results],
         "loss": [numbers.NONE if r.loss is None else f"{r.loss:.4f}" for r in results],
         "parameters": [against(first.params, r.params, f"{r.params:,}") for r in results],
@@ -59,6 +60,11 @@ def result_cells(
     }
     shown = [name for name in columns or cells if any(cell != numbers.NONE for cell in cells[name])]
     return shown, list(zip(*(cells[name] for name in shown), strict=True))
+
+
+def _unbalanced(result: EvalResult) -> bool:
+    """Whether the mean over the classes says something that plain accuracy does not."""
+    return result.answers is not None and result.answers.unbalanced
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunekit.cli import gates
 from prunekit.cli.build import Command
@@ -29,6 +29,7 @@ class EvalOptions(MeasureOptions):
     )
     budget: str | None = option(metavar="NAME", help="Thresholds of gates, stored by manidp calibrate under this name.")
     per_image: str | None = option(metavar="FILE", help="Write a line of CSV for each image: its MACs and its loss.")
+    per_class: bool = option(False, help="Show how well each class is recognised, and what it is taken for.")
     min_accuracy: float | None = option(metavar="SHARE", help="Exit 1 where a model's accuracy (0 to 1) is less.")
 
 
@@ -39,11 +40,15 @@ def run(output: Output, models: Models, data: DataOptions, options: EvalOptions,
     for model, images, result in measured(output, models, data, options, reading, partial(gates.prepare, options)):
         results.append(gates.measure(output, model, images, result, options))
     if output.json:
-        output.document(eval_document([result.to_json() for result in results]))
+        output.document(eval_document([_facts(result, options) for result in results]))
     else:
         from prunekit.report.tables import results_table
 
         output.table(results_table(results), data=True)
+        if options.per_class:
+            from prunekit.report.classes import classes_table
+
+            output.table(classes_table(results), data=True)
         for result in results:
             gates.show(output, result)
     if options.min_accuracy is not None:
@@ -54,10 +59,20 @@ def _check(models: list[str], data: DataOptions, options: EvalOptions) -> None:
     options.check()
     if options.per_image is not None and (data.data is None or len(models) != 1):
         raise InputError("--per-image needs --data and a single model")
+    if options.per_class and data.data is None:
+        raise InputError("--per-class needs --data")
     if options.min_accuracy is not None and data.data is None:
         raise InputError("--min-accuracy needs --data")
     if options.min_accuracy is not None and not 0 <= options.min_accuracy <= 1:
         raise InputError(f"--min-accuracy {options.min_accuracy:g} is not a share", hint="90 % is 0.9")
+
+
+def _facts(result: EvalResult, options: EvalOptions) -> dict[str, Any]:
+    """A result as JSON, with its classes where they were asked for."""
+    facts = result.to_json()
+    if options.per_class and result.answers is not None:
+        facts["per_class"] = [score.to_json() for score in result.answers.per_class]
+    return facts
 
 
 def _require(results: list[EvalResult], least: float) -> None:
@@ -75,6 +90,7 @@ COMMAND = Command(
         "prunekit eval model.pt small.pt --data path/to/images",
         "prunekit eval small.pt --data cifar10 --data-root ~/data --min-accuracy 0.93",
         "prunekit eval torchvision:resnet18 torchvision:mobilenet_v2 --threads 1",
+        "prunekit eval small.pt --data path/to/images --per-class",
         "prunekit eval small.pt --data digits --json | jq .accuracy",
         "prunekit eval gated.pt --data digits --budget 50% --runtime auto",
     ),

@@ -12,7 +12,7 @@ import typer
 
 from prunekit.cli.build import Command
 from prunekit.cli.fields import from_text
-from prunekit.cli.measuring import MeasureOptions, measure, open_images
+from prunekit.cli.measuring import MeasureOptions, measure, open_images, warn_of_balance
 from prunekit.cli.models import STREAM, beside, check_report, describe_source, read_model, spec_of, write_report
 from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
 from prunekit.errors import InputError
@@ -81,6 +81,7 @@ def run(
         return measure(output, pruned, name, images, options)
 
     base = kept.base or measured(network, describe_source(model))
+    warn_of_balance(output, base)
     kept.write(base, known)
 
     def keep(points: Sequence[SweepPoint]) -> None:
