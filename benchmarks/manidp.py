@@ -39,6 +39,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import prunekit as pk
 from prunekit.data import ImageSet
+from prunekit.latency import in_turns
 from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
 from prunekit.methods.manidp.fit import add_gates, fit
 from prunekit.methods.manidp.foresight import foresee
@@ -260,7 +261,8 @@ def speed(options: argparse.Namespace) -> None:
         networks["gather"] = choose.accelerate(model, "gather")[0]
     networks["buckets"] = choose.accelerate(model, "buckets", batch=options.batch)[0]
     batch = choose.images_like(model, options.batch)
-    times = choose.timed(networks, batch, options.timings)
+    runs = {name: partial(network, batch) for name, network in networks.items()}
+    times = in_turns(runs, batch.device, rounds=options.timings)
     record = observe(model, cost, [(images, None)])
     facts: dict[str, Any] = {"arch": options.arch, "keep": options.keep, "batch": options.batch}
     facts["macs_share"] = record.mean_macs / cost.dense

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch.nn import functional
 
 from prunekit.data import ImageSet
 from prunekit.errors import InputError
-from prunekit.evaluation import accuracy, evaluate, measure_latency
+from prunekit.evaluation import accuracy, evaluate
+from prunekit.latency import in_turns, measure_latency
 from prunekit.spec import InputSpec, Origin, remember
 
 SPEC = InputSpec((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -132,3 +134,11 @@ def test_what_does_not_classify_is_refused() -> None:
 def test_a_model_that_does_not_say_what_it_reads_is_refused() -> None:
     with pytest.raises(InputError, match="does not say what it reads"):
         evaluate(network())
+
+
+def test_what_is_timed_takes_turns() -> None:
+    order: list[str] = []
+    runs = {name: partial(order.append, name) for name in "ab"}
+    times = in_turns(runs, torch.device("cpu"), rounds=2, warm_up=1)
+    assert order == ["a", "b"] * 3
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}

@@ -13,20 +13,8 @@ import prunekit
 
 ROOT = Path(prunekit.__file__).parent
 LAYERS = [
-    *(
-        "errors",
-        "spec",
-        "plan",
-        "recipe",
-        "surgery",
-        "models",
-        "data",
-        "checkpoint",
-        "answers",
-        "evaluation",
-        "training",
-    ),
-    *("restore", "methods", "api", "passes", "sensitivity", "sweeps", "report", "cli"),
+    *("errors", "spec", "plan", "recipe", "surgery", "models", "data", "checkpoint", "answers", "latency"),
+    *("evaluation", "training", "restore", "methods", "api", "passes", "sensitivity", "sweeps", "report", "cli"),
 ]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,32 +15,13 @@ from prunekit.answers import Answers
 from prunekit.checkpoint.exported import filled
 from prunekit.data import ImageSet, check_classes
 from prunekit.errors import InputError
+from prunekit.latency import Latency, device_of, measure_latency
 from prunekit.spec import origin_of
 from prunekit.surgery import cost
 from prunekit.surgery.copying import copied
 
 Progress = Callable[[int, int], None]
 """Called after each batch with the images done so far and the images in all."""
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Measured wall time of one forward pass.
-
-    `p50` and `p95` are the median and the 95th percentile over `calls` passes, in milliseconds for a whole
-    batch of `batch` images; `threads` is the number of CPU threads that PyTorch used.
-    """
-
-    p50: float
-    p95: float
-    batch: int
-    threads: int
-    device: str
-    calls: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -167,67 +146,6 @@ def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_prog
     return Score(right / seen, top5, loss / seen, seen, Answers(data.classes, known, named))
 
 
-def measure_latency(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    *,
-    batch: int = 1,
-    threads: int | None = None,
-    seconds: float = 1.0,
-    calls: tuple[int, int] = (20, 2000),
-) -> Latency:
-    """Time forward passes of `model` on `inputs` repeated to `batch` images, after a warm-up.
-
-    Passes are timed one by one, for about `seconds` and for at least and at most `calls` of them, on the
-    device of the model's weights.
-    """
-    device = device_of(model)
-    example = tuple(_repeated(x, batch).to(device) for x in inputs)
-    fewest, most = calls
-    with torch.inference_mode(), threads_limited(threads) as used:
-        _run_for(model, example, seconds / 5, fewest=3, most=most)
-        times = sorted(_run_for(model, example, seconds, fewest=fewest, most=most))
-    return Latency(
-        p50=1e3 * _percentile(times, 0.50),
-        p95=1e3 * _percentile(times, 0.95),
-        batch=batch,
-        threads=used,
-        device=_device_name(device),
-        calls=len(times),
-    )
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the weights are; the CPU for a network without any."""
-    tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
-    return tensor.device if tensor is not None else torch.device("cpu")
-
-
-def _run_for(
-    model: nn.Module, inputs: tuple[torch.Tensor, ...], seconds: float, *, fewest: int, most: int
-) -> list[float]:
-    """Seconds of each pass, for at least `fewest` passes and about `seconds` in all."""
-    on_gpu = inputs[0].device.type == "cuda"
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < fewest or (len(times) < most and time.perf_counter() < end):
-        start = time.perf_counter()
-        model(*inputs)
-        if on_gpu:
-            torch.cuda.synchronize(inputs[0].device)
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the sorted values do not exceed."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
-
-
-def _repeated(x: torch.Tensor, batch: int) -> torch.Tensor:
-    return x[:1].expand(batch, *x.shape[1:]).contiguous()
-
-
 def _logits(model: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
     """The model's output, `(N, classes)`, in float32; an `InputError` where it cannot read the images."""
     shape = "x".join(map(str, images.shape[1:]))
@@ -293,21 +211,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextmanager
-def threads_limited(wanted: int | None) -> Iterator[int]:
-    """Run with `wanted` CPU threads (None: as many as before); yields the number used."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(wanted or before)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _name_of(model: nn.Module) -> str:

@@ -18,7 +18,8 @@ from torch import nn
 
 from prunekit import api
 from prunekit.errors import PrunekitError
-from prunekit.evaluation import EvalResult, Latency
+from prunekit.evaluation import EvalResult
+from prunekit.latency import Latency
 from prunekit.restore.images import Images
 
 _Record = TypeVar("_Record", "SweepPoint", EvalResult, Latency)

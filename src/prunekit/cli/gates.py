@@ -100,7 +100,8 @@ def _run_as(
     """Accuracy and latency of the runtime asked for; an approximate runtime answers otherwise than the masks do."""
     import torch
 
-    from prunekit.evaluation import accuracy, measure_latency
+    from prunekit.evaluation import accuracy
+    from prunekit.latency import measure_latency
     from prunekit.methods.manidp.runtimes.choose import accelerate
 
     runner, facts["runtime"] = accelerate(model, str(options.runtime), batch=options.latency_batch)
@@ -118,7 +119,7 @@ def _run_as(
 
 def _latencies(output: Output, model: nn.Module, options: EvalOptions) -> dict[str, float]:
     """Median milliseconds of each runtime and of the dense network without gates, timed in turns."""
-    from prunekit.evaluation import threads_limited
+    from prunekit.latency import threads_limited
     from prunekit.methods.manidp.runtimes import choose
 
     batch = options.latency_batch

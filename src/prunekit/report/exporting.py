@@ -10,7 +10,7 @@ from prunekit.report.tables import table
 
 if TYPE_CHECKING:
     from prunekit.checkpoint.export import Exported
-    from prunekit.evaluation import Latency
+    from prunekit.latency import Latency
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
 _RUNS_ON = {"onnx": "ONNX Runtime", "pt2": ".pt2"}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prunekit.checkpoint.parity import Batch
     from prunekit.cli.options import Split
     from prunekit.data import ImageSet
-    from prunekit.evaluation import Latency
+    from prunekit.latency import Latency
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
 _BATCH_SIZE = 256
@@ -224,7 +224,7 @@ def _latencies(
     check: CheckOptions,
 ) -> dict[str, Latency]:
     """Of the model in PyTorch, and of the file in what runs it, with the same number of threads."""
-    from prunekit.evaluation import measure_latency, threads_limited
+    from prunekit.latency import measure_latency, threads_limited
     from prunekit.methods.manidp.runtimes.buckets import Bucketed, bucketed
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 

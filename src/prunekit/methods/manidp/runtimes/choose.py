@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, unknown_name
+from prunekit.latency import in_turns
 from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.recipe import RUNTIMES
 from prunekit.methods.manidp.runtimes.buckets import bucketed
@@ -63,20 +64,9 @@ def masked(model: nn.Module, batch: int = 1) -> nn.Module:
 
 def medians(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str, float]:
     """The median seconds of a forward pass of each network."""
-    return {name: statistics.median(values) for name, values in timed(networks, images, _TIMINGS).items()}
-
-
-def timed(networks: Mapping[str, nn.Module], images: Tensor, timings: int) -> dict[str, list[float]]:
-    """Seconds of forward passes of each network, taken in turns, so that what disturbs disturbs all alike."""
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    with torch.inference_mode():
-        for round_number in range(timings + 2):
-            for name, network in networks.items():
-                start = time.perf_counter()
-                network(images)
-                if round_number >= 2:  # the first passes warm up
-                    times[name].append(time.perf_counter() - start)
-    return times
+    runs = {name: partial(network, images) for name, network in networks.items()}
+    times = in_turns(runs, images.device, rounds=_TIMINGS)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def images_like(model: nn.Module, batch: int) -> Tensor:

@@ -9,8 +9,7 @@ them; what is added to a stream is spread out to its full width first.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.errors import InputError
+from prunekit.latency import least_seconds
 from prunekit.methods.manidp.costs import channels_of, dynamic_cost, graph_of
 from prunekit.surgery.gated import GatedConv, gated_layers
 from prunekit.surgery.graph import Graph
@@ -241,23 +241,12 @@ def tune(runner: OneImage, image: Tensor) -> None:
 def _limit(layer: GatheredConv, x: Tensor) -> int:
     state = layer.sink.index if layer.sink else None
     kept = torch.ones(1, layer.width, dtype=x.dtype, device=x.device)
-    dense = _seconds(lambda: layer.dense(x, kept))
+    dense = least_seconds(partial(layer.dense, x, kept), x.device, rounds=_TIMINGS)
     limit = 0
     for share in _SHARES:
         count = min(layer.width, max(1, round(share * layer.width / _MULTIPLE)) * _MULTIPLE)
-        if _seconds(partial(layer.gather, x, kept, count)) < dense:
+        if least_seconds(partial(layer.gather, x, kept, count), x.device, rounds=_TIMINGS) < dense:
             limit = count
     if layer.sink is not None:
         layer.sink.index = state
     return limit
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    """The best of a few timings: what disturbs only ever adds."""
-    run()
-    times = []
-    for _ in range(_TIMINGS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-_TIMINGS = 5
+from prunekit.latency import least_seconds
 
 
 class InLayout(nn.Module):
@@ -29,12 +29,5 @@ def in_best_layout(network: nn.Module, images: Tensor) -> InLayout:
     times: dict[torch.memory_format, float] = {}
     for layout in (torch.channels_last, torch.contiguous_format):
         candidate = InLayout(network, layout)
-        times[layout] = min(_seconds(candidate, images) for _ in range(_TIMINGS))
+        times[layout] = least_seconds(partial(candidate, images), images.device, warm_up=0)
     return InLayout(network, min(times, key=times.__getitem__))
-
-
-def _seconds(network: nn.Module, images: Tensor) -> float:
-    with torch.inference_mode():
-        start = time.perf_counter()
-        network(images)
-        return time.perf_counter() - start

@@ -1,0 +1,133 @@
+"""How long a network takes: the one place where passes are timed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Measured wall time of one forward pass.
+
+    `p50` and `p95` are the median and the 95th percentile over `calls` passes, in milliseconds for a whole
+    batch of `batch` images; `threads` is the number of CPU threads that PyTorch used.
+    """
+
+    p50: float
+    p95: float
+    batch: int
+    threads: int
+    device: str
+    calls: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return dict(vars(self))
+
+
+def measure_latency(
+    model: nn.Module,
+    inputs: Sequence[torch.Tensor],
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    seconds: float = 1.0,
+    calls: tuple[int, int] = (20, 2000),
+) -> Latency:
+    """Time forward passes of `model` on `inputs` repeated to `batch` images, after a warm-up.
+
+    Passes are timed one by one, for about `seconds` and for at least and at most `calls` of them, on the
+    device of the model's weights.
+    """
+    device = device_of(model)
+    example = tuple(_repeated(x, batch).to(device) for x in inputs)
+    fewest, most = calls
+    with torch.inference_mode(), threads_limited(threads) as used:
+        _run_for(lambda: model(*example), device, seconds / 5, fewest=3, most=most)
+        times = sorted(_run_for(lambda: model(*example), device, seconds, fewest=fewest, most=most))
+    return Latency(
+        p50=1e3 * _percentile(times, 0.50),
+        p95=1e3 * _percentile(times, 0.95),
+        batch=batch,
+        threads=used,
+        device=_device_name(device),
+        calls=len(times),
+    )
+
+
+def in_turns(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of each of `runs`, `rounds` times, taken in turns, so that what disturbs disturbs all alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.inference_mode():
+        for number in range(rounds + warm_up):
+            for name, run in runs.items():
+                taken = seconds_of(run, device)
+                if number >= warm_up:
+                    times[name].append(taken)
+    return times
+
+
+def least_seconds(run: Callable[[], object], device: torch.device, *, rounds: int = 5, warm_up: int = 1) -> float:
+    """The best of a few timings: what disturbs only ever adds."""
+    return min(in_turns({"": run}, device, rounds=rounds, warm_up=warm_up)[""])
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """The wall time of one call, with all that it has asked of a GPU."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:  # what was asked for before is not this call's
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights are; the CPU for a network without any."""
+    tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
+    return tensor.device if tensor is not None else torch.device("cpu")
+
+
+@contextmanager
+def threads_limited(wanted: int | None) -> Iterator[int]:
+    """Run with `wanted` CPU threads (None: as many as before); yields the number used."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_for(run: Callable[[], object], device: torch.device, seconds: float, *, fewest: int, most: int) -> list[float]:
+    """Seconds of each call, for at least `fewest` of them and about `seconds` in all."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < fewest or (len(times) < most and time.perf_counter() < end):
+        times.append(seconds_of(run, device))
+    return times
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the sorted values do not exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _repeated(x: torch.Tensor, batch: int) -> torch.Tensor:
+    return x[:1].expand(batch, *x.shape[1:]).contiguous()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
