@@ -201,11 +201,11 @@ def test_schemas_refuse_what_is_wrong(path: Path) -> None:
         bad = copy.deepcopy(good)
         del bad[key]
         if key != "schema":
-            with pytest.raises(AssertionError, match="missing"):
+            with pytest.raises(AssertionError, match="is a required property"):
                 schemas.check(bad)
             with pytest.raises(AssertionError):
                 schemas.check({**good, key: object()})
-    with pytest.raises(AssertionError, match="not in the schema"):
+    with pytest.raises(AssertionError, match="Additional properties"):
         schemas.check({**good, "more": 1})
 
 
