@@ -7,6 +7,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from prunekit.errors import InputError, SurgeryError
 from prunekit.evaluation import accuracy
 from prunekit.methods import registry
 from prunekit.plan import Keep, Plan
-from prunekit.report import page, svg
+from prunekit.report import numbers, page, pictures, svg
+from prunekit.report.chart import Axis, Chart, Point, Reference, Series
 from prunekit.report.tables import csv_text, markdown
 from prunekit.sensitivity import filter_norms, sensitivity
 from prunekit.sweeps import Variant, sweep
@@ -150,21 +152,55 @@ def test_a_comparison_that_cannot_be_shown_measures_nothing(
 def test_text_from_outside_is_text_on_a_page() -> None:
     nasty = '<script>alert("1")</script>&'
     content = page.page(nasty, [page.paragraph(nasty), page.table([nasty], [[nasty]]), page.bar(nasty, 1, 1)])
-    found = Outside(content + svg.chart(nasty, svg.Axis(nasty, str), svg.Axis(nasty, str), _line(nasty)))
+    found = Outside(content + svg.draw(Chart(nasty, Axis(nasty), Axis(nasty, nasty), _line(nasty), _reference(nasty))))
     assert not found.fetched
     assert nasty in found.text
 
 
-def _line(name: str) -> list[svg.Series]:
-    return [svg.Series(name, (svg.Point(1, 2, name, name),))]
+def _line(name: str) -> tuple[Series, ...]:
+    return (Series(name, (Point(1, 2, name, name, name),)), Series(name, (Point(1, 2, note=name),), "bars"))
+
+
+def _reference(name: str) -> tuple[Reference, ...]:
+    return Reference(name, 1.5), Reference(name, 1.5, "x")
+
+
+def test_names_in_a_picture_are_text(here: Path) -> None:
+    nasty = "_$\\frac{ 字"
+    chart = Chart(nasty, Axis(nasty, nasty, names=(nasty,)), Axis(nasty), _line(nasty), _reference(nasty))
+    pictures.draw([chart, chart], here / "a.svg", title=nasty)
+    assert (here / "a.svg").read_text().count("frac") >= 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "axis"),
+    [
+        (0.0, 2.6e6, Axis("MACs", written=numbers.count)),
+        (1.000e9, 1.004e9, Axis("MACs", written=numbers.count)),
+        (0.17, 0.25, Axis("latency", "ms", numbers.milliseconds)),
+        (0.0, 40.0, Axis("layer", names=tuple(f"features.{i}.conv" for i in range(40)))),
+        (1e-9, 2e-9, Axis("x")),
+    ],
+)
+def test_ticks_neither_meet_nor_leave_the_paper(low: float, high: float, axis: Axis) -> None:
+    chart = Chart("t", axis, axis, (Series("", (Point(low, low), Point(high, high))),))
+    drawn = svg.draw(chart)
+    assert drawn.count(f">{axis.title}</text>") == 2
+    found = re.findall(r'<text x="([\d.]+)" y="294" text-anchor="middle">([^<]+)', drawn)
+    ends = [(float(x) - 4 * len(text), float(x) + 4 * len(text)) for x, text in found]
+    assert ends
+    assert all(0 <= left < right <= 480 for left, right in ends)
+    assert all(right < left for (_, right), (left, _) in pairwise(ends))
+    beside = re.findall(r'text-anchor="end">([^<]+)', drawn)
+    assert len(set(beside)) == len(beside)
 
 
 @pytest.mark.parametrize(
     "values", [[(1.0, 1.0)], [(0.0, 0.0), (1e9, 100.0)], [(3.0, 98.1), (3.0, 98.2)], [(1e-9, -5.0)]]
 )
 def test_charts_keep_their_points_on_the_paper(values: list[tuple[float, float]]) -> None:
-    points = tuple(svg.Point(x, y, str(i)) for i, (x, y) in enumerate(values))
-    drawn = svg.chart("t", svg.Axis("x", str), svg.Axis("y", str), [svg.Series("a", points, joined=True)])
+    points = tuple(Point(x, y, str(i)) for i, (x, y) in enumerate(values))
+    drawn = svg.draw(Chart("t", Axis("x"), Axis("y"), (Series("a", points, "line"),)))
     places = [(float(x), float(y)) for x, y in re.findall(r'<circle class="f0" cx="([^"]+)" cy="([^"]+)"', drawn)]
     assert len(places) == len(values)
     assert all(0 < x < 480 and 0 < y < 330 for x, y in places)

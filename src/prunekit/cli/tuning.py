@@ -124,7 +124,7 @@ def draw(folder: str, before: nn.Module, after: nn.Module, notes: dict[str, Any]
     widths = [
         {layer.name: layer.channels for layer in api.inspect(m).cost.layers if layer.channels} for m in (before, after)
     ]
-    pictures.draw_widths(widths[0], widths[1], Path(folder) / "widths.png")
-    pictures.draw_gammas(
-        pictures.gammas_of(before), pictures.gammas_of(after), notes.get("threshold"), Path(folder) / "gammas.png"
-    )
+    gammas = pictures.gammas_chart(pictures.gammas_of(before), pictures.gammas_of(after), notes.get("threshold"))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    pictures.draw([pictures.widths_chart(*widths)], Path(folder) / "widths.png")
+    pictures.draw([gammas], Path(folder) / "gammas.png")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from prunekit.methods.manidp.portrait import histogram
-from prunekit.report import numbers, page
-from prunekit.report.svg import Axis, Point, Series, chart
+from prunekit.report import numbers, page, svg
+from prunekit.report.chart import Axis, Chart, Point, Reference, Series
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ _SHOWN = 12  # images at each end
 _DOTS = 400  # of the scatter plot
 _SIDE = 96  # pixels of a thumbnail
 
-MACS = Axis("MACs of an image", numbers.count)
+MACS = Axis("MACs of an image", written=numbers.count)
 
 
 def gates_page(model: str, portrait: Portrait, images: ImageSet) -> str:
@@ -41,7 +41,7 @@ def gates_page(model: str, portrait: Portrait, images: ImageSet) -> str:
     parts = [
         page.paragraph(f"{len(images):,} images of {images.name}; dense, the network costs {result.dense:,} MACs."),
         page.cards(facts),
-        page.charts([spread_chart(portrait), sweep_chart(portrait), loss_chart(portrait)]),
+        page.charts([svg.draw(chart(portrait)) for chart in (spread_chart, sweep_chart, loss_chart)]),
         page.heading("The cheapest images"),
         _gallery(portrait, images, portrait.cheapest(_SHOWN)),
         page.heading("The dearest images"),
@@ -54,29 +54,32 @@ def gates_page(model: str, portrait: Portrait, images: ImageSet) -> str:
     return page.page(f"Gates of {model}", parts)
 
 
-def spread_chart(portrait: Portrait) -> str:
+def spread_chart(portrait: Portrait) -> Chart:
     """How many images cost how much."""
-    points = tuple(Point(macs, count) for macs, count in histogram(portrait.record.macs))
-    return chart("Images by cost", MACS, Axis("images", numbers.count), [Series("images", points, joined=True)])
+    points = tuple(Point(macs, n, note=f"{n:,} images") for macs, n in histogram(portrait.record.macs))
+    mean = Reference(f"mean {numbers.count(portrait.result.macs['mean'])}", portrait.result.macs["mean"], "x")
+    return Chart("Images by cost", MACS, Axis("images", written=numbers.count), (Series("", points, "bars"),), (mean,))
 
 
-def sweep_chart(portrait: Portrait) -> str:
+def sweep_chart(portrait: Portrait) -> Chart:
     """Accuracy against mean MACs as all thresholds grow together."""
-    points = tuple(Point(macs, accuracy) for macs, accuracy in sorted(portrait.sweep))
-    axis = Axis("accuracy", lambda value: numbers.percent(value, decimals=0))
-    return chart("Accuracy as thresholds sweep", Axis("mean MACs", numbers.count), axis, [Series("", points, True)])
+    points = tuple(
+        Point(macs, 100 * accuracy, note=f"{numbers.count(macs)} MACs, {numbers.percent(accuracy)}")
+        for macs, accuracy in sorted(portrait.sweep)
+    )
+    across = Axis("mean MACs", written=numbers.count)
+    return Chart("Accuracy as thresholds sweep", across, Axis("accuracy", "%"), (Series("", points, "line"),))
 
 
-def loss_chart(portrait: Portrait) -> str:
-    """What images cost against how hard they are."""
+def loss_chart(portrait: Portrait, most: int | None = _DOTS) -> Chart:
+    """What images cost against how hard they are; `most` of them, evenly chosen."""
     record = portrait.record
-    step = max(1, len(record.macs) // _DOTS)
+    step = max(1, len(record.macs) // most) if most else 1
     points = tuple(
         Point(macs, loss)
         for macs, loss in zip(record.macs[::step].tolist(), record.losses[::step].tolist(), strict=True)
     )
-    axis = Axis("cross-entropy (nats)", lambda value: f"{value:g}")
-    return chart("Cost and cross-entropy (nats)", MACS, axis, [Series("images", points)])
+    return Chart("Cost and difficulty", MACS, Axis("cross-entropy", "nats"), (Series("", points),))
 
 
 def _gallery(portrait: Portrait, images: ImageSet, places: Sequence[int]) -> str:

@@ -44,8 +44,12 @@ h3 { font-size: .95rem; margin: 1rem 0 .25rem; overflow-wrap: anywhere; }
 details { margin-top: 1rem; } summary { cursor: pointer; color: var(--soft); }
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font: 15px system-ui, sans-serif; }
-svg .axis { stroke: var(--line); } svg .title { fill: var(--ink); font-weight: 600; font-size: 16px; }
+svg .axis { stroke: var(--line); }
+svg .reference { stroke: var(--soft); stroke-dasharray: 5 4; }
+svg .over { paint-order: stroke; stroke: var(--paper); stroke-width: 5px; }
+svg .title { fill: var(--ink); font-weight: 600; font-size: 16px; }
 svg .mark { fill: var(--paper); font-weight: 700; font-size: 11px; }
+.fb { fill: var(--before); background: var(--before); } .lb { stroke: var(--before); fill: none; }
 """ + "\n".join(
     f".f{i} {{ fill: var(--s{i}); background: var(--s{i}); }} .l{i} {{ stroke: var(--s{i}); fill: none; }}"
     for i in range(6)

@@ -1,7 +1,8 @@
-"""Pictures of a pruning: gammas, widths, accuracy against cost. Needs the extra `pictures` (Matplotlib)."""
+"""Charts as files, drawn by Matplotlib (the extra `pictures`), and those of a pruning: gammas, widths, passes."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.checkpoint import atomic_write
 from prunekit.errors import InputError
+from prunekit.report import numbers
+from prunekit.report.chart import Axis, Chart, Point, Reference, Series, ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from prunekit.passes import PassResult
 
-Panel = tuple[str, Sequence[tuple[str, Sequence[tuple[float, float, str]]]]]
-"""The label of the x axis, and lines of points (x, y, what is written beside)."""
-
 _PICTURES = (".png", ".svg", ".pdf")
-_BEFORE, _AFTER = "#9aa5b1", "#2563eb"
+_COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#a61e4d")
+_MUTED = "#9aa5b1"
+_BINS = 60
+_MANY = 100  # points, from which on they are small
+_LETTERS = 60  # that have room along an axis
+MACS, ACCURACY = Axis("MACs", written=numbers.count), Axis("accuracy", "%")
 
 
 def require_matplotlib() -> Any:
@@ -52,85 +57,111 @@ def gammas_of(model: nn.Module) -> torch.Tensor:
     return torch.cat(scales).cpu() if scales else torch.zeros(0)
 
 
-def draw_gammas(before: torch.Tensor, after: torch.Tensor, threshold: float | None, path: Path) -> None:
+def gammas_chart(before: torch.Tensor, after: torch.Tensor, threshold: float | None) -> Chart:
     """Histograms of |gamma| before and after, with the threshold between what went and what stayed."""
-    axes = new_chart(xlabel="|gamma|", ylabel="channels", title="Batch-norm scales")
-    top = float(max([t.max() for t in (before, after) if t.numel()], default=torch.tensor(1.0)))
-    bins = torch.linspace(0, top or 1.0, 61).tolist()
-    axes.hist(before.tolist(), bins=bins, color=_BEFORE, label="before")
-    axes.hist(after.tolist(), bins=bins, color=_AFTER, label="after", histtype="step", linewidth=1.6)
-    if threshold is not None:
-        axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}")
-    write_chart(axes, path)
+    top = float(max([t.max() for t in (before, after) if t.numel()], default=torch.tensor(1.0))) or 1.0
+
+    def counted(values: torch.Tensor) -> tuple[Point, ...]:
+        counts = torch.histc(values.double(), _BINS, 0, top).tolist()
+        return tuple(Point((i + 0.5) * top / _BINS, count) for i, count in enumerate(counts))
+
+    series = (Series("before", counted(before), "bars", muted=True), Series("after", counted(after), "steps"))
+    lines = () if threshold is None else (Reference(f"threshold {threshold:.3g}", threshold, "x"),)
+    return Chart("Batch-norm scales", Axis("|gamma|"), Axis("channels"), series, lines)
 
 
-def draw_widths(before: Mapping[str, int], after: Mapping[str, int], path: Path) -> None:
+def widths_chart(before: Mapping[str, int], after: Mapping[str, int]) -> Chart:
     """Output channels of each layer before and after, in execution order."""
-    axes = new_chart(xlabel="", ylabel="channels", title="Widths", width=max(6.0, 0.22 * len(before)))
-    places = range(len(before))
-    axes.bar(places, list(before.values()), color=_BEFORE, label="before")
-    axes.bar(places, [after.get(name, 0) for name in before], color=_AFTER, label="after", width=0.5)
-    axes.set_xticks(list(places), list(before), rotation=90, fontsize=6)
-    write_chart(axes, path)
+    now = tuple(Point(i, after.get(name, 0)) for i, name in enumerate(before))
+    then = tuple(Point(i, width) for i, width in enumerate(before.values()))
+    series = (Series("before", then, "bars", width=0.8, muted=True), Series("after", now, "bars", width=0.5))
+    return Chart("Widths", Axis("layer", names=tuple(before)), Axis("channels"), series)
 
 
-def draw_passes(passes: Sequence[PassResult], start_accuracy: float, path: Path) -> None:
+def passes_chart(passes: Sequence[PassResult], start_accuracy: float) -> Chart:
     """Accuracy against MACs over the passes, right after pruning and after tuning."""
-    axes = new_chart(xlabel="MACs (millions)", ylabel="accuracy (%)", title="Accuracy over the passes")
-    macs = [passes[0].before.macs / 1e6, *(p.after.macs / 1e6 for p in passes)]
-    axes.plot(
-        macs, [100 * start_accuracy, *(100 * p.accuracy_tuned for p in passes)], "o-", color=_AFTER, label="tuned"
-    )
-    axes.plot(macs[1:], [100 * p.accuracy_pruned for p in passes], "x", color=_BEFORE, label="right after pruning")
-    axes.invert_xaxis()
-    write_chart(axes, path)
+    start = Point(passes[0].before.macs, 100 * start_accuracy, note="before")
+    tuned = (start, *(Point(p.after.macs, 100 * p.accuracy_tuned) for p in passes))
+    pruned = tuple(Point(p.after.macs, 100 * p.accuracy_pruned) for p in passes)
+    series = (Series("tuned", tuned, "line"), Series("right after pruning", pruned, muted=True))
+    return Chart("Accuracy over the passes", Axis("MACs", written=numbers.count, descending=True), ACCURACY, series)
 
 
-def draw_tradeoffs(title: str, panels: Sequence[Panel], path: Path, *, force: bool = False) -> None:
-    """Accuracy (%) against one figure a panel. A line is `(name, points)`, a point `(x, y, note)`."""
-    figure = require_matplotlib()(figsize=(6.0 * len(panels), 4.2), layout="constrained")
+def draw(charts: Sequence[Chart], path: Path, *, title: str = "", force: bool = True) -> None:
+    """Write the charts side by side as one picture, in the format that the suffix of `path` says.
+
+    Raises:
+        InputError: Matplotlib is missing, or the file cannot be written.
+    """
+    widths = [max(6.0, min(0.22 * len(chart.x.names), 40.0)) for chart in charts]
+    figure = require_matplotlib()(figsize=(sum(widths), 4.2), layout="constrained")
     if title:
-        figure.suptitle(title)
-    for axes, (xlabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        axes.set(xlabel=xlabel, ylabel="accuracy (%)")
-        axes.spines[["top", "right"]].set_visible(False)
-        for name, points in lines:
-            axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-" if name else "o", label=name or None)
-        _annotate(axes, [point for _, points in lines for point in points])
-        if any(name for name, _ in lines):
-            axes.legend(frameon=False)
+        figure.suptitle(_text(title))
+    grid = figure.subplots(1, len(charts), squeeze=False, width_ratios=widths)[0]
+    for axes, chart in zip(grid, charts, strict=True):
+        _draw(axes, chart)
     kind = path.suffix.lower().removeprefix(".")
-    atomic_write(path, lambda stream: figure.savefig(stream, dpi=120, format=kind), force=force)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts that the font does not have
+        atomic_write(path, lambda stream: figure.savefig(stream, dpi=120, format=kind), force=force)
 
 
-def _annotate(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each point's note beside it: above one another where points lie together, leftwards at the right end."""
+def _draw(axes: Axes, chart: Chart) -> None:
+    axes.set(xlabel=_text(chart.x.title), ylabel=_text(chart.y.title), title=_text(chart.title))
+    axes.spines[["top", "right"]].set_visible(False)
+    bright = iter(_COLOURS * len(chart.series))
+    for series in chart.series:
+        _add(axes, series, _MUTED if series.muted else next(bright))
+    for line in chart.references:
+        across = axes.axhline if line.along == "y" else axes.axvline
+        across(line.value, color="black", linestyle="--", linewidth=1, label=_text(line.label))
+    _write_ticks(axes, chart)
+    _annotate(axes, chart.points)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+
+
+def _add(axes: Axes, series: Series, colour: str) -> None:
+    xs, ys = [p.x for p in series.points], [p.y for p in series.points]
+    label = _text(series.name) or None
+    if series.form == "bars":
+        axes.bar(xs, ys, width=series.step * series.width, color=colour, label=label)
+    elif series.form == "steps":
+        edges = [xs[0] - series.step / 2, *(x + series.step / 2 for x in xs)]
+        axes.stairs(ys, edges, color=colour, label=label, linewidth=1.6)
+    else:
+        size, alpha = (6.0, 1.0) if len(xs) < _MANY else (2.0, 0.4)
+        style = "o-" if series.form == "line" else "o"
+        axes.plot(xs, ys, style, color=colour, label=label, markersize=size, alpha=alpha)
+
+
+def _write_ticks(axes: Axes, chart: Chart) -> None:
+    """The same ones as on a page; names stand upright, all of them."""
+    for axis, drawn, (low, high) in ((chart.x, axes.xaxis, axes.get_xlim()), (chart.y, axes.yaxis, axes.get_ylim())):
+        if axis.names:
+            drawn.set_ticks(range(len(axis.names)), [_text(name) for name in axis.names], rotation=90, fontsize=6)
+        else:
+            found = ticks(low, high, axis, lambda found: sum(len(text) + 2 for _, text in found) <= _LETTERS)
+            drawn.set_ticks([value for value, _ in found], [_text(text) for _, text in found])
+    if chart.x.descending:
+        axes.invert_xaxis()
+
+
+def _annotate(axes: Axes, points: Sequence[Point]) -> None:
+    """Write each point's name beside it: above one another where points lie together, leftwards at the right end."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     taken: list[tuple[float, float]] = []
-    for x, y, note in sorted(points, key=lambda point: point[1]):
-        across, up = (x - left) / (right - left), (y - low) / (high - low)
+    for point in sorted((p for p in points if p.name), key=lambda p: p.y):
+        across, up = (point.x - left) / (right - left), (point.y - low) / (high - low)
         while any(abs(across - a) < 0.2 and abs(up - b) < 0.04 for a, b in taken):
             up += 0.04
         taken.append((across, up))
         side = "right" if across > 0.75 else "left"
-        place = (x + (right - left) * (-0.015 if side == "right" else 0.015), low + up * (high - low))
-        axes.annotate(note, place, fontsize=8, ha=side, va="center")
+        place = (point.x + (right - left) * (-0.015 if side == "right" else 0.015), low + up * (high - low))
+        axes.annotate(_text(point.name), place, fontsize=8, ha=side, va="center")
 
 
-def new_chart(*, xlabel: str, ylabel: str, title: str, width: float = 6.0) -> Axes:
-    """An empty chart."""
-    figure = require_matplotlib()(figsize=(min(width, 40.0), 4.0), layout="constrained")
-    axes: Axes = figure.subplots()
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
-def write_chart(axes: Axes, path: Path) -> None:
-    """Write a chart as PNG, making its folder; a legend where something has a name."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.savefig(path, dpi=120)
+def _text(name: str) -> str:
+    """A name as it is: Matplotlib reads $ as mathematics, and hides what begins with an underscore."""
+    escaped = name.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped

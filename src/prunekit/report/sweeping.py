@@ -1,4 +1,4 @@
-"""A sweep for people: a table, a page, and the panels of a picture."""
+"""A sweep for people: a table, a page, and the charts of a picture."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit.report import numbers, page, svg, tables
+from prunekit.report.chart import Axis, Chart, Point, Reference, Series
 
 if TYPE_CHECKING:
     from prunekit.evaluation import EvalResult
     from prunekit.report.output import Output
-    from prunekit.report.pictures import Panel
     from prunekit.sweeps import SweepPoint
 
 _COLUMNS = ("method", "ratio", "accuracy", "parameters", "MACs", "size", "latency")
@@ -34,45 +34,39 @@ def show_sweep(output: Output, base: EvalResult, points: Sequence[SweepPoint], f
 
 def sweep_page(title: str, base: EvalResult, points: Sequence[SweepPoint]) -> str:
     """One page: the curves, then every figure."""
-    percent = svg.Axis("accuracy (%)", lambda value: f"{value:g}")
-    curves = {
-        "ratio": svg.Axis("ratio", lambda value: f"{value:g}"),
-        "MACs": svg.Axis("MACs", numbers.count),
-    }
-    pictures, lines = [], []
-    for name, axis in curves.items():
-        lines = [svg.Series(label, places, joined=True) for label, places in _curves(base, points, name).items()]
-        pictures.append(svg.chart(f"Accuracy (%) against {axis.label}", axis, percent, lines))
+    charts = sweep_charts(base, points)
     columns, rows = _cells(base, points)
-    pictures = [picture for picture in pictures if picture]
-    parts = [page.charts(pictures), svg.legend(lines)] if pictures else []
+    parts = [page.charts([svg.draw(chart) for chart in charts]), svg.legend(charts[0].series)] if charts else []
     return page.page(title, [*parts, page.heading("All points"), page.table(columns, rows)])
 
 
-def sweep_panels(base: EvalResult, points: Sequence[SweepPoint]) -> list[Panel]:
-    """For Matplotlib: accuracy against the ratio and against MACs (millions)."""
-    panels: list[Panel] = []
-    for label, name, unit in (("share of channels removed", "ratio", 1.0), ("MACs (millions)", "MACs", 1e6)):
-        curves = _curves(base, points, name)
-        panels.append((label, [(key, [(p.x / unit, p.y, "") for p in places]) for key, places in curves.items()]))
-    return panels
+def sweep_charts(base: EvalResult, points: Sequence[SweepPoint]) -> list[Chart]:
+    """Accuracy against the ratio and against MACs, a line a method; none without accuracies."""
+    if base.accuracy is None or not any(p.result and p.result.accuracy is not None for p in points):
+        return []
+    unpruned = Reference(f"unpruned {numbers.percent(base.accuracy)}", 100 * base.accuracy)
+    axes = (Axis("ratio", "share of channels removed"), Axis("MACs", written=numbers.count))
+    return [
+        Chart(f"Accuracy against {axis.label}", axis, Axis("accuracy", "%"), _curves(base, points, axis), (unpruned,))
+        for axis in axes
+    ]
 
 
-def _curves(base: EvalResult, points: Sequence[SweepPoint], against: str) -> dict[str, tuple[svg.Point, ...]]:
+def _curves(base: EvalResult, points: Sequence[SweepPoint], against: Axis) -> tuple[Series, ...]:
     """For each method its points by ratio, beginning at the unpruned network."""
-    curves: dict[str, list[svg.Point]] = {}
+    curves: dict[str, list[Point]] = {}
     for point in points:
-        if base.accuracy is not None and point.result is not None and point.result.accuracy is not None:
+        if point.result is not None and point.result.accuracy is not None:
             start = [_place(base, 0.0, "unpruned", against)]
             note = f"{point.label}, ratio {point.ratio:g}"
             curves.setdefault(point.label, start).append(_place(point.result, point.ratio, note, against))
-    return {label: tuple(places) for label, places in curves.items()}
+    return tuple(Series(label, tuple(places), "line") for label, places in curves.items())
 
 
-def _place(result: EvalResult, ratio: float, note: str, against: str) -> svg.Point:
+def _place(result: EvalResult, ratio: float, note: str, against: Axis) -> Point:
     accuracy = 100 * (result.accuracy or 0.0)
-    x = ratio if against == "ratio" else float(result.macs)
-    return svg.Point(x, accuracy, note=f"{note}: {accuracy:.2f} %, {numbers.count(result.macs)} MACs")
+    x = ratio if against.label == "ratio" else float(result.macs)
+    return Point(x, accuracy, note=f"{note}: {accuracy:.2f} %, {numbers.count(result.macs)} MACs")
 
 
 def _cells(base: EvalResult, points: Sequence[SweepPoint]) -> tuple[list[str], list[tuple[str, ...]]]:

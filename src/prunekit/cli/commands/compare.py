@@ -85,9 +85,9 @@ def _write(results: list[EvalResult], data: DataOptions, report: ReportOptions) 
         write_report(report.html, page, force=report.force)
         written.append(report.html)
     if report.picture is not None:
-        from prunekit.report.pictures import draw_tradeoffs
+        from prunekit.report import pictures
 
-        draw_tradeoffs("", comparison.comparison_panels(results), Path(report.picture), force=report.force)
+        pictures.draw(comparison.comparison_charts(results), Path(report.picture), force=report.force)
         written.append(report.picture)
     return written
 

@@ -79,10 +79,10 @@ def _tune(job: Job) -> None:
     started, output = time.perf_counter(), job.output
     tuned, results, start = tune(job)
     if job.passes.pictures and output.first:
-        from prunekit.report.pictures import draw_passes
+        from prunekit.report import pictures
 
         draw(job.passes.pictures, job.network, tuned, results[-1].notes)
-        draw_passes(results, start, Path(job.passes.pictures) / "passes.png")
+        pictures.draw([pictures.passes_chart(results, start)], Path(job.passes.pictures) / "passes.png")
     written = write_model(tuned, job.target, output, force=job.where.force)
     if output.first:
         clear(job.steps)

@@ -227,9 +227,9 @@ def _report(
     if sweep.html is not None:
         write_report(sweep.html, sweeping.sweep_page(title, base, points), force=sweep.force)
     if sweep.picture is not None:
-        from prunekit.report.pictures import draw_tradeoffs
+        from prunekit.report import pictures
 
-        draw_tradeoffs(title, sweeping.sweep_panels(base, points), Path(sweep.picture), force=sweep.force)
+        pictures.draw(sweeping.sweep_charts(base, points), Path(sweep.picture), title=title, force=sweep.force)
     if output.json:
         output.document(facts)
         return

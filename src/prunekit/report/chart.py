@@ -1,0 +1,138 @@
+"""What a chart shows, whoever draws it: `svg` for pages, `pictures` (Matplotlib) for files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+Form = Literal["points", "line", "bars", "steps"]
+
+
+def plainly(value: float) -> str:
+    """A figure without superfluous digits."""
+    return f"{value:g}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis shows: its label, its unit, and how a figure on it is written (without the unit).
+
+    With `names` its places 0, 1, 2, … are called so. `descending` puts the largest figure first.
+    """
+
+    label: str
+    unit: str = ""
+    written: Callable[[float], str] = plainly
+    names: tuple[str, ...] = ()
+    descending: bool = False
+
+    @property
+    def title(self) -> str:
+        """Label and unit, as they are drawn."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+@dataclass(frozen=True)
+class Point:
+    """One figure: where it stands, what is written in its marker or beside it, and what hovering over it tells."""
+
+    x: float
+    y: float
+    mark: str = ""
+    name: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one colour: alone, joined by a line, or as the heights of bars or steps around `x`.
+
+    Bars take the share `width` of the room to their neighbours; `muted` is what others are compared with.
+    """
+
+    name: str
+    points: tuple[Point, ...]
+    form: Form = "points"
+    width: float = 1.0
+    muted: bool = False
+
+    @property
+    def solid(self) -> bool:
+        """Whether it has heights, which begin at zero."""
+        return self.form in ("bars", "steps")
+
+    @property
+    def step(self) -> float:
+        """The least distance between neighbours."""
+        places = sorted({point.x for point in self.points})
+        return min((b - a for a, b in pairwise(places)), default=1.0)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A figure to compare with: a line across the chart at `value` of the axis `along`, with a label."""
+
+    label: str
+    value: float
+    along: Literal["x", "y"] = "y"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Series over two axes, with lines of reference."""
+
+    title: str
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+    references: tuple[Reference, ...] = field(default=())
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Those of all series."""
+        return tuple(point for series in self.series for point in series.points)
+
+    @property
+    def description(self) -> str:
+        """The chart in one line, for those who do not see it."""
+        return f"{self.title}: {self.y.title} against {self.x.title}"
+
+    def extent(self, along: Literal["x", "y"]) -> tuple[float, float]:
+        """The least and the largest figure that must be on the paper along one axis."""
+        found = [getattr(point, along) for point in self.points]
+        found += [reference.value for reference in self.references if reference.along == along]
+        for series in self.series:
+            if series.solid and series.points:
+                half = series.step * series.width / 2
+                reach = [point.x + side * half for point in series.points for side in (-1, 1)]
+                found += reach if along == "x" else [0.0]
+        return min(found), max(found)
+
+
+def ticks(
+    low: float, high: float, axis: Axis, fits: Callable[[Sequence[tuple[float, str]]], bool]
+) -> list[tuple[float, str]]:
+    """Round figures between `low` and `high` and what is written there: as many, up to six, as `fits` allows."""
+    found: list[tuple[float, str]] = []
+    for about in (6, 5, 4, 3, 2, 1):
+        found = _named(low, high, axis.names, about) if axis.names else _round(low, high, axis, about)
+        if len({text for _, text in found}) == len(found) and fits(found):
+            return found
+    return found[:1]
+
+
+def _round(low: float, high: float, axis: Axis, about: int) -> list[tuple[float, str]]:
+    """Multiples of 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = min((power * m for m in (1, 2, 5, 10)), key=lambda size: abs(math.log(size / raw)))
+    first = math.ceil(low / step)
+    return [(i * step, axis.written(i * step)) for i in range(first, math.floor(high / step) + 1)]
+
+
+def _named(low: float, high: float, names: Sequence[str], about: int) -> list[tuple[float, str]]:
+    every = max(1, math.ceil(len(names) / about))
+    return [(float(i), name) for i, name in enumerate(names) if i % every == 0 and low <= i <= high]
