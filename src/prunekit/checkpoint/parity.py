@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.checkpoint.interface import batch_of, each, named_outputs
 from prunekit.errors import CheckFailed, InputError
@@ -177,7 +177,8 @@ def hangs_on_rounding(model: nn.Module, inputs: Any, margin: float) -> Tensor:
     That is a saliency within `margin` of its threshold, relative to the largest saliency of its layer, or two buckets
     whose scores in the router are within `margin` of each other, relative to the largest score.
     """
-    near = torch.zeros(batch_of(inputs) or 1, dtype=torch.bool)
+    device = next((leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
+    near = torch.zeros(batch_of(inputs) or 1, dtype=torch.bool, device=device)
 
     def at_threshold(_: nn.Module, __: Any, pi: Tensor, *, threshold: Tensor) -> None:
         if threshold > 0:  # at zero both sides of it are zero
@@ -194,7 +195,7 @@ def hangs_on_rounding(model: nn.Module, inputs: Any, margin: float) -> Tensor:
             if isinstance(module, Router):
                 hooks.enter_context(module.register_forward_hook(at_fork))
         model(*as_inputs(inputs))
-    return near
+    return near.cpu()
 
 
 class _Tally:
@@ -230,8 +231,8 @@ class _Tally:
             self.outputs[name] = replace(output, difference=max(output.difference, largest))
         if self.classifies and labels is not None:
             self.labelled += len(labels)
-            self.right += int((logits.argmax(1) == labels).sum())
-            self.exported_right += int((exported.argmax(1) == labels).sum())
+            self.right += int((logits.argmax(1) == labels.cpu()).sum())
+            self.exported_right += int((exported.argmax(1) == labels.cpu()).sum())
 
     def _scaled(self, name: str, wanted: Tensor) -> OutputParity:
         """The output's figures so far, with the scale of `wanted` in it."""
@@ -271,7 +272,7 @@ def _paired(wanted: Mapping[str, Tensor], found: Sequence[Tensor]) -> dict[str, 
         if want.dtype != have.dtype:
             kinds = f"{have.dtype} instead of {want.dtype}"
             raise CheckFailed(f"the exported network gives {which} of type {kinds}; nothing was written")
-    return {name: (want, have) for (name, want), have in zip(wanted.items(), found, strict=True)}
+    return {name: (want.cpu(), have.cpu()) for (name, want), have in zip(wanted.items(), found, strict=True)}
 
 
 def _gaps(wanted: Tensor, found: Tensor, count: int) -> Tensor:

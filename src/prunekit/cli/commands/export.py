@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from prunekit.cli.build import Command
+from prunekit.cli.inputs import example_inputs
 from prunekit.cli.models import STREAM, output_path, read_model, spec_of
 from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions, option
 from prunekit.errors import InputError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
 _BATCH_SIZE = 256
-_KINDS = ("int64", "int32", "uint8", "bool")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run(
     target = _target(model, file, where, format, output)
     network, size = read_model(model, reading)
     _use_gates(network, file)
-    example = _example(network, file.inputs)
+    example = example_inputs(network, file.inputs)
     images = data.open(output, cast("Split", check.split), spec_of(network), reading) if data.data is not None else None
     options = ExportOptions(file.opset, file.fixed_batch, file.fold_bn, check.tolerance, check.min_agreement)
     batches = _batches(images, output) if images is not None else None
@@ -150,43 +150,6 @@ def _use_gates(network: nn.Module, file: FileOptions) -> None:
         raise InputError(f"{flag} is for networks with gates", hint="prunekit manidp train makes them")
     if file.budget is not None:
         use_budget(network, file.budget)
-
-
-def _example(network: nn.Module, sizes: str | None) -> tuple[Tensor, ...]:
-    """Inputs of the sizes that --inputs says, or else the one image that the network reads."""
-    import torch
-
-    if sizes is None:
-        return (_zeros(network, (1, *spec_of(network).shape)),)
-    generator = torch.Generator().manual_seed(0)
-    example = []
-    for text in sizes.split(","):
-        shape, kind = _size(text)
-        if kind is None:
-            example.append(_zeros(network, shape))
-        else:  # zeros and ones are numbers that everything takes: of classes, of words, masks
-            example.append(torch.randint(2, shape, generator=generator).to(getattr(torch, kind)))
-    return tuple(example)
-
-
-def _zeros(network: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    import torch
-
-    from prunekit.surgery.trace import example_of
-
-    return torch.zeros_like(example_of(network, shape), device="cpu")
-
-
-def _size(text: str) -> tuple[tuple[int, ...], str | None]:
-    """`3x64x64` or `16:int64` as a shape with a batch of one, and the type of its numbers where it is said."""
-    size, _, kind = text.strip().lower().partition(":")
-    parts = size.split("x")
-    if not all(part.isdigit() and int(part) > 0 for part in parts) or kind not in ("", *_KINDS):
-        raise InputError(
-            f"--inputs has '{text}', which is no size",
-            hint=f"expected sizes such as 3x64x64 or 6, or 16:int64 (or {', '.join(_KINDS[1:])}) for whole numbers",
-        )
-    return (1, *map(int, parts)), kind or None
 
 
 def _exported(
