@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from prunekit.surgery.labels import Ledger
+from prunekit.surgery.labels import Ledger, compact, ids
 
 
 @dataclass(frozen=True)
 class ParameterView:
-    """A parameter or buffer seen through `t`, `permute` or added singleton dimensions.
+    """A parameter or buffer seen through `t`, `permute`, `expand` or added dimensions.
 
-    `dims[i]` is the parameter's own dimension behind dimension `i` of the view, None for an added one of size 1.
+    `dims[i]` is the parameter's own dimension behind dimension `i` of the view, None for an added one, of one entry or
+    of many that are alike.
     """
 
     name: str
@@ -43,6 +45,13 @@ class Flow:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor | None, ...]
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether what leaves has the channels of what arrives, one by one: activations, pooling, views."""
+        if not self.inputs or not self.outputs or self.outputs[0] is None:
+            return False
+        return np.array_equal(ids(compact(self.inputs[0])), ids(compact(self.outputs[0])))
 
 
 @dataclass
