@@ -9,6 +9,7 @@ gate, a branch without batch norm) there is no constant, and the channel is drop
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,44 +17,79 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.plan import Fold
-from prunekit.surgery import Graph
+from prunekit.restore.samples import Layer
+from prunekit.surgery import Graph, Member
 from prunekit.surgery.copying import copied
 from prunekit.surgery.labels import Ids
+from prunekit.surgery.meta import DispatchMode, op_name
 from prunekit.surgery.verify import random_inputs
 
 _STEADY = 1e-4  # how much a "constant" may move with the input, relative to 1 + its size
+_READERS = {"convolution": (0, 1, 1), "addmm": (1, 2, -1), "mm": (0, 1, -1)}  # op: input, weight, channel dimension
+_FORWARDS = tuple(kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A consumer that loses inputs: one group that it reads, the places that go, and the number of its inputs."""
+
+    group: str
+    places: Tensor
+    inputs: int
 
 
 def constant_folds(model: nn.Module, graph: Graph, keeps: Mapping[str, Sequence[int]]) -> list[Fold]:
-    """A fold with `A = 0`, `b` = the constant of each removed input, for every consumer that loses inputs."""
+    """A fold with `A = 0`, `b` = the constant of each removed input, for every consumer that can take it over."""
     kept = graph.kept_classes(keeps)
     silent = _silenced(model, {key: (~kept[classes]).nonzero()[0] for key, classes in graph.slots.items()})
-    lost = _lost_inputs(graph, keeps)
-    means = _input_constants(silent, graph, list(lost))
+    lost = _lost_inputs(model, graph, keeps)
+    means = _input_constants(silent, graph, lost)
     folds = []
-    for consumer, (group, width, positions) in lost.items():
+    for consumer, one in lost.items():
         constant = means.get(consumer)
-        if constant is None:
-            continue
-        offset = torch.zeros_like(constant)
-        for start in range(0, constant.numel(), width):  # a grouped convolution reads the same places of each group
-            offset[positions + start] = constant[positions + start]
-        if bool((offset != 0).any()):
-            folds.append(Fold(consumer, group, offset=offset))
+        if constant is not None and bool((constant != 0).any()):
+            offset = constant.new_zeros(one.inputs)
+            offset[one.places] = constant
+            folds.append(Fold(consumer, one.group, offset=offset))
     return folds
 
 
-def _lost_inputs(graph: Graph, keeps: Mapping[str, Sequence[int]]) -> dict[str, tuple[str, int, Tensor]]:
-    """For each consumer that loses inputs: one group that it reads, its inputs' number, and the places that go."""
+def takes_constants(model: nn.Module, graph: Graph, member: Member) -> bool:
+    """Whether a constant on inputs of a layer is one on its outputs, and the layer has somewhere to put it.
+
+    Neither holds for a transposed convolution, whose places see different taps, and not for a weight that something
+    else than its module reads: nothing would read a bias that is made for it.
+    """
+    module = dict(model.named_modules()).get(member.module)
+    calls = [node for node in graph.nodes if member.parameter in node.parameters and node.op in _READERS]
+    if not isinstance(module, Layer) or member.dim != 1 or not calls:
+        return False
+    if getattr(module, "weight", None) is not model.get_parameter(member.parameter):
+        return False
+    if module.bias is not None:
+        return all(f"{member.module}.bias".lstrip(".") in node.parameters for node in calls)
+    norm = graph.batch_norm_after(member.module)
+    if norm is not None:  # one without running statistics takes every constant out again
+        return f"{norm}.running_mean" in graph.shapes
+    return type(module).forward in _FORWARDS and all(node.module == member.module for node in calls)
+
+
+def _lost_inputs(model: nn.Module, graph: Graph, keeps: Mapping[str, Sequence[int]]) -> dict[str, _Lost]:
+    """The consumers that lose inputs and can take over what these were worth."""
     found: dict[str, tuple[str, int, list[Tensor]]] = {}
     for name, kept in keeps.items():
         stays = set(kept)
         for member in graph.group(name).consumers:
             gone = [int(p) for p, u in zip(member.positions, member.units, strict=True) if int(u) not in stays]
-            if gone:
+            if gone and takes_constants(model, graph, member):
                 width = graph.shapes[member.parameter][member.dim]
                 found.setdefault(member.module, (name, width, []))[2].append(torch.tensor(gone))
-    return {consumer: (group, width, torch.cat(parts)) for consumer, (group, width, parts) in found.items()}
+    lost = {}
+    for consumer, (group, width, parts) in found.items():
+        groups = getattr(model.get_submodule(consumer), "groups", 1)  # each reads the same places of its own inputs
+        places = torch.cat([torch.cat(parts) + width * number for number in range(groups)])
+        lost[consumer] = _Lost(group, places, width * groups)
+    return lost
 
 
 def _silenced(model: nn.Module, gone: Mapping[tuple[str, int], Ids]) -> nn.Module:
@@ -67,30 +103,58 @@ def _silenced(model: nn.Module, gone: Mapping[tuple[str, int], Ids]) -> nn.Modul
     return silent
 
 
-def _input_constants(model: nn.Module, graph: Graph, consumers: Sequence[str]) -> dict[str, Tensor]:
-    """For each consumer the mean of every input channel (feature), zero where it follows the input."""
-    means: dict[str, Tensor] = {}
-
-    def note(name: str, module: nn.Module) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0].detach().double()
-            channels = x.dim() - 1 if isinstance(module, nn.Linear) else 1
-            x = x.movedim(channels, 0).flatten(2) if x.dim() > 2 else x.t().unsqueeze(-1)  # (C, N, positions)
-            mean = x.mean((1, 2))
-            moves = (x - x[:, :1]).abs().amax((1, 2))
-            steady = moves <= _STEADY * (1 + mean.abs())
-            constant = torch.where(steady, mean, torch.zeros_like(mean)).cpu()
-            means[name] = constant if name not in means else torch.where(means[name] == constant, constant, 0.0)
-
-        return hook
-
-    modules = dict(model.named_modules())
-    handles = [modules[c].register_forward_pre_hook(note(c, modules[c])) for c in consumers]
+def _input_constants(model: nn.Module, graph: Graph, lost: Mapping[str, _Lost]) -> dict[str, Tensor]:
+    """For each consumer the mean of every lost input, zero where it follows the network's input."""
+    weights = {model.get_submodule(name).weight.data_ptr(): name for name in lost}  # type: ignore[operator, union-attr]
+    first, second = (_Readings(weights, lost) for _ in range(2))
     device = next(model.parameters()).device
-    try:
-        with torch.no_grad():
-            model(*random_inputs(graph.example, device, seed=0, batch=2))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return means
+    for seed, readings in enumerate((first, second)):
+        with torch.no_grad(), readings:
+            model(*random_inputs(graph.example, device, seed))
+    return {
+        name: _common([_constant(a, b) for a, b in zip(values, second.found[name], strict=False)])
+        for name, values in first.found.items()
+        if len(second.found.get(name, ())) == len(values)
+    }
+
+
+def _constant(a: Tensor, b: Tensor) -> Tensor:
+    """The mean of each row of what was read in two runs, zero where it differs between them."""
+    a, b = a.double(), b.double()
+    if a.shape == b.shape:
+        moves = (a - b).abs().amax(1)
+    else:  # as many regions as were found, say: nothing but equal numbers everywhere is a constant
+        both = torch.cat([a, b], 1)
+        moves = both.amax(1) - both.amin(1)
+    mean = (a.mean(1) + b.mean(1)) / 2
+    return torch.where(moves <= _STEADY * (1 + mean.abs()), mean, 0.0).cpu()
+
+
+def _common(constants: Sequence[Tensor]) -> Tensor:
+    """What all calls of a layer agree on, zero elsewhere."""
+    first = constants[0]
+    same = torch.stack([one == first for one in constants]).all(0)
+    return torch.where(same, first, 0.0)
+
+
+class _Readings(DispatchMode):
+    """What the ops that read some weights find on their lost inputs: for each call `(lost, positions)`.
+
+    Read where the op runs, however it was called: a module's forward may be given its input by name, or not be called.
+    """
+
+    def __init__(self, weights: Mapping[int, str], lost: Mapping[str, _Lost]) -> None:
+        super().__init__()
+        self.found: dict[str, list[Tensor]] = {}
+        self._weights = weights
+        self._lost = lost
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the op, and keep what it reads if it is one of these."""
+        if op_name(func) in _READERS:
+            x, weight, channels = _READERS[op_name(func)]
+            name = self._weights.get(args[weight].data_ptr())
+            if name is not None and args[x].numel():
+                rows = args[x].movedim(channels, 0).flatten(1)
+                self.found.setdefault(name, []).append(rows[self._lost[name].places.to(rows.device)])
+        return func(*args, **(kwargs or {}))
