@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.restore.moments import obstacle_to_moments
-from prunekit.surgery import ChannelGroup, Graph
+from prunekit.restore.plain import reads, weight_of
+from prunekit.surgery import ChannelGroup, Graph, Member
+from prunekit.surgery.fold import places_of
 from prunekit.surgery.layer_rules import is_batch_norm
 from prunekit.surgery.recording import Node
 
@@ -18,7 +22,8 @@ _HOMOGENEOUS = frozenset(
         *("relu", "leaky_relu", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"),
         *("max_pool3d_with_indices", "avg_pool3d", "_adaptive_avg_pool3d", "avg_pool1d", "mean", "sum", "amax"),
         *("view", "_unsafe_view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "clone", "detach"),
-        *("native_dropout", "alias", "_to_copy", "upsample_nearest2d"),
+        *("native_dropout", "alias", "_to_copy", "upsample_nearest2d", "slice"),
+        *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im"),
     )
 )
 MEASURED = ("calibrate", "synthetic")  # ways that refit what stays to activations, whatever stands between
@@ -28,20 +33,28 @@ MEASURED = ("calibrate", "synthetic")  # ways that refit what stays to activatio
 class Layer:
     """A layer whose filters may go: its group, the first module that makes it, and the batch norm right behind.
 
+    `producer` is where the group sits in its weight: a unit may have several places, as in front of a pixel shuffle.
     `reason` tells why it can only be pruned plainly, without compensation; None where it can be made up for.
     """
 
     group: ChannelGroup
     module: nn.Module
-    norm: nn.Module | None
+    norm: _BatchNorm | None
+    producer: Member
     reason: str | None = None
 
     @property
     def weight(self) -> Tensor:
-        """Filters, outputs first: `(C, ...)`."""
+        """Filters, one for each unit: `(units, ...)`."""
         weight = self.module.weight
         assert isinstance(weight, Tensor)
-        return weight.detach()
+        return self.by_unit(weight)
+
+    def by_unit(self, values: Tensor) -> Tensor:
+        """What the layer holds for each output, `(C, ...)`, by units: `(units, ...)`."""
+        places = torch.from_numpy(places_of(self.producer, self.group.size))
+        found = values.detach()[places.to(values.device)]  # (units, places, ...)
+        return found.squeeze(1) if places.size(1) == 1 else found.flatten(1)
 
 
 def candidates(model: nn.Module, graph: Graph, restore: str, scope: str) -> tuple[list[Layer], dict[str, str]]:
@@ -49,58 +62,74 @@ def candidates(model: nn.Module, graph: Graph, restore: str, scope: str) -> tupl
 
     With `scope` "inner" these are the layers that can be made up for; with "all", residual streams and all others too.
     """
-    modules = dict(model.named_modules())
     layers, left = [], {}
     cut = graph.balanced_groups()
     for group in graph.groups:
-        producer = _maker(group)
-        reason = "the network cuts these channels into equal parts" if group.name in cut else _ruled_out(group, modules)
+        maker = _maker(group)
+        reason = "the network cuts these channels into equal parts" if group.name in cut else None
+        reason = reason or _ruled_out(model, graph, group, maker)
         if reason is None:
-            reason = _obstacle(graph, group, modules, restore)
+            reason = _obstacle(model, graph, group, restore)
             if reason is None or scope == "all":
-                norm = graph.batch_norm_after(producer)
-                layers.append(Layer(group, modules[producer], modules[norm] if norm else None, reason))
+                norm = _norm_behind(model, graph, maker.module)
+                layers.append(Layer(group, model.get_submodule(maker.module), norm, maker, reason))
                 continue
         left[group.name] = reason
     return layers, left
 
 
-def _maker(group: ChannelGroup) -> str:
-    """The layer that a group is named after makes all of its channels, if any layer does."""
-    names = [member.module for member in group.producers]
-    return group.name if group.name in names else names[0]
+def _maker(group: ChannelGroup) -> Member:
+    """Where the first layer that makes all of these channels, if any does, makes them."""
+    whole = (m for m in group.producers if len(np.unique(m.units)) == group.size)
+    return next(whole, group.producers[0])
 
 
-def _ruled_out(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> str | None:
+def _norm_behind(model: nn.Module, graph: Graph, layer: str) -> _BatchNorm | None:
+    name = graph.batch_norm_after(layer)
+    norm = None if name is None else model.get_submodule(name)
+    return norm if isinstance(norm, _BatchNorm) else None
+
+
+def _ruled_out(model: nn.Module, graph: Graph, group: ChannelGroup, maker: Member) -> str | None:
     """What no restoration helps against: these channels stay."""
     if group.frozen:
         return next(iter(group.frozen.values()))
-    producer = modules.get(_maker(group))
+    producer = model.get_submodule(maker.module)
     if not isinstance(producer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
         return f"its channels come from a {type(producer).__name__}"
+    if maker.parameter != weight_of(maker.module) or maker.dim != 0:
+        return f"its channels come from '{maker.parameter}', which is not the weight of a layer"
     if getattr(producer, "groups", 1) != 1:
         return "a grouped convolution makes these channels"
-    if len(producer.weight) != group.size:
+    places = np.bincount(maker.units, minlength=group.size)
+    if places.min() == 0 or maker.units.size != graph.shapes[maker.parameter][0]:
         return "no layer makes all of these channels"
+    if places.min() != places.max():
+        return "a layer makes some of these channels more often than others"
     return None if group.consumers else "no layer reads these channels"
 
 
-def _obstacle(graph: Graph, group: ChannelGroup, modules: Mapping[str, nn.Module], restore: str) -> str | None:
+def _obstacle(model: nn.Module, graph: Graph, group: ChannelGroup, restore: str) -> str | None:
     if len(group.producers) != 1:
         return "several layers add into these channels"
-    if any(getattr(modules[member.module], "groups", 1) != 1 for member in group.consumers):
+    readers = [member.module for member in group.consumers]
+    if any(getattr(model.get_submodule(name), "groups", 1) != 1 for name in readers):
         return "a grouped convolution reads these channels"
+    if restore != "none" and len(set(readers)) != len(readers):
+        return f"'{max(readers, key=readers.count)}' reads these channels by several weights"
     if restore in MEASURED:
         return None
+    maker = group.producers[0]
+    norm = graph.batch_norm_after(maker.module)
+    if norm is not None and maker.units.size != group.size:
+        return "blocks of channels go together, each with statistics of its own"
+    if norm is not None and _norm_behind(model, graph, maker.module) is None:
+        return f"'{norm}' is no batch norm that is known"
+    if restore == "moments":
+        return obstacle_to_moments(model, graph, group)
     consumers = {member.parameter for member in group.consumers}
-    for call in graph.calls(group.producers[0].module):
-        if call.op in ("convolution", "addmm", "mm"):
-            reason = _blocked(graph, call, consumers)
-            if restore == "moments":
-                reason = obstacle_to_moments(graph, group)
-            if reason:
-                return reason
-    return None
+    calls = reads(graph, maker.module)
+    return next(filter(None, (_blocked(graph, call, consumers) for call in calls)), None)
 
 
 def _blocked(graph: Graph, producer: Node, consumers: set[str]) -> str | None:

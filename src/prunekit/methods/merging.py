@@ -133,7 +133,7 @@ def _compensate(layer: Layer, kept: Sequence[int], config: MergeConfig) -> Scali
         return scaling_batch_norm(filters, statistics, stay, go, config.threshold, config.lam)
     bias = layer.module.bias
     if isinstance(bias, Tensor):
-        filters = torch.cat([filters, bias.detach().cpu().double().unsqueeze(1)], dim=1)
+        filters = torch.cat([filters, layer.by_unit(bias).cpu().double().reshape(len(filters), -1)], dim=1)
     return scaling_linear(filters, stay, go, config.threshold)
 
 

@@ -20,6 +20,7 @@ from prunekit.plan import Keep, Plan
 from prunekit.restore.calibrate import calibrate
 from prunekit.restore.constants import constant_folds
 from prunekit.restore.images import Images
+from prunekit.restore.plain import weight_of
 from prunekit.restore.synthetic import synthesise
 from prunekit.surgery import ChannelGroup, Cost, Graph, balanced, predict
 
@@ -58,7 +59,11 @@ def gamma_scores(model: nn.Module, graph: Graph, aggregate: str) -> dict[str, ND
     Raises:
         InputError: the model has no batch norm with a scale.
     """
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.weight is not None}
+    norms = {
+        weight_of(name): m.weight
+        for name, m in model.named_modules()
+        if isinstance(m, _BatchNorm) and m.weight is not None
+    }
     if not norms:
         raise InputError(
             "the model has no batch norm with a scale (gamma), which Network Slimming ranks channels by",
@@ -69,8 +74,8 @@ def gamma_scores(model: nn.Module, graph: Graph, aggregate: str) -> dict[str, ND
         total = np.full(group.size, np.nan)
         number = np.zeros(group.size)
         for member in (*group.producers, *group.followers):
-            if member.module in norms and member.parameter.endswith("weight"):
-                gamma = norms[member.module].weight.detach().double().abs().cpu().numpy()[member.positions]
+            if member.parameter in norms:
+                gamma = norms[member.parameter].detach().double().abs().cpu().numpy()[member.positions]
                 for position, unit in enumerate(member.units):
                     old = total[unit]
                     total[unit] = gamma[position] if np.isnan(old) else _REDUCE[aggregate](old, gamma[position])

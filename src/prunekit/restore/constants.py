@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.plan import Fold
+from prunekit.restore.plain import FORWARDS
 from prunekit.restore.samples import Layer
 from prunekit.surgery import Graph, Member
 from prunekit.surgery.copying import copied
@@ -26,7 +27,6 @@ from prunekit.surgery.verify import random_inputs
 
 _STEADY = 1e-4  # how much a "constant" may move with the input, relative to 1 + its size
 _READERS = {"convolution": (0, 1, 1), "addmm": (1, 2, -1), "mm": (0, 1, -1)}  # op: input, weight, channel dimension
-_FORWARDS = tuple(kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def takes_constants(model: nn.Module, graph: Graph, member: Member) -> bool:
     Neither holds for a transposed convolution, whose places see different taps, and not for a weight that something
     else than its module reads: nothing would read a bias that is made for it.
     """
-    module = dict(model.named_modules()).get(member.module)
+    module = model.get_submodule(member.module)
     calls = [node for node in graph.nodes if member.parameter in node.parameters and node.op in _READERS]
     if not isinstance(module, Layer) or member.dim != 1 or not calls:
         return False
@@ -71,7 +71,7 @@ def takes_constants(model: nn.Module, graph: Graph, member: Member) -> bool:
     norm = graph.batch_norm_after(member.module)
     if norm is not None:  # one without running statistics takes every constant out again
         return f"{norm}.running_mean" in graph.shapes
-    return type(module).forward in _FORWARDS and all(node.module == member.module for node in calls)
+    return type(module).forward in FORWARDS and all(node.module == member.module for node in calls)
 
 
 def _lost_inputs(model: nn.Module, graph: Graph, keeps: Mapping[str, Sequence[int]]) -> dict[str, _Lost]:
@@ -105,7 +105,7 @@ def _silenced(model: nn.Module, gone: Mapping[tuple[str, int], Ids]) -> nn.Modul
 
 def _input_constants(model: nn.Module, graph: Graph, lost: Mapping[str, _Lost]) -> dict[str, Tensor]:
     """For each consumer the mean of every lost input, zero where it follows the network's input."""
-    weights = {model.get_submodule(name).weight.data_ptr(): name for name in lost}  # type: ignore[operator, union-attr]
+    weights = {model.get_submodule(name).weight.data_ptr(): name for name in lost}  # type: ignore[operator]
     first, second = (_Readings(weights, lost) for _ in range(2))
     device = next(model.parameters()).device
     for seed, readings in enumerate((first, second)):
