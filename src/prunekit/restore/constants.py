@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.plan import Fold
-from prunekit.restore.plain import FORWARDS
-from prunekit.restore.samples import Layer
-from prunekit.surgery import Graph, Member
+from prunekit.restore.plain import takes_constants
+from prunekit.surgery import Graph
 from prunekit.surgery.copying import copied
 from prunekit.surgery.labels import Ids
 from prunekit.surgery.meta import DispatchMode, op_name
 from prunekit.surgery.verify import random_inputs
 
 _STEADY = 1e-4  # how much a "constant" may move with the input, relative to 1 + its size
-_READERS = {"convolution": (0, 1, 1), "addmm": (1, 2, -1), "mm": (0, 1, -1)}  # op: input, weight, channel dimension
+# op: input, weight, channel dimension
+_READERS = {"convolution": (0, 1, 1), "addmm": (1, 2, -1), "mm": (0, 1, -1)}
 
 
 @dataclass(frozen=True)
@@ -52,26 +52,6 @@ def constant_folds(model: nn.Module, graph: Graph, keeps: Mapping[str, Sequence[
             offset[one.places] = constant
             folds.append(Fold(consumer, one.group, offset=offset))
     return folds
-
-
-def takes_constants(model: nn.Module, graph: Graph, member: Member) -> bool:
-    """Whether a constant on inputs of a layer is one on its outputs, and the layer has somewhere to put it.
-
-    Neither holds for a transposed convolution, whose places see different taps, and not for a weight that something
-    else than its module reads: nothing would read a bias that is made for it.
-    """
-    module = model.get_submodule(member.module)
-    calls = [node for node in graph.nodes if member.parameter in node.parameters and node.op in _READERS]
-    if not isinstance(module, Layer) or member.dim != 1 or not calls:
-        return False
-    if getattr(module, "weight", None) is not model.get_parameter(member.parameter):
-        return False
-    if module.bias is not None:
-        return all(f"{member.module}.bias".lstrip(".") in node.parameters for node in calls)
-    norm = graph.batch_norm_after(member.module)
-    if norm is not None:  # one without running statistics takes every constant out again
-        return f"{norm}.running_mean" in graph.shapes
-    return type(module).forward in FORWARDS and all(node.module == member.module for node in calls)
 
 
 def _lost_inputs(model: nn.Module, graph: Graph, keeps: Mapping[str, Sequence[int]]) -> dict[str, _Lost]:
