@@ -9,23 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunekit.methods.paths import Path, obstacle_to_late_norm, path_of
 from prunekit.restore.moments import obstacle_to_moments
 from prunekit.restore.plain import reads, weight_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.fold import places_of
-from prunekit.surgery.layer_rules import is_batch_norm
-from prunekit.surgery.recording import Node
 
-# Ops f with f(s x) = s f(x) for every s >= 0: a merged channel passes through them.
-_HOMOGENEOUS = frozenset(
-    (
-        *("relu", "leaky_relu", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"),
-        *("max_pool3d_with_indices", "avg_pool3d", "_adaptive_avg_pool3d", "avg_pool1d", "mean", "sum", "amax"),
-        *("view", "_unsafe_view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "clone", "detach"),
-        *("native_dropout", "alias", "_to_copy", "upsample_nearest2d", "slice"),
-        *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im"),
-    )
-)
 MEASURED = ("calibrate", "synthetic")  # ways that refit what stays to activations, whatever stands between
 
 
@@ -34,7 +23,8 @@ class Layer:
     """A layer whose filters may go: its group, the first module that makes it, and the batch norm right behind.
 
     `producer` is where the group sits in its weight: a unit may have several places, as in front of a pixel shuffle.
-    `reason` tells why it can only be pruned plainly, without compensation; None where it can be made up for.
+    `reason` tells why it can only be pruned plainly, without compensation; None where it can be made up for. `late` is
+    a batch norm behind the activation, which what merges has to pass.
     """
 
     group: ChannelGroup
@@ -42,6 +32,7 @@ class Layer:
     norm: _BatchNorm | None
     producer: Member
     reason: str | None = None
+    late: _BatchNorm | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -72,7 +63,10 @@ def candidates(model: nn.Module, graph: Graph, restore: str, scope: str) -> tupl
             reason = _obstacle(model, graph, group, restore)
             if reason is None or scope == "all":
                 norm = _norm_behind(model, graph, maker.module)
-                layers.append(Layer(group, model.get_submodule(maker.module), norm, maker, reason))
+                late = _path(graph, group).late if reason is None and restore == "paper" else None
+                late_norm = model.get_submodule(late) if late is not None else None
+                assert late_norm is None or isinstance(late_norm, _BatchNorm)
+                layers.append(Layer(group, model.get_submodule(maker.module), norm, maker, reason, late_norm))
                 continue
         left[group.name] = reason
     return layers, left
@@ -127,22 +121,14 @@ def _obstacle(model: nn.Module, graph: Graph, group: ChannelGroup, restore: str)
         return f"'{norm}' is no batch norm that is known"
     if restore == "moments":
         return obstacle_to_moments(model, graph, group)
+    path = _path(graph, group)
+    if path.late is not None and path.blocks is None:
+        return obstacle_to_late_norm(model, graph, group, path.late)
+    return path.blocks
+
+
+def _path(graph: Graph, group: ChannelGroup) -> Path:
+    """The way from the group's layer to its consumers, of all its calls: the first that is blocked, or the last."""
     consumers = {member.parameter for member in group.consumers}
-    calls = reads(graph, maker.module)
-    return next(filter(None, (_blocked(graph, call, consumers) for call in calls)), None)
-
-
-def _blocked(graph: Graph, producer: Node, consumers: set[str]) -> str | None:
-    """The first op between a layer and its consumers that a scale does not pass, or None."""
-    waiting = [(reader, True) for reader in graph.readers(producer.outputs[0])]
-    seen = set()
-    while waiting:
-        node, first = waiting.pop()
-        if node.index in seen or consumers.intersection(node.parameters):
-            continue
-        seen.add(node.index)
-        if not (node.op in _HOMOGENEOUS or (first and is_batch_norm(node.op))):
-            return f"'{node.op}' in {node.module} stands between this layer and the next"
-        if node.outputs:
-            waiting += [(reader, False) for reader in graph.readers(node.outputs[0])]
-    return None
+    found = [path_of(graph, call, consumers) for call in reads(graph, group.producers[0].module)]
+    return next((path for path in found if path.blocks), found[-1])

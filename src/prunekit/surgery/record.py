@@ -89,7 +89,7 @@ class Recorder(DispatchMode):
         self.recording.widths[module] = vector
 
     def settle_links(self, first: int) -> None:
-        """A batch norm that alone reads the layer in front of it shares its channels: that is no stream.
+        """A batch norm that alone reads the layer (or norm) in front of it shares its channels: that is no stream.
 
         An activation or a pooling may stand between the two. `first` is the index of the first node that this recorder
         has written.
@@ -99,7 +99,8 @@ class Recorder(DispatchMode):
         made: set[int] = set()
         for node, flow in zip(nodes, self.recording.flow[first:], strict=True):
             alone = len(node.inputs) == 1 and node.inputs[0] in made and readers[node.inputs[0]] == 1
-            if node.op in _LAYERS or (alone and flow.passes_on):
+            makes = node.op in _LAYERS or not self.recording.links.keys().isdisjoint(node.parameters)
+            if makes or (alone and flow.passes_on):
                 made.update(node.outputs)
         for scale, link in list(self.recording.links.items()):
             if link.reads and all(readers[value] == 1 and value in made for value in link.reads):
