@@ -292,3 +292,39 @@ def test_multiples_of_kept_filters_leave_no_trace(order: str, reader: str) -> No
     assert result.model[0].out_channels == 4
     assert result.plan.notes["merged"] == 4
     torch.testing.assert_close(result.model(x), model(x))
+
+
+@pytest.mark.parametrize("settings", [{}, {"images": True}, {"restore": "none"}, {"scope": "all"}])
+@pytest.mark.parametrize(
+    ("between", "made", "read"),
+    [
+        (nn.PixelShuffle(2), 32, 8),
+        (nn.PixelUnshuffle(2), 8, 32),
+        (nn.ChannelShuffle(2), 8, 8),
+        (nn.Sequential(nn.Unfold(2, stride=2), nn.Fold((8, 8), 2, stride=2)), 8, 8),
+    ],
+)
+def test_blocks_of_channels_are_merged(between: nn.Module, made: int, read: int, settings: dict[str, object]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, made, 1), nn.ReLU(), between, nn.Conv2d(read, 4, 1)).double().eval()
+    with torch.no_grad():  # the second half of the units are halves of the first
+        half = made // 2
+        model[0].weight[half:], model[0].bias[half:] = model[0].weight[:half] / 2, model[0].bias[:half] / 2
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    settings = {**settings, **({"images": torch.randn(64, 3, 8, 8).double()} if "images" in settings else {})}
+    result = pk.prune("merge", model, x, ratio=0.5, **settings)
+    assert result.after.params < 0.6 * result.before.params
+    if not settings and not isinstance(between, nn.ChannelShuffle):
+        assert result.plan.notes["merged"] > 0
+        torch.testing.assert_close(result.model(x), model(x))
+
+
+def test_layers_that_nothing_plain_reads_are_judged_by_their_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 2)).eval()
+    x, images = torch.randn(1, 3, 8, 8), torch.randn(8, 3, 8, 8)
+    result = pk.prune("merge", model, x, ratio=0.5, images=images)
+    assert result.model[0].out_channels == 4
+    assert result.plan.notes["criterion"] == "l2-norm"
+    assert result.plan.notes["widths"] == "uniform"
+    with pytest.raises(InputError, match="nothing is known") as refusal:
+        pk.prune("merge", model, x, ratio=0.5, images=images, widths="loss")
+    assert "--widths uniform" in str(refusal.value.hint)

@@ -20,6 +20,7 @@ from prunekit.restore.images import MEMORY, Images, gather, reads_images
 from prunekit.restore.moments import modelled, moment_refits
 from prunekit.restore.norms import refit_norms
 from prunekit.restore.paper import BatchNormStatistics, Scaling, scaling_batch_norm, scaling_linear
+from prunekit.restore.plain import obstacle
 from prunekit.restore.readings import Reading, measure
 from prunekit.restore.synthetic import Synthesis, obstacle_to_synthesis, synthesise
 from prunekit.surgery import Graph, trace
@@ -80,10 +81,15 @@ def _refusal(model: nn.Module, graph: Graph, restore: str, scope: str, left: Map
     ways.append(("--scope all --restore none prunes plainly, to be tuned afterwards", "none", "all"))
     for hint, way, wider in ways:
         other = possible.get(way, True) and (way, wider) != (restore, scope)
-        layers = candidates(model, graph, way, wider)[0] if other else ()
-        if layers:
+        layers = candidates(model, graph, way, wider)[0] if other else []
+        if layers and (way == "none" or any(_is_refitted(model, graph, layer) for layer in layers)):
             return InputError(_NOTHING + left.get(layers[0].group.name, reason), hint=hint)
     return InputError(_NOTHING + reason, hint="prunekit inspect lists the groups")
+
+
+def _is_refitted(model: nn.Module, graph: Graph, layer: Layer) -> bool:
+    """Whether any layer that reads these channels can be refitted."""
+    return any(obstacle(model, graph, member) is None for member in layer.group.consumers)
 
 
 def _source(model: nn.Module, graph: Graph, restore: str, images: Images | None, seed: int) -> _Source:
@@ -107,11 +113,15 @@ def _select(
             readings = modelled(source.model, graph, groups)
         else:
             readings = measure(source.model, graph, groups, source.images)
-        if not readings:
+        if not readings and (source.images is None or config.criterion == "pivot" or config.widths == "loss"):
             raise InputError(
                 "nothing is known of what the layers read, which --criterion pivot and --widths loss judge by",
-                hint="without batch norm it takes images: name some with --data",
+                hint="without batch norm it takes images: name some with --data"
+                if source.images is None
+                else "what reads them is no plain layer: --criterion l2-norm --widths uniform judges by the weights",
             )
+        if not readings:
+            criterion, widths = config.criterion or "l2-norm", "uniform"
     ranked = rank(layers, criterion, readings)
     kept = choose(graph, ranked, config, readings if widths == "loss" else {})
     return kept, {"criterion": criterion, "widths": widths}

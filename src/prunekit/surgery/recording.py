@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunekit.surgery.labels import Ledger, compact, ids
+from prunekit.surgery.labels import Ledger, channels_in
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,11 @@ class Flow:
 
     @property
     def passes_on(self) -> bool:
-        """Whether what leaves has the channels of what arrives, one by one: activations, pooling, views."""
+        """Whether what leaves has channels of what arrives, and no others: activations, pooling, views."""
         if not self.inputs or not self.outputs or self.outputs[0] is None:
             return False
-        return np.array_equal(ids(compact(self.inputs[0])), ids(compact(self.outputs[0])))
+        leaving = channels_in(self.outputs[0])
+        return leaving.size > 0 and bool(np.isin(leaving, channels_in(self.inputs[0])).all())
 
 
 @dataclass
