@@ -77,9 +77,6 @@ DROPPED: dict[str, Callable[[], Reader]] = {
     "transposed": lambda: Reader(lambda net, x: net.a(x), a=nn.ConvTranspose2d(8, 3, 4, 2, 1, bias=False)),
     "transposed, with a bias": lambda: Reader(lambda net, x: net.a(x), a=nn.ConvTranspose2d(8, 3, 3, 2)),
     "transposed, in groups": lambda: Reader(lambda net, x: net.a(x), a=nn.ConvTranspose2d(8, 6, 3, 2, groups=2)),
-    "a batch norm without statistics behind": lambda: Reader(
-        lambda net, x: net.n(net.a(x)), a=unpadded(bias=False), n=nn.BatchNorm2d(4, track_running_stats=False)
-    ),
     "called with other constants": lambda: Reader(lambda net, x: net.a(x) + net.a(2 * x), a=unpadded()),
 }
 
