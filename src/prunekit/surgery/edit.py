@@ -31,7 +31,7 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     Raises:
         SurgeryError: the plan does not fit the network.
     """
-    with without_collection(), torch.no_grad():
+    with without_collection(), torch.inference_mode(False), torch.no_grad():
         kept = kept_after(graph, plan)
         small = remove(model, graph, kept, folded(model, plan, graph))
         refit(small, plan)

@@ -140,7 +140,7 @@ def output_shift(weight: Tensor, offset: Tensor, read: WeightRead) -> Tensor:
     else:
         rows, groups = weight.flatten(2).sum(-1), read.groups
         if read.transposed:  # (inputs, outputs of a group) -> (outputs, inputs of a group)
-            rows = rows.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+            rows = rows.reshape(groups, -1, rows.size(1)).transpose(1, 2).flatten(0, 1)
     inputs = groups * rows.size(1)
     if offset.numel() != inputs:
         raise SurgeryError(f"'{read.parameter}' has {inputs} inputs; the fold's offset has {offset.numel()}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,12 @@ class FollowWeights(DrawAgain):
     def __init__(self, network: nn.Module, keys: Iterable[Key], draws: Draws) -> None:
         super().__init__(draws, narrow=False)
         self.seen: set[Any] = set()
-        self._places: Any = WeakIdKeyDictionary()
+        self._places = cast(Any, WeakIdKeyDictionary())
         tensors = named_tensors(network)
         with torch._C.DisableTorchFunction():
             for name, dim in keys:
-                self._places.setdefault(tensors[name], {})[name, dim] = _numbered(tensors[name], dim)
+                known = self._places.get(tensors[name], {})
+                self._places[tensors[name]] = {**known, (name, dim): _numbered(tensors[name], dim)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an op, once `read` has seen what it reads."""

@@ -198,9 +198,9 @@ def _values(output: Any) -> dict[str, Tensor]:
 
 def _check_structure(want: dict[str, Tensor], have: dict[str, Tensor]) -> None:
     if want.keys() != have.keys():
-        place = next(iter(want.keys() ^ have.keys()))
-        where, lacking = f"'output{place}'", "does not return" if place in want else "returns"
-        raise SurgeryError(f"the pruned network {lacking} {where}, unlike the original")
+        lost, new = ([place for place in one if place not in other] for one, other in ((want, have), (have, want)))
+        what = f"does not return 'output{lost[0]}'" if lost else f"returns 'output{new[0]}'"
+        raise SurgeryError(f"the pruned network {what}, unlike the original")
     for place in want:
         pair = (want[place], have[place])
         shapes, kinds = ([tuple(t.shape) for t in pair], [t.dtype for t in pair])
