@@ -62,12 +62,18 @@ class FollowWeights(DrawAgain):
         return args, None
 
     def _follow(self, func: Any, op: str, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
-        """A view or a copy of a weight is that weight."""
-        places = self._places.get(args[0]) if args and isinstance(args[0], Tensor) else None
-        if places is None:
-            return
-        if op in _COPIES and isinstance(out, Tensor):
-            self._places[out] = places
+        """A view or a copy of a weight is that weight, and so is what is computed from it element by element."""
+        for arg in args:
+            places = self._places.get(arg) if isinstance(arg, Tensor) else None
+            if places is not None:
+                self._note(func, op, arg, places, args, kwargs, out)
+                return
+
+    def _note(self, func: Any, op: str, arg: Tensor, places: Any, args: Any, kwargs: Any, out: Any) -> None:
+        first = out[0] if isinstance(out, list | tuple) and out else out
+        if op in _COPIES or torch.Tag.pointwise in func.tags:
+            if isinstance(first, Tensor) and first.shape == arg.shape:
+                self._places[first] = places
         elif op in _RESHAPES:
             self._places[out] = {key: numbers.reshape(out.shape) for key, numbers in places.items()}
         elif func.is_view:
@@ -81,5 +87,5 @@ def _numbered(tensor: Tensor, dim: int) -> Tensor:
     return torch.arange(tensor.size(dim)).reshape(-1, *[1] * (tensor.dim() - dim - 1)).expand(tensor.shape)
 
 
-_COPIES = frozenset(("_to_copy", "clone", "detach", "alias", "lift_fresh", "contiguous"))
+_COPIES = frozenset(("_to_copy", "clone", "detach", "alias", "lift_fresh", "contiguous", "_weight_norm_interface"))
 _RESHAPES = frozenset(("view", "_unsafe_view", "reshape", "_reshape_alias"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,33 +17,15 @@ from torch.utils._pytree import tree_map
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
 from prunekit.surgery.aliases import aliases
+from prunekit.surgery.compare import DEFAULT_TOLERANCE, Comparison, compared, values_of
 from prunekit.surgery.copying import copied
 from prunekit.surgery.draws import DrawAgain, Draws, own_randomness, start_over
 from prunekit.surgery.edit import edit, take
 from prunekit.surgery.enliven import enliven
 from prunekit.surgery.graph import Graph
-from prunekit.surgery.outputs import tensors_of
 from prunekit.surgery.precise import InDouble
 from prunekit.surgery.record import track_modules
 from prunekit.surgery.reference import Reference
-
-TOLERANCE = {torch.float64: 1e-10}
-DEFAULT_TOLERANCE = 1e-4
-_FAINT = 1e-3  # an output that varies by less than this share of its size hardly follows the input
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two networks on the same inputs: the largest difference relative to how far the output follows the input."""
-
-    difference: float
-    tolerance: float
-    faint: bool
-
-    @property
-    def equal(self) -> bool:
-        """Whether they compute the same; NaN is a difference."""
-        return self.difference <= self.tolerance
 
 
 def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed: int = 0) -> float:
@@ -65,7 +46,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
     with torch.inference_mode(False), torch.no_grad(), own_randomness(device):
         _check_modes(model, small)
         training = any(module.training for module in model.modules())
-        proof = _Proof(model, plan, graph, copied(small, dict(aliases(small))), evaluating=training)
+        proof = _Proof(model, plan, graph, small, evaluating=training)
         result = _prove(proof, inputs)
         if not result.faint:
             return result.difference
@@ -89,16 +70,16 @@ def _check_modes(model: nn.Module, small: nn.Module) -> None:
 
 
 class _Proof:
-    """What is held against what: `model` as the plan means it, and `candidate`, a sliced copy that may be run."""
+    """What is held against what: `model` as the plan means it, and `candidate`, a copy of `small` that may be run."""
 
     def __init__(
-        self, model: nn.Module, plan: Plan, graph: Graph, candidate: nn.Module, *, evaluating: bool = False
+        self, model: nn.Module, plan: Plan, graph: Graph, small: nn.Module, *, evaluating: bool = False
     ) -> None:
-        self.model, self.plan, self.graph, self.candidate = model, plan, graph, candidate
-        self.reference = Reference(model, plan, graph)
+        self.model, self.plan, self.graph, self.small = model, plan, graph, small
+        self.reference, self.candidate = Reference(model, plan, graph), copied(small, dict(aliases(small)))
         if evaluating:
             self.reference.network.eval()
-            candidate.eval()
+            self.candidate.eval()
 
     def double(self) -> None:
         """Widen the copies of both networks."""
@@ -124,7 +105,7 @@ def _prove(proof: _Proof, inputs: list[tuple[Any, ...]]) -> Comparison:
     if not result.equal and result.tolerance == DEFAULT_TOLERANCE:
         inputs = [_double(x) for x in inputs]
         if proof.plan.folds:
-            _same_weights(edit(proof.model, proof.plan, proof.graph), proof.candidate)
+            _same_weights(edit(proof.model, proof.plan, proof.graph), proof.small)
             proof = proof.in_double()
             result = _compare(proof, inputs)
         else:
@@ -163,73 +144,10 @@ def _compare(proof: _Proof, inputs: list[tuple[Any, ...]]) -> Comparison:
     wanted, found = [], []
     for x in inputs:
         output, draws = proof.reference.run(x)
-        wanted.append(_values(output))
-        found.append(_values(_run_candidate(proof.candidate, x, draws)))
-        _check_structure(wanted[-1], found[-1])
+        wanted.append(values_of(output))
+        found.append(values_of(_run_candidate(proof.candidate, x, draws)))
     proof.reference.check_complete()
-    worst, tolerance, faint, compared = 0.0, 0.0, True, False
-    for place, first in wanted[0].items():
-        scale = 1.0
-        pairs = [(want[place], have[place]) for want, have in zip(wanted, found, strict=True) if place in want]
-        if first.is_floating_point() and first.numel():
-            size, follows = _liveliness(place, [want for want, _ in pairs])
-            scale, compared = max(follows, _FAINT * size), True
-            faint = faint and follows < _FAINT * size
-            tolerance = max(tolerance, TOLERANCE.get(first.dtype, DEFAULT_TOLERANCE))
-        for want, have in pairs:
-            worst = _worse(worst, _gap(want, have, scale))
-    if not compared:
-        raise SurgeryError(
-            "the model returns no floating-point tensor, so nothing can be verified",
-            hint="return what the result is made from as well, such as the scores behind an argmax",
-        )
-    return Comparison(worst, tolerance, faint)
-
-
-def _values(output: Any) -> dict[str, Tensor]:
-    """The tensors of an output as they are compared: dense, complex numbers as pairs, and safe from later runs."""
-    values = {}
-    for place, tensor in tensors_of(output).items():
-        dense = tensor.dequantize() if tensor.is_quantized else tensor
-        dense = dense if dense.layout == torch.strided else dense.to_dense()
-        values[place] = (torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense).detach().clone()
-    return values
-
-
-def _check_structure(want: dict[str, Tensor], have: dict[str, Tensor]) -> None:
-    if want.keys() != have.keys():
-        lost, new = ([place for place in one if place not in other] for one, other in ((want, have), (have, want)))
-        what = f"does not return 'output{lost[0]}'" if lost else f"returns 'output{new[0]}'"
-        raise SurgeryError(f"the pruned network {what}, unlike the original")
-    for place in want:
-        pair = (want[place], have[place])
-        shapes, kinds = ([tuple(t.shape) for t in pair], [t.dtype for t in pair])
-        if shapes[0] != shapes[1] or kinds[0] != kinds[1]:
-            was, now = (
-                f"{shape}, {str(kind).removeprefix('torch.')}" for shape, kind in zip(shapes, kinds, strict=True)
-            )
-            raise SurgeryError(f"'output{place}' of the pruned network is of shape {now}, not {was}")
-
-
-def _liveliness(place: str, values: list[Tensor]) -> tuple[float, float]:
-    """How large an output is, and how far it follows the input."""
-    if not all(bool(torch.isfinite(value).all()) for value in values):
-        raise SurgeryError(f"'output{place}' is not finite on random inputs, so nothing can be verified")
-    size = max(float(value.abs().max()) for value in values if value.numel())
-    if len({value.shape for value in values}) > 1:
-        return size, size
-    return size, float((values[0] - values[-1]).abs().max())
-
-
-def _gap(want: Tensor, have: Tensor, scale: float) -> float:
-    if not want.is_floating_point():
-        return float(not torch.equal(want, have))
-    return float((want - have).abs().max()) / max(scale, 1e-30) if want.numel() else 0.0
-
-
-def _worse(worst: float, gap: float) -> float:
-    """The larger one, or NaN."""
-    return gap if gap != gap or gap > worst else worst
+    return compared(wanted, found)
 
 
 def random_inputs(
