@@ -21,21 +21,20 @@ def tensors_of(output: Any) -> dict[str, Tensor]:
     Sequences, sets, mappings, named tuples, data classes and any other objects are looked through, by their attributes
     and slots; each container once, so that cycles end. Modules are no output, and neither are plain numbers.
     """
-    return dict(_walk(output, "", set()))
-
-
-def _walk(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield place, value
-        return
-    if isinstance(value, np.ndarray) and value.dtype.kind in _NUMERIC:
-        yield place, torch.from_numpy(value.copy())
-        return
-    if value is None or isinstance(value, _CLOSED) or id(value) in seen:
-        return
-    seen.add(id(value))
-    for step, inner in _inside(value):
-        yield from _walk(inner, place + step, seen)
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", output)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, Tensor):
+            found[place] = value
+        elif isinstance(value, np.ndarray) and value.dtype.kind in _NUMERIC:
+            found[place] = torch.from_numpy(value.copy())
+        elif value is not None and not isinstance(value, _CLOSED) and id(value) not in seen:
+            seen.add(id(value))
+            inside = [(place + step, inner) for step, inner in _inside(value)]
+            waiting += reversed(inside)
+    return found
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
