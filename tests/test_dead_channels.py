@@ -239,6 +239,26 @@ def test_a_shared_kernel_has_its_constants_in_every_bias() -> None:
     assert gap(model, small, X) <= 1e-9
 
 
+def test_a_norm_behind_two_layers_of_one_kernel_takes_each_constant_once() -> None:
+    """One of them has a bias of its own besides."""
+
+    class Net(Reads):
+        def __init__(self) -> None:
+            super().__init__(nn.Conv2d(8, 6, 1), norm=True)
+            self.other = OwnForward(8, 6, 1, bias=False).double()
+            self.other.weight = self.reader.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(self.norm(self.conv(x)))
+            return (self.behind(self.reader(y)) * self.behind(self.other(y))).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Net()
+    small, constants = without_dead(model, X)
+    assert not constants.lost
+    assert gap(model, small, X) <= 1e-9
+
+
 def test_constants_for_inputs_that_stay_are_refused() -> None:
     model = Reads(nn.Conv2d(8, 6, 1))
     graph = surgery.trace(model, X)

@@ -52,27 +52,26 @@ class CarrierFinder:
         reason = _obstacle(nodes)
         if reason is not None:
             return Carriers({}, read, reason)
+        present = [self._bias(node, nodes) for node in nodes]
+        if None not in present:
+            return Carriers({name: 1.0 for name in present if name}, read)
+        mean = self._running_mean(nodes)  # serves all of them, so that none may use its bias besides
+        if mean is not None:
+            return Carriers({mean: -1.0}, read)
         targets: dict[str, float] = {}
-        for node in nodes:
-            found = self._carrier(node, nodes)
-            if found is None:
+        for node, name in zip(nodes, present, strict=True):
+            if name is None and not self._lacks_bias(node):
                 return Carriers({}, read, f"'{node.op}' in {node.module} reads no bias that is its own")
-            targets[found[0]] = found[1]
+            targets[name or f"{node.module}.bias"] = 1.0
         return Carriers(targets, read)
 
-    def _carrier(self, node: Node, nodes: Sequence[Node]) -> tuple[str, float] | None:
-        """The tensor that one operation's constants go into, which must serve `nodes` alone."""
-        read = node.read
-        assert read is not None
-        if read.computed:
-            return None
-        norm = self._running_mean(nodes)
-        if read.bias is not None:
-            return (read.bias, 1.0) if self._alone(read.bias, nodes) else norm
-        added = self._added(node)
-        if added is not None:
-            return (added, 1.0) if self._added_to(added, nodes) else norm
-        return norm or ((f"{node.module}.bias", 1.0) if self._lacks_bias(node) else None)
+    def _bias(self, node: Node, nodes: Sequence[Node]) -> str | None:
+        """The bias that one operation adds, if it has one and that serves `nodes` alone."""
+        assert node.read is not None
+        if node.read.bias is not None:
+            return node.read.bias if self._alone(node.read.bias, nodes) else None
+        added = None if node.read.computed else self._added(node)
+        return added if added is not None and self._added_to(added, nodes) else None
 
     def _alone(self, tensor: str, nodes: Sequence[Node]) -> bool:
         """Whether no other operation computes with `tensor`."""
@@ -106,7 +105,7 @@ class CarrierFinder:
         sums = {last.index for node in nodes if (last := self._next(node)) is not None}
         return all(node.index in sums for node in self._graph.uses(bias))
 
-    def _running_mean(self, nodes: Sequence[Node]) -> tuple[str, float] | None:
+    def _running_mean(self, nodes: Sequence[Node]) -> str | None:
         """The running mean of the batch norm that alone reads what `nodes` give, and reads nothing else."""
         norm = self._graph.norm_behind(nodes)
         if norm is None or len(norm.parameters) < 2 or norm.parameters[-2] in self._graph.parameters:
@@ -114,12 +113,14 @@ class CarrierFinder:
         mean = norm.parameters[-2]  # the arguments end with the running mean and variance
         given = {node.outputs[0] for node in nodes}
         served = all(not given.isdisjoint(node.inputs) for node in self._graph.uses(mean))
-        return (mean, -1.0) if served else None
+        return mean if served else None
 
     def _lacks_bias(self, node: Node) -> bool:
         """Whether it is a layer of PyTorch's own, without a bias, whose forward as PyTorch wrote it runs `node`."""
         assert node.read is not None
         module = self._modules.get(node.module)
+        if node.read.bias is not None or node.read.computed or self._added(node) is not None:
+            return False
         if module is None or "forward" in vars(module):
             return False
         if "bias" not in module._parameters or module._parameters["bias"] is not None:
