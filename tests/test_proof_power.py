@@ -19,7 +19,7 @@ import prunekit as pk
 from networks import lively
 from prunekit import surgery
 from prunekit.errors import SurgeryError
-from prunekit.plan import Fold, Keep, Plan, Refit
+from prunekit.plan import Fold, Gate, Keep, Plan, Refit
 from prunekit.surgery.outputs import tensors_of
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -453,3 +453,16 @@ def test_what_stays_behind_a_batch_norm_stays_in_its_stream() -> None:
     graph = surgery.trace(model, X)
     assert not graph.group("norm").free
     assert not graph.group("a").free
+
+
+def test_what_surgery_puts_in_is_in_the_mode_of_what_was_there() -> None:
+    """A batch norm that is frozen in a network that trains, say."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).double()
+    plan = Plan([Gate("0", "1", hidden=2, rectified=True)])
+    for modes in ((False, False), (True, True), (True, False)):
+        model.train()
+        for module, mode in zip(model, modes, strict=False):
+            module.train(mode)
+        small = pk.apply(model, plan, X)
+        assert [module.training for module in small] == [module.training for module in model]
+        assert small[0].norm.training == modes[1]
