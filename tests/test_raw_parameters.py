@@ -71,6 +71,18 @@ class Cell(nn.Module):
         return F.linear(x, self.v).permute(0, 3, 1, 2)
 
 
+class Tied(nn.Module):
+    """An encoder, and its transpose as the decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = F.relu(self.encoder(x.permute(0, 2, 3, 1)))
+        return F.linear(code, self.encoder.weight.t()).permute(0, 3, 1, 2)
+
+
 class SamePadding(nn.Conv2d):
     """Pads by itself, as ports from other frameworks do."""
 
@@ -121,6 +133,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "low rank": LowRank,
     "list": Listed,
     "cell": Cell,
+    "tied": Tied,
     "same padding": lambda: SamePadding(8, 8, 3),
     "bypassed": Bypassed,
     "norm by function": OwnNorm,
@@ -133,6 +146,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "slim calibrate": {"images": True},
     "slim synthetic": {"restore": "synthetic"},
     "merge": {},
+    "merge all": {"scope": "all"},
     "merge none": {"restore": "none"},
     "merge moments": {"restore": "moments"},
     "merge calibrate": {"images": True},

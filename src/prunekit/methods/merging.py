@@ -145,17 +145,19 @@ def _restored(
     kept = {keep.group: keep.index for keep in plan.keeps if keep.group in able}
     if restore == "moments":
         return Plan([*plan.operations, *moment_refits(model, graph, kept)], plan.notes)
-    return _merged(plan, able, kept, config) if restore == "paper" else plan
+    return _merged(graph, plan, able, kept, config) if restore == "paper" else plan
 
 
-def _merged(plan: Plan, layers: Mapping[str, Layer], kept: Mapping[str, Sequence[int]], config: MergeConfig) -> Plan:
+def _merged(
+    graph: Graph, plan: Plan, layers: Mapping[str, Layer], kept: Mapping[str, Sequence[int]], config: MergeConfig
+) -> Plan:
     """The paper's folds, and how many merges they make."""
     operations: list[Operation] = list(plan.operations)
     merged = negative = 0
     for name, units in kept.items():
         scaling = _compensate(layers[name], units, config)
         merged, negative = merged + scaling.merged, negative + scaling.negative
-        operations += _folds(layers[name], scaling, units)
+        operations += _folds(graph, layers[name], scaling, units)
     return Plan(operations, {**plan.notes, "merged": merged, "negative_scales": negative})
 
 
@@ -178,11 +180,11 @@ def _values(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
 
 
-def _folds(layer: Layer, scaling: Scaling, kept: Sequence[int]) -> list[Fold]:
+def _folds(graph: Graph, layer: Layer, scaling: Scaling, kept: Sequence[int]) -> list[Fold]:
     """The same matrix for every layer that reads these channels, and the constants of a batch norm on the way."""
     group, matrix = layer.group, scaling.matrix
     if layer.late is None:
-        consumers = dict.fromkeys(member.module for member in group.consumers)
+        consumers = dict.fromkeys(graph.address(member.parameter) for member in group.consumers)
         return [Fold(consumer, group.name, matrix=matrix) for consumer in consumers]
     gone = sorted(set(range(group.size)) - set(kept))
     matrix, constants = behind_late_norm(matrix, layer.late, torch.tensor(kept), torch.tensor(gone))
@@ -190,5 +192,5 @@ def _folds(layer: Layer, scaling: Scaling, kept: Sequence[int]) -> list[Fold]:
     for member in group.consumers:
         offset = torch.zeros(member.positions.size, dtype=torch.float64)
         offset[torch.from_numpy(places_of(member, group.size)[gone])] = constants[:, None]
-        folds.append(Fold(member.module, group.name, matrix=matrix, offset=offset))
+        folds.append(Fold(graph.address(member.parameter), group.name, matrix=matrix, offset=offset))
     return folds

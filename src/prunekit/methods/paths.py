@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit.restore.plain import is_plain_norm, possible_biases, takes_constants
+from prunekit.restore.plain import is_plain_norm, possible_biases
 from prunekit.surgery import ChannelGroup, Graph
+from prunekit.surgery.carriers import CarrierFinder
 from prunekit.surgery.layer_rules import is_batch_norm
 from prunekit.surgery.recording import Node
 
@@ -74,9 +75,10 @@ def obstacle_to_late_norm(model: nn.Module, graph: Graph, group: ChannelGroup, n
     own = next((member for member in group.followers if member.module == norm), None)
     if own is None or not np.array_equal(own.units, np.arange(group.size)):
         return f"'{norm}' stands between this layer and the next, on other channels"
+    carriers = CarrierFinder(model, graph)
     made = possible_biases(model, graph).get(group.name, ())
     for member in group.consumers:
-        if member.module in made or not takes_constants(model, graph, member):
+        if member.module in made or carriers.of(member.parameter, member.dim).reason is not None:
             return f"'{norm}' stands between this layer and '{member.module}', which has no bias for what it adds"
     return None
 

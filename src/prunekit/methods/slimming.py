@@ -42,10 +42,13 @@ def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig, images: Im
         keeps, protected = _by_threshold(graph, groups, scores, config, given)
     if not keeps:
         raise InputError("the budget is too small to remove a single channel", hint="ask for more, or lower --round-to")
-    folds = [] if restore == "none" else constant_folds(model, graph, keeps)
+    constants = None if restore == "none" else constant_folds(model, graph, keeps)
     threshold = _threshold(groups, scores, keeps)
     warning = modes.warning(np.concatenate([scores[group.name] for group in groups]), threshold)
     notes = {"restore": restore, "protected": protected, "threshold": threshold, "warning": warning}
+    if constants and constants.lost:
+        notes["constants_lost"] = dict(constants.lost)
+    folds = constants.folds if constants else ()
     plan = Plan([*(Keep(name, index) for name, index in keeps.items()), *folds], notes)
     if restore == "synthetic":
         return synthesise(model, graph).restored(model, graph, plan)

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunekit.restore.samples import Layer
 from prunekit.surgery import Graph, Member
+from prunekit.surgery.carriers import CarrierFinder
 from prunekit.surgery.recording import Node
 
 LAYER_OPS = ("convolution", "addmm", "mm")
@@ -55,33 +56,13 @@ def is_plain_norm(model: nn.Module, graph: Graph, name: str) -> bool:
     return isinstance(module, _BatchNorm) and f"{name}.running_mean" in graph.shapes
 
 
-def takes_constants(model: nn.Module, graph: Graph, member: Member) -> bool:
-    """Whether a constant on inputs of a layer is one on its outputs, and the layer has somewhere to put it.
-
-    Neither holds for a transposed convolution, whose places see different taps, and not for a weight that something
-    else than its module reads: nothing would read a bias that is made for it.
-    """
-    module = model.get_submodule(member.module)
-    calls = [node for node in graph.nodes if member.parameter in node.parameters and node.op in LAYER_OPS]
-    if not isinstance(module, Layer) or member.dim != 1 or not calls:
-        return False
-    if member.parameter != weight_of(member.module):
-        return False
-    if module.bias is not None:
-        return all(f"{member.module}.bias" in node.parameters for node in calls)
-    norm = graph.batch_norm_after(member.module)
-    if norm is not None:  # one without running statistics takes every constant out again
-        return f"{norm}.running_mean" in graph.shapes
-    return type(module).forward in FORWARDS and all(node.module == member.module for node in calls)
-
-
 def possible_biases(model: nn.Module, graph: Graph) -> dict[str, list[str]]:
     """For each group the layers without a bias that would get one for a constant of its channels."""
-    found: dict[str, list[str]] = {}
+    carriers, found = CarrierFinder(model, graph), dict[str, list[str]]()
     for group in graph.groups:
-        for name in (m.module for m in group.consumers if takes_constants(model, graph, m)):
-            if model.get_submodule(name).bias is None and graph.batch_norm_after(name) is None:
-                found.setdefault(group.name, []).append(name)
+        for member in group.consumers:
+            for name in carriers.of(member.parameter, member.dim).targets.keys() - graph.shapes.keys():
+                found.setdefault(group.name, []).append(name.rpartition(".")[0])
     return found
 
 

@@ -7,19 +7,22 @@ is run on real tensors instead. `Recorder` is the dispatch mode; what each op me
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 from torch.utils.hooks import RemovableHandle
 
+from prunekit.surgery.draws import is_random
 from prunekit.surgery.labels import along, channels_along, none_like
 from prunekit.surgery.meta import DispatchMode, op_name, run_op
-from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, tensors_in
+from prunekit.surgery.outputs import tensors_of
+from prunekit.surgery.readers import bias_of, readings
+from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, WeightRead, tensors_in
 
 Rule = Callable[["Recorder", Call], None]
 
@@ -64,6 +67,8 @@ class Recorder(DispatchMode):
         node = self._node(call, out)
         arriving = tuple([self._labels[id(t)] for t in call.tensors if id(t) in self._labels])
         self._rule(call)(self, call)
+        if is_random(func) and call.results:
+            self.recording.draws[node.index] = self.labels(call.results[0])
         self.recording.nodes.append(node)
         self.recording.flow.append(Flow(arriving, tuple([self._labels.get(id(t)) for t in call.results])))
         return out
@@ -121,8 +126,24 @@ class Recorder(DispatchMode):
         macs = _macs(call, out)
         shape = tuple(call.results[0].shape) if call.results else ()
         outputs = tuple(self._new_value(t) for t in call.results)
-        index = len(self.recording.nodes)
-        return Node(index, call.op, call.where, tuple(activations), outputs, tuple(parameters), macs, shape)
+        index, read = len(self.recording.nodes), self._weight_read(call)
+        return Node(index, call.op, call.where, tuple(activations), outputs, tuple(parameters), macs, shape, read)
+
+    def _weight_read(self, call: Call) -> WeightRead | None:
+        """How the op reads an activation through a parameter, if it does."""
+        for reading in readings(call.op, call.args):
+            view = self.parameter(call.args[reading.weight])
+            dim = None if view is None else view.dims[reading.into]
+            if view is None or dim is None or self.parameter(call.args[reading.activation]) is not None:
+                continue
+            bias = bias_of(call.op, call.args)
+            added = None if bias is None else self.parameter(bias)
+            read = WeightRead(view.name, dim, added.name if added else None, bias is not None and added is None)
+            if call.op != "convolution":
+                return read
+            stride, transposed, groups = call.args[3], bool(call.args[6]), int(call.args[8])
+            return replace(read, stride=tuple(stride), transposed=transposed, groups=groups)
+        return None
 
     def value(self, tensor: Tensor) -> int:
         """The number of an activation's present value."""
@@ -179,9 +200,11 @@ class Recorder(DispatchMode):
 
     def freeze_output(self, output: Any) -> None:
         """What the model returns keeps its channels: the caller reads them."""
-        for leaf in tree_leaves(plain(output)):
-            if isinstance(leaf, Tensor):
-                self.ledger.freeze(self.labels(leaf), "the model's output")
+        found = tensors_of(output).values()
+        if not self.recording.returned:  # values are numbered anew in a second pass
+            self.recording.returned.update(self.value(tensor) for tensor in found)
+        for tensor in found:
+            self.ledger.freeze(self.labels(tensor), "the model's output")
 
 
 def _channels_of(tensor: Tensor, view: ParameterView) -> int | None:
@@ -197,17 +220,6 @@ def _macs(call: Call, out: Any) -> int:
         return int(conv_flop_count(x.shape, weight.shape, out.shape, transposed=call.args[6])) // 2
     counter = flop_registry.get(call.func.overloadpacket)
     return int(counter(*call.args, **call.kwargs, out_val=out)) // 2 if counter else 0
-
-
-def plain(output: Any) -> Any:
-    """Model outputs as tuples and dicts, whatever class they are (such as Hugging Face's `ModelOutput`)."""
-    if isinstance(output, Mapping):
-        return {key: plain(value) for key, value in output.items()}
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        return [plain(value) for value in output]
-    if hasattr(output, "__dataclass_fields__"):
-        return [plain(getattr(output, name)) for name in output.__dataclass_fields__]
-    return output
 
 
 def track_modules(modules: Mapping[str, nn.Module], stack: list[str]) -> list[RemovableHandle]:

@@ -26,6 +26,23 @@ class ParameterView:
 
 
 @dataclass(frozen=True)
+class WeightRead:
+    """How an op reads channels through a parameter: which dimension of it, and what is added to the result.
+
+    `bias` names the parameter that is added; `computed` says that something else is. `stride`, `transposed` and
+    `groups` are those of a convolution.
+    """
+
+    parameter: str
+    dim: int
+    bias: str | None = None
+    computed: bool = False
+    stride: tuple[int, ...] = ()
+    transposed: bool = False
+    groups: int = 1
+
+
+@dataclass(frozen=True)
 class Node:
     """One recorded operation. `inputs` and `outputs` number the values (tensors that are not parameters)."""
 
@@ -37,6 +54,7 @@ class Node:
     parameters: tuple[str, ...]
     macs: int
     shape: tuple[int, ...]
+    read: WeightRead | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +171,8 @@ class Recording:
     normalised: dict[int, Tensor] = field(default_factory=dict)  # by node: the labels that it mixes
     widths: dict[str, Tensor] = field(default_factory=dict)  # by module: the channels that it normalises
     used: set[str] = field(default_factory=set)
+    draws: dict[int, Tensor] = field(default_factory=dict)  # by node that draws random numbers: the labels of these
+    returned: set[int] = field(default_factory=set)  # the values that the model returns
 
     def slot(self, parameter: str, dim: int, role: str, labels: Tensor) -> Tensor:
         """Say that index `i` of `parameter` along `dim` is channel `labels[i]`; returns the slot's labels."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +18,8 @@ from prunekit.surgery.balance import Balancer, Shares, Traced, balances_of, comp
 from prunekit.surgery.copying import copied, named_tensors, without_collection
 from prunekit.surgery.graph import Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.groups import Classes, build_groups, classify
-from prunekit.surgery.labels import Mask, ids
-from prunekit.surgery.meta import like_input
+from prunekit.surgery.labels import Mask, compact, ids
+from prunekit.surgery.meta import like_input, unfused_attention
 from prunekit.surgery.narrow import narrowed
 from prunekit.surgery.probe import find_fixed, freeze_inputs
 from prunekit.surgery.record import Recorder, track_modules
@@ -53,7 +52,7 @@ def trace(model: nn.Module, x: Any, *, probe: bool = True) -> Graph:
     """
     inputs = as_inputs(x)
     # inference mode hides the ops that composite ones are made of
-    with _unfused_attention(), without_collection(), torch.inference_mode(False), torch.no_grad():
+    with unfused_attention(), without_collection(), torch.inference_mode(False), torch.no_grad():
         recording, subject, example = _record(model, inputs)
         while True:
             classes, graph = _settled(recording, subject, example)
@@ -81,7 +80,7 @@ def _balancer(recording: Recording, classes: Classes, loose: Mask, graph: Graph,
 
     def narrow(shares: Shares) -> Traced | None:
         try:
-            with _unfused_attention(), torch.no_grad():
+            with unfused_attention(), torch.no_grad():
                 found, _, _ = _record(narrowed(subject, graph, balances, shares), graph.example)
         except (InputError, RuntimeError) as error:
             _log.debug("the network does not run at shares %s (%s)", shares, error)
@@ -109,17 +108,6 @@ def to_meta(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same inputs without their values."""
     moved: tuple[Any, ...] = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, inputs)
     return moved
-
-
-@contextlib.contextmanager
-def _unfused_attention() -> Iterator[None]:
-    """The fused inference path of transformer layers hides the ops from the recorder."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _record(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Recording, nn.Module, tuple[Any, ...]]:
@@ -220,6 +208,12 @@ def _build(recording: Recording, classes: Classes, example: tuple[Any, ...]) -> 
         },
         normalised={node: classes.of_label[ids(labels)] for node, labels in recording.normalised.items()},
         widths={module: classes.of_label[ids(labels)] for module, labels in recording.widths.items()},
+        draws=tuple(
+            classes.of_label[compact(labels).numpy()]
+            for node, labels in recording.draws.items()
+            if node < len(recording.nodes)
+        ),
+        returned=frozenset(recording.returned),
         shapes=recording.shapes,
         parameters=recording.parameters,
         group_of=group_of,
