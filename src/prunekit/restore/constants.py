@@ -24,7 +24,7 @@ from prunekit.surgery.draws import Draws, own_randomness
 from prunekit.surgery.following import FollowWeights, Key
 from prunekit.surgery.labels import Ids, Mask
 from prunekit.surgery.layer_rules import is_batch_norm
-from prunekit.surgery.meta import op_name, unfused_attention
+from prunekit.surgery.meta import unfused_attention
 from prunekit.surgery.readers import Reading
 from prunekit.surgery.verify import random_inputs
 
@@ -100,45 +100,70 @@ def _silenced(model: nn.Module, graph: Graph, kept: Mask) -> nn.Module:
 def _input_constants(model: nn.Module, graph: Graph, gone: Mapping[Key, Ids], kept: Mask) -> dict[Key, Tensor]:
     """For each weight the constants of the removed channels read through it, zero where these follow the input.
 
-    Each has an entry for every channel of the activation, in double precision.
+    Each has an entry for every channel of the activation, in double precision. Two runs on the example's own shapes
+    tell what follows the input: an input may be a list of images.
     """
     device = next(model.parameters()).device
-    inputs = random_inputs(graph.example, device, seed=0, batch=_BATCH)
-    mode = _ReadConstants(model, gone, Draws(graph.draws, kept, device))
-    with torch.inference_mode(False), torch.no_grad(), own_randomness(device), unfused_attention(), mode:
-        model(*inputs)
-    return mode.found
+    runs = []
+    for seed in range(2):
+        mode = _ReadConstants(model, gone, Draws(graph.draws, kept, device))
+        with torch.inference_mode(False), torch.no_grad(), own_randomness(device), unfused_attention(), mode:
+            model(*random_inputs(graph.example, device, seed))
+        runs.append(mode)
+    first, second = runs
+    found = {}
+    for key, values in first.found.items():
+        others = second.found.get(key, [])
+        if len(others) == len(values):
+            removed = first.removed[key]
+            found[key] = torch.zeros(removed.numel(), dtype=torch.float64)
+            found[key][removed] = _common([_constant(a, b) for a, b in zip(values, others, strict=True)])
+    return found
 
 
 class _ReadConstants(FollowWeights):
-    """Notes what removed channels are worth where they are read."""
+    """Notes what removed channels are where they are read: for each call `(channels, places)`.
+
+    `removed` tells which channels of the activation these are.
+    """
 
     def __init__(self, model: nn.Module, gone: Mapping[Key, Ids], draws: Draws) -> None:
         super().__init__(model, gone, draws)
-        self.found: dict[Key, Tensor] = {}
+        self.found: dict[Key, list[Tensor]] = {}
+        self.removed: dict[Key, Tensor] = {}
         self._gone = gone
 
-    def read(self, func: Any, reading: Reading, args: Any, key: Key, line: Tensor) -> tuple[Any, Tensor | None]:
-        """Read the constants off."""
+    def read(
+        self,
+        func: Any,  # noqa: ARG002
+        reading: Reading,
+        args: Any,
+        key: Key,
+        line: Tensor,
+    ) -> tuple[Any, Tensor | None]:
+        """Read them off."""
         x, width = args[reading.activation], line.numel()
         removed = torch.isin(line, torch.from_numpy(self._gone[key])).repeat(x.size(reading.channels) // width)
-        constant = torch.zeros(removed.numel(), dtype=torch.float64)
-        constant[removed] = _steady(
-            x.index_select(reading.channels, removed.nonzero()[:, 0].to(x.device)), func, reading
-        )
-        known = self.found.get(key)
-        self.found[key] = constant if known is None else torch.where(known == constant, constant, 0.0)
+        self.removed[key] = removed
+        taken = x.detach().index_select(reading.channels, removed.nonzero()[:, 0].to(x.device))
+        self.found.setdefault(key, []).append(taken.movedim(reading.channels, 0).flatten(1))
         return args, None
 
 
-def _steady(x: Tensor, func: Any, reading: Reading) -> Tensor:
-    """The mean of each channel, over images and positions, zero where it follows the input."""
-    x = x.detach().double().movedim(reading.channels, 0)
-    if op_name(func) == "convolution":
-        x = x.flatten(2)  # (channels, images, positions)
-    else:  # the rows of a matrix: images, each with its positions
-        rows = x[0].numel()
-        x = x.reshape(len(x), _BATCH if rows % _BATCH == 0 else rows, -1)
-    mean = x.mean((1, 2))
-    moves = (x - x[:, :1]).abs().amax((1, 2))
+def _constant(a: Tensor, b: Tensor) -> Tensor:
+    """The mean of each row of what was read in two runs, zero where it differs between them."""
+    a, b = a.double(), b.double()
+    if a.shape == b.shape:
+        moves = (a - b).abs().amax(1)
+    else:  # as many regions as were found, say: nothing but equal numbers everywhere is a constant
+        both = torch.cat([a, b], 1)
+        moves = both.amax(1) - both.amin(1)
+    mean = (a.mean(1) + b.mean(1)) / 2
     return torch.where(moves <= _STEADY * (1 + mean.abs()), mean, 0.0).cpu()
+
+
+def _common(constants: Sequence[Tensor]) -> Tensor:
+    """What all calls of a layer agree on, zero elsewhere."""
+    first = constants[0]
+    same = torch.stack([one == first for one in constants]).all(0)
+    return torch.where(same, first, 0.0)

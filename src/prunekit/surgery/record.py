@@ -18,7 +18,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.surgery.draws import is_random
-from prunekit.surgery.labels import along, none_like
+from prunekit.surgery.labels import along, channels_along, none_like
 from prunekit.surgery.meta import DispatchMode, op_name, run_op
 from prunekit.surgery.outputs import tensors_of
 from prunekit.surgery.readers import bias_of, readings
@@ -94,13 +94,19 @@ class Recorder(DispatchMode):
         self.recording.widths[module] = vector
 
     def settle_links(self, first: int) -> None:
-        """A batch norm that alone reads the layer in front of it shares its channels: that is no stream.
+        """A batch norm that alone reads the layer (or norm) in front of it shares its channels: that is no stream.
 
-        `first` is the index of the first node that this recorder has written.
+        An activation or a pooling may stand between the two. `first` is the index of the first node that this recorder
+        has written.
         """
         nodes = self.recording.nodes[first:]
         readers = Counter(value for node in nodes for value in set(node.inputs))
-        made = {value for node in nodes if node.op in _LAYERS for value in node.outputs}
+        made: set[int] = set()
+        for node, flow in zip(nodes, self.recording.flow[first:], strict=True):
+            alone = len(node.inputs) == 1 and node.inputs[0] in made and readers[node.inputs[0]] == 1
+            makes = node.op in _LAYERS or not self.recording.links.keys().isdisjoint(node.parameters)
+            if makes or (alone and flow.passes_on):
+                made.update(node.outputs)
         for scale, link in list(self.recording.links.items()):
             if link.reads and all(readers[value] == 1 and value in made for value in link.reads):
                 self.ledger.unify(link.stream, link.private)
@@ -158,22 +164,34 @@ class Recorder(DispatchMode):
         """Note that `tensor` is a view of a parameter."""
         self._views[id(tensor)] = view
 
-    def labels(self, tensor: Tensor) -> Tensor:
-        """The labels of an operand; a parameter that is used like an activation gets some along its channels."""
+    def is_bare(self, tensor: Tensor) -> bool:
+        """Whether an operand is a parameter, or a view of one: it has the channels of what it meets."""
+        return id(tensor) in self._views and id(tensor) not in self._labels
+
+    def labels(self, tensor: Tensor, channels: int | None = None) -> Tensor:
+        """The labels of an operand; a parameter that is used like an activation gets some along its channels.
+
+        These are its dimension `channels`; unless given, that of a map `(1, C, H, W)`, or the last of several entries.
+        """
         known = self._labels.get(id(tensor))
         if known is not None:
             return known
         view = self.parameter(tensor)
         if view is None or tensor.numel() <= 1:
             return none_like(tensor.shape)
-        channels = [d for d in range(tensor.dim()) if tensor.size(d) > 1][-1]
-        own = view.dims[channels]
-        if own is None:
+        channels = _channels_of(tensor, view) if channels is None else channels
+        own = None if channels is None else view.dims[channels]
+        if channels is None or own is None:
             return none_like(tensor.shape)
         slot = self.recording.slots.get((view.name, own))
         fresh = slot.labels if slot else self.ledger.fresh(tensor.size(channels))
         vector = self.recording.slot(view.name, own, "along", fresh)
         return along(vector, channels, tensor.shape)
+
+    def channels(self, tensor: Tensor, dim: int, where: str) -> Tensor | None:
+        """The channels along `dim` of an operand whose other dimensions are positions, or None; see `labels.py`."""
+        labels = self.labels(tensor, dim) if self.is_bare(tensor) else self.labels(tensor)
+        return channels_along(self.ledger, labels, dim, where)
 
     def set(self, tensor: Tensor, labels: Tensor) -> None:
         """Give a result its labels."""
@@ -187,6 +205,12 @@ class Recorder(DispatchMode):
             self.recording.returned.update(self.value(tensor) for tensor in found)
         for tensor in found:
             self.ledger.freeze(self.labels(tensor), "the model's output")
+
+
+def _channels_of(tensor: Tensor, view: ParameterView) -> int | None:
+    wide = [d for d in range(tensor.dim()) if tensor.size(d) > 1 and view.dims[d] is not None]
+    is_map = tensor.dim() > 3 and tensor.size(0) == 1
+    return 1 if is_map and 1 in wide else wide[-1] if wide else None
 
 
 def _macs(call: Call, out: Any) -> int:

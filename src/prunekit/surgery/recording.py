@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from prunekit.surgery.labels import Ledger
+from prunekit.surgery.labels import Ledger, channels_in
 
 
 @dataclass(frozen=True)
 class ParameterView:
-    """A parameter or buffer seen through `t`, `permute` or added singleton dimensions.
+    """A parameter or buffer seen through `t`, `permute`, `expand` or added dimensions.
 
-    `dims[i]` is the parameter's own dimension behind dimension `i` of the view, None for an added one of size 1.
+    `dims[i]` is the parameter's own dimension behind dimension `i` of the view, None for an added one, of one entry or
+    of many that are alike.
     """
 
     name: str
@@ -61,6 +63,14 @@ class Flow:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor | None, ...]
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether what leaves has channels of what arrives, and no others: activations, pooling, views."""
+        if not self.inputs or not self.outputs or self.outputs[0] is None:
+            return False
+        leaving = channels_in(self.outputs[0])
+        return leaving.size > 0 and bool(np.isin(leaving, channels_in(self.inputs[0])).all())
 
 
 @dataclass
