@@ -23,16 +23,30 @@ class Archive:
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise InputError(f"{name} is a damaged or truncated zip archive: {error}") from error
         size = stream.seek(0, 2)
+        self._check_unambiguous()
         unpacked = sum(member.file_size for member in self._zip.infolist())
         if unpacked > _MOST_EXPANSION * size:
             raise InputError(f"{name} is refused: its {size} bytes would unpack to {unpacked}")
         self.members = {_below_top(full): full for full in self._zip.namelist()}
+        if len(self.members) != len(self._zip.namelist()):
+            raise InputError(f"{name} is refused: two of its members have one name")
 
     def read(self, member: str) -> bytes:
         """The content of a member, checked against its checksum."""
         if member not in self.members:
             raise InputError(f"{self.name} is incomplete: it has no {member}")
         return self._zip.read(self.members[member])
+
+    def sizes_below(self, folder: str) -> dict[str, int]:
+        """The bytes of each member of a folder, by its name there."""
+        below = {member: full for member, full in self.members.items() if member.startswith(folder)}
+        return {member.removeprefix(folder): self._zip.getinfo(full).file_size for member, full in below.items()}
+
+    def _check_unambiguous(self) -> None:
+        """What was looked at must be what another reader of zip archives finds: no bytes before or behind the archive."""
+        first = min((member.header_offset for member in self._zip.infolist()), default=0)
+        if first or self._zip.comment:
+            raise InputError(f"{self.name} is refused: it is a zip archive among other bytes")
 
     def check(self) -> None:
         """Raise `InputError` unless every member's content has its checksum."""

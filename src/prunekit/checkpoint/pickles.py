@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import torch
 
 from prunekit import models
+from prunekit.checkpoint import scan
+from prunekit.checkpoint.archive import Archive
 from prunekit.errors import InputError
 
 # What torch itself reads under `weights_only=True`, as far as state dicts need it.
@@ -20,8 +22,12 @@ _HARMLESS = re.compile(
     r"torch\.(\w*Storage|_utils\._rebuild_\w+|Size|device|\w*float\w*|\w*int\d+|bool|half|bfloat16|complex\w*)"
     r"|torch\._tensor\._rebuild_from_type_v2|torch\.storage\.(Untyped|Typed)Storage"
     r"|torch\.nn\.parameter\.(Parameter|Buffer)"
-    r"|collections\.(OrderedDict|Counter|defaultdict)"
+    r"|torch\.serialization\._get_layout|torch\.per_\w+"
+    r"|collections\.(OrderedDict|Counter|defaultdict)|(builtins|__builtin__)\.(bytearray|complex|set)|_codecs\.encode"
 )
+
+# Magic number, protocol, system information, the object itself, and the keys of its storages.
+_LEGACY_PICKLES = 5
 
 # How files of torch before its zip format begin; other pickles were written without torch.
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -35,15 +41,30 @@ def load_tensors(stream: BinaryIO, name: str) -> Any:
     Raises `InputError` for a damaged file, and for one that asks for more, with the names that it wanted.
     """
     try:
+        _check_claims(stream, name)
         return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # the parsers raise anything on damaged bytes
         wanted = [found for found in sorted(globals_in(stream)) if not _HARMLESS.fullmatch(found)]
+        if not wanted and isinstance(error, InputError):
+            raise
         if not wanted:
             raise InputError(f"{name} is damaged or truncated: {first_line(error)}") from error
         listed = ", ".join(wanted[:5]) + (f" and {len(wanted) - 5} more" if len(wanted) > 5 else "")
         raise InputError(
             f"{name} is refused: it is a pickle that asks for code on loading, namely {listed}", hint=_HINT
         ) from error
+
+
+def _check_claims(stream: BinaryIO, name: str) -> None:
+    """Raise `InputError` where loading would allocate more than the file holds; else leave the stream as it was."""
+    stream.seek(0)
+    if stream.read(2) == b"PK":
+        archive = Archive(stream, name)
+        scan.check(io.BytesIO(archive.read("data.pkl")), name, archive.sizes_below("data/"))
+    else:
+        stream.seek(0)
+        scan.check(stream, name, None, pickles=_LEGACY_PICKLES)
+    stream.seek(0)
 
 
 def load_trusted(stream: BinaryIO, name: str) -> Any:
@@ -81,8 +102,7 @@ def _pickles(stream: BinaryIO) -> Iterator[io.BytesIO]:
         return
     stream.seek(0)
     data = io.BytesIO(stream.read())
-    # magic number, protocol, system information, the object itself
-    for _ in range(4):
+    for _ in range(_LEGACY_PICKLES - 1):
         yield data
 
 
