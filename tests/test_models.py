@@ -201,7 +201,7 @@ def test_text_that_is_no_argument(text: str) -> None:
         ("vgg16_cifar", {"config": "M-M"}, "config 'M-M' is not a list"),
         ("vgg16_cifar", {"config": "8,8"}, "config '8,8' is not a list"),
         ("vgg16_cifar", {"config": 8}, "must be text"),
-        ("resnet18", {"colour": "red"}, "does not take colour=red"),
+        ("resnet18", {"colour": "red"}, "unknown argument of resnet18 'colour'"),
     ],
 )
 def test_bad_names_and_arguments(arch: str, args: dict[str, object], message: str) -> None:

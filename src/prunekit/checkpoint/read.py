@@ -19,6 +19,9 @@ from prunekit.checkpoint.artefact import Header
 from prunekit.errors import InputError
 from prunekit.spec import InputSpec, Origin, origin_of, remember
 
+# Layers without weights stand between those with some, a few to each.
+_MODULES_PER_TENSOR = 8
+
 # Characters of an error message.
 _LONGEST = 600
 
@@ -139,7 +142,7 @@ def _read_own(content: Mapping[str, Any], request: Request) -> nn.Module:
 def _rebuilt(header: Header, arch: str, args: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     changed = _has_changed(header, arch)
     try:
-        model = _shaped(weights.empty(arch, args), header, arch)
+        model = _shaped(weights.empty(arch, args, modules=_MODULES_PER_TENSOR * (len(state) + 32)), header, arch)
         weights.check_fit(model, state, f"its weights do not fit {arch}")
     except InputError as error:
         since = f"; the code of {arch} has changed since" if changed else ""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from prunekit import models
 from prunekit.checkpoint import foreign
 from prunekit.errors import InputError
+from prunekit.models.unallocated import NoNormalDraws, OnlyComputed, at_most
 
 _SHOWN = 3
 
@@ -67,28 +67,22 @@ def from_state_dict(
     return model
 
 
-def empty(arch: str, args: Mapping[str, Any]) -> nn.Module:
-    """The network without memory for its weights where it can be built so: a file may ask for any size.
+def empty(arch: str, args: Mapping[str, Any], modules: int | None = None) -> nn.Module:
+    """The network without memory for its weights: a file may ask for any size. `modules` is the most that it may have.
 
-    Code of the user's own, and networks that compute with tensors while they are built, are built as usual.
+    Code of the user's own is built as usual. Raises `InputError` for arguments that do not suit, and for more modules.
     """
     if models.is_code(arch):
         return models.build(arch, args)
-    try:
-        with torch.device("meta"), _NoNormalDraws():
+    with at_most(modules):
+        try:
+            with torch.device("meta"), NoNormalDraws():
+                return models.build(arch, args)
+        except InputError:
+            if not arch.startswith("torchvision:"):
+                raise
+        with OnlyComputed():
             return models.build(arch, args)
-    except InputError:
-        if not arch.startswith("torchvision:"):
-            raise
-    return models.build(arch, args)
-
-
-class _NoNormalDraws(TorchFunctionMode):
-    """Leaves out normal draws, which on meta tensors import a second's worth of symbolic mathematics for nothing."""
-
-    def __torch_function__(self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None) -> Any:
-        """Every other function as it is."""
-        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
 def on_cpu(model: nn.Module, arch: str, args: Mapping[str, Any]) -> nn.Module:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +22,16 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Arguments of its functions that ask for published weights, those of older versions among them.
+_FETCHING = ("weights", "pretrained", "progress")
+
+# What its networks raise for arguments that they cannot be built with.
+_UNSUITABLE = (
+    *(TypeError, ValueError, AttributeError, AssertionError, RuntimeError),
+    *(ArithmeticError, LookupError, MemoryError),
+)
+
+
 def names() -> list[str]:
     """Every classification network of the installed torchvision."""
     from torchvision import models
@@ -32,14 +44,11 @@ def build(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]
     from torchvision import models
 
     _check_name(name)
-    if "weights" in args:
-        raise InputError(
-            "weights are no argument of an architecture", hint=f"torchvision:{name}@WEIGHTS downloads them"
-        )
+    _check_arguments(name, args)
     used = {**_DEFAULTS.get(name, {}), **args}
     try:
-        return models.get_model(name, **used), used
-    except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OverflowError) as error:
+        return models.get_model(name, weights=None, **used), used
+    except _UNSUITABLE as error:
         raise InputError(f"torchvision's {name} does not take {_written(args)}: {error}") from error
 
 
@@ -88,6 +97,21 @@ def _check_name(name: str) -> None:
     known = names()
     if name not in known:
         raise unknown_name("torchvision architecture", name, known)
+
+
+def _check_arguments(name: str, args: Mapping[str, Any]) -> None:
+    """Raise `InputError` for an argument that the network's class does not declare, or that would fetch weights."""
+    from torchvision import models
+
+    if any(key.startswith(_FETCHING) for key in args):
+        raise InputError(
+            "weights are no argument of an architecture", hint=f"torchvision:{name}@WEIGHTS downloads them"
+        )
+    made = typing.get_type_hints(models.get_model_builder(name))["return"]
+    known = [key for key, kind in inspect.signature(made).parameters.items() if kind.kind is not kind.VAR_KEYWORD]
+    for key in args:
+        if key not in known:
+            raise unknown_name(f"argument of {name}", key, known)
 
 
 def _weights(name: str, weights: str) -> Any:

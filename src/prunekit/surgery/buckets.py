@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,19 +58,21 @@ def describe_buckets(model: nn.Module) -> dict[str, int] | None:
     return {"buckets": buckets, "channels": channels, "images": table.router.conv1.in_channels}
 
 
-def restore_buckets(model: nn.Module, described: Any) -> None:
-    """Add an empty table of the sizes that `describe_buckets` has noted, in place.
+def restore_buckets(model: nn.Module, described: Any, shapes: Mapping[str, Any]) -> None:
+    """Add an empty table of the sizes that `describe_buckets` has noted, in place. `shapes` are those of the weights at
+    hand, by name.
 
     Raises:
-        InputError: these are no sizes of a table.
+        InputError: these are no sizes of a table, or not those of the weights.
     """
     if described is None:
         return
     try:
-        sizes = [int(described[name]) for name in ("buckets", "channels", "images")]
-        if not all(0 < size < 2**20 for size in sizes):
-            raise ValueError("sizes out of range")
+        buckets, channels, images = (int(described[name]) for name in ("buckets", "channels", "images"))
+        read = shapes[f"{NAME}.router.conv1.weight"][1:2]
+        if min(buckets, channels, images) < 1 or [buckets, channels, images] != [*shapes[f"{NAME}.scales"], *read]:
+            raise ValueError("sizes other than those of the weights")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the file describes sub-networks that cannot be: {error}") from error
-    device = next(model.parameters()).device
-    model.add_module(NAME, BucketTable(*sizes).to(device))
+    with next(model.parameters()).device:
+        model.add_module(NAME, BucketTable(buckets, channels, images))

@@ -105,7 +105,8 @@ def insert_gates(model: nn.Module, gates: Iterable[Gate]) -> nn.Module:
         conv, first = chain[-1], chain[0]
         if not isinstance(norm, _NormBase) or not hasattr(first, "in_channels") or not hasattr(conv, "out_channels"):
             raise SurgeryError(f"'{gate.conv}' and '{gate.norm}' are no convolution with its batch norm")
-        with torch.random.fork_rng([]):  # one plan, one result: the start depends on the layer's name alone
+        place = torch.device("meta" if next(conv.parameters()).is_meta else "cpu")
+        with torch.random.fork_rng([]), place:  # one plan, one result: the start depends on the layer's name alone
             torch.manual_seed(zlib.crc32(gate.conv.encode()))
             net = SaliencyNet(int(str(first.in_channels)), gate.hidden, int(str(conv.out_channels)))
         net.to(next(conv.parameters()))
@@ -141,17 +142,19 @@ def describe_gates(model: nn.Module) -> list[dict[str, Any]]:
     return [{**layer.made_by.to_json(), "budgets": dict(layer.budgets)} for _, layer in gated_layers(model)]
 
 
-def restore_gates(model: nn.Module, described: Iterable[Mapping[str, Any]]) -> None:
-    """Insert what `describe_gates` has noted, in place.
+def restore_gates(model: nn.Module, described: Iterable[Mapping[str, Any]], shapes: Mapping[str, Any]) -> None:
+    """Insert what `describe_gates` has noted, in place. `shapes` are those of the weights at hand, by name.
 
     Raises:
-        InputError: it does not suit this network, or was written by something else.
+        InputError: it does not suit this network or these weights, or was written by something else.
     """
     try:
         for entry in described:
             budgets = {str(name): float(value) for name, value in entry["budgets"].items()}
             fields = {key: value for key, value in entry.items() if key != "budgets"}
             gate = Gate(**{**fields, "before": tuple(fields["before"])})
+            if shapes.get(f"{gate.conv}.gate.squeeze.weight", [])[:1] != [gate.hidden]:
+                raise ValueError(f"'{gate.conv}' has no weights for the width {gate.hidden}")
             insert_gates(model, [gate])
             layer = model.get_submodule(gate.conv)
             assert isinstance(layer, GatedConv)

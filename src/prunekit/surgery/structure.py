@@ -39,17 +39,22 @@ def describe(model: nn.Module) -> dict[str, Any]:
 def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     """Give a freshly built `model` the shape that `describe` has noted; its values are then for loading.
 
+    The shapes of parameters are taken as those of weights at hand; everything else is measured by them.
+
     Raises:
-        InputError: the structure names a parameter or module that this architecture does not have.
+        InputError: the structure names a parameter or module that this architecture does not have, or numbers that
+            its own weights do not bear out.
     """
+    shapes = structure["parameters"]
+    _check_numbers(structure["attributes"], shapes)
     for name in structure.get("selected", ()):
         _insert_selection(model, name)
-    restore_gates(model, structure.get("gates", ()))
-    restore_buckets(model, structure.get("buckets"))
-    match_computed(model, structure["parameters"])
+    restore_gates(model, structure.get("gates", ()), shapes)
+    restore_buckets(model, structure.get("buckets"), shapes)
+    match_computed(model, shapes)
     own = model.state_dict(keep_vars=True)
     resized: dict[int, torch.Tensor] = {}  # a tied weight stays one tensor under all of its names
-    for name, shape in structure["parameters"].items():
+    for name, shape in shapes.items():
         if name not in own:
             _create(model, name, shape)
         elif list(own[name].shape) != list(shape):
@@ -60,6 +65,16 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
             raise InputError(f"the file describes a module '{name}' that its architecture does not have")
         attributes.write(modules[name], values)
     return model
+
+
+def _check_numbers(described: Mapping[str, Mapping[str, Any]], shapes: Mapping[str, list[int]]) -> None:
+    """No module keeps a number about its shape that exceeds every size of its weights: padding would allocate it."""
+    widest = max((size for shape in shapes.values() for size in shape), default=0)
+    for module, values in described.items():
+        for name, value in values.items():
+            numbers = value if isinstance(value, list) else [value]
+            if not all(isinstance(number, int) and 0 <= number <= widest for number in numbers):
+                raise InputError(f"the file gives '{module}' {name}={value}, and its widest weight has {widest}")
 
 
 def _insert_selection(model: nn.Module, name: str) -> None:

@@ -1,0 +1,53 @@
+"""Building a network without memory for its weights, and no further than its file bears out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.overrides import TorchFunctionMode
+
+from prunekit.errors import InputError
+
+
+class NoNormalDraws(TorchFunctionMode):
+    """Leaves out normal draws, which on meta tensors import a second's worth of symbolic mathematics for nothing."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None) -> Any:
+        """Every other function as it is."""
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
+class OnlyComputed(TorchFunctionMode):
+    """Weights on the meta device, everything else as it is: for networks that compute their widths with tensors."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None) -> Any:
+        """Tensors whose values layers set later, without memory; every other function as it is."""
+        if func in _ALLOCATING:
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
+_ALLOCATING = (torch.empty, torch.zeros, torch.ones)
+
+
+@contextmanager
+def at_most(modules: int | None) -> Iterator[None]:
+    """Raise `InputError` inside the block as soon as more modules than these are built; None for any number."""
+    built = 0
+
+    def count(_: nn.Module, __: str, ___: nn.Module | None) -> None:
+        nonlocal built
+        built += 1
+        if modules is not None and built > modules:
+            raise InputError(f"its architecture has more than {modules} modules, for which the file has no weights")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
