@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunekit.checkpoint.exported_judge import ExcessError, judge, twin
 from prunekit.checkpoint.exported_layers import Layer, agreeing, layer_of
-from prunekit.checkpoint.exported_ops import InputDevice, Ref, function, value
+from prunekit.checkpoint.exported_ops import dtype, value
+from prunekit.checkpoint.exported_steps import Step, check_order, decode, look_up, names
 from prunekit.errors import InputError
-from prunekit.spec import Origin
-
-
-@dataclass(frozen=True)
-class Step:
-    """One node: what is called, with which arguments, under which names the results go, and what is done with after.
-
-    With a `layer`, the name of a module, that module is called on `args` instead.
-    """
-
-    call: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    results: tuple[Any, ...]
-    release: tuple[str, ...]
-    layer: str = ""
+from prunekit.spec import LARGEST_INPUT, Origin
 
 
 class ExportedProgram(nn.Module):
@@ -60,9 +49,11 @@ class ExportedProgram(nn.Module):
         self._outputs = tuple(
             value(spec["user_output"]["arg"]) for spec in signature["output_specs"] if "user_output" in spec
         )
-        steps = _steps(graph["nodes"], keep=_names(self._outputs))
+        steps = decode(graph["nodes"], keep=names(self._outputs))
+        check_order(steps, self._outputs, {*inputs, *self._bound})
+        self._judged: set[Any] = set()
+        self._judge_claims(steps, [graph["tensor_values"][name] for name in inputs], tensors)
         self._steps = self._furnish(steps, graph["tensor_values"], tensors)
-        _check_order(self._steps, self._outputs, {*inputs, *self._bound})
         self.sizes = _sizes(graph["tensor_values"][inputs[0]])
         # a program of several inputs, or of a size that is none, cannot be fed in chunks
         self.batch = (self.sizes[0] or None) if len(inputs) == 1 else None
@@ -115,24 +106,52 @@ class ExportedProgram(nn.Module):
             outputs.append(self._run((torch.cat((chunk, filling)),))[: len(chunk)])
         return torch.cat(outputs)
 
-    def _run(self, inputs: Iterable[Tensor]) -> Any:
+    def _run(self, inputs: Sequence[Tensor]) -> Any:
+        self._judge(inputs)
         values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
-        device = next(iter(values.values())).device
+        device = inputs[0].device
         values.update((name, attrgetter(path)(self)) for name, path in self._bound.items())
         for step in self._steps:
-            args = [_look_up(arg, values, device) for arg in step.args]
-            kwargs = {key: _look_up(arg, values, device) for key, arg in step.kwargs.items()}
-            if step.layer:
-                outcome = self.get_submodule(step.layer)(*args)
-                if len(step.results) > 1:  # statistics, which nothing reads in inference
-                    outcome = (outcome, *(None,) * (len(step.results) - 1))
-            else:
-                outcome = step.call(*args, **kwargs)
-            _store(step.results, outcome, values)
-            for name in step.release:
-                values.pop(name, None)
-        outputs = tuple(_look_up(output, values, device) for output in self._outputs)
+            step.run(values, device, self.get_submodule)
+        outputs = tuple(look_up(output, values, device) for output in self._outputs)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _judge_claims(
+        self, steps: tuple[Step, ...], described: list[Mapping[str, Any]], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Refuse a program that on inputs of the sizes in its file would ask for more than the file holds."""
+        sizes = [_claimed(tensor) for tensor in described]
+        if any(size is None for shape in sizes for size in shape):
+            return  # known when there are inputs
+        if sum(math.prod(shape) for shape in sizes) > LARGEST_INPUT:  # type: ignore[arg-type]
+            raise ExcessError(f"inputs of {' and '.join(map(str, sizes))}")
+        inputs = [
+            torch.empty(shape, dtype=dtype(tensor["dtype"]), device="meta")  # type: ignore[arg-type]
+            for shape, tensor in zip(sizes, described, strict=True)
+        ]
+        values = dict(zip(self.inputs, inputs, strict=True))
+        values |= {name: twin(tensors[path]) for name, path in self._bound.items()}
+        judge(steps, values, self.get_submodule, sum(map(_nbytes, tensors.values())))
+        self._judged.add(_kinds(inputs))
+
+    def _judge(self, inputs: Sequence[Tensor]) -> None:
+        """Refuse inputs of sizes that the file left open, where they make the program ask for more than they justify."""
+        if _is_traced(inputs) or (kinds := _kinds(inputs)) in self._judged:
+            return
+        held = sum(map(_nbytes, (*self.parameters(), *self.buffers(), *inputs)))
+        values = {name: twin(tensor) for name, tensor in zip(self.inputs, inputs, strict=True)}
+        values |= {name: twin(attrgetter(path)(self)) for name, path in self._bound.items()}
+        # a thread of its own: whoever records this forward is not to see it twice
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(judge, self._steps, values, self._layer_twin, held).result()
+        self._judged.add(kinds)
+
+    def _layer_twin(self, name: str) -> nn.Module:
+        """A copy of the layer on the meta device, without the hooks of whoever watches this forward."""
+        layer = self.get_submodule(name)
+        memo: dict[int, Any] = {id(tensor): twin(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
+        memo |= {id(hooks): {} for m in layer.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)}
+        return copy.deepcopy(layer, memo)
 
 
 _PATHS = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
@@ -164,64 +183,29 @@ def _register(module: nn.Module, leaf: str, tensor: Tensor) -> None:
         module.register_buffer(leaf, tensor)
 
 
-def _steps(nodes: list[dict[str, Any]], keep: set[str]) -> tuple[Step, ...]:
-    """Decode the nodes; what no later node reads is released at once, so that memory holds what is alive."""
-    steps: list[Step] = []
-    alive = set(keep)
-    for node in reversed(nodes):
-        # kind 2 is a keyword; older files do not say, and mean a position
-        args = tuple(value(item["arg"]) for item in node["inputs"] if item.get("kind") != 2)
-        kwargs = {item["name"]: value(item["arg"]) for item in node["inputs"] if item.get("kind") == 2}
-        results = tuple(value(output) for output in node["outputs"])
-        used = _names((*args, *kwargs.values(), *results))
-        steps.append(Step(function(node["target"]), args, kwargs, results, tuple(used - alive)))
-        alive |= used
-    return tuple(reversed(steps))
-
-
-def _check_order(steps: Iterable[Step], outputs: tuple[Any, ...], known: set[str]) -> None:
-    """Raise `ValueError` where something is read that nothing before it has computed."""
-    for reads, results in (*(((*step.args, *step.kwargs.values()), step.results) for step in steps), (outputs, ())):
-        unknown = _names(reads) - known
-        if unknown:
-            raise ValueError(f"'{min(unknown)}' is read before it is computed")
-        known |= _names(results)
-
-
-def _names(values: Iterable[Any]) -> set[str]:
-    found: set[str] = set()
-    for item in values:
-        if isinstance(item, Ref):
-            found.add(item.name)
-        elif isinstance(item, list):
-            found |= _names(item)
-    return found
-
-
-def _look_up(item: Any, values: Mapping[str, Any], device: torch.device) -> Any:
-    if isinstance(item, Ref):
-        return values[item.name]
-    if isinstance(item, list):
-        return [_look_up(part, values, device) for part in item]
-    return device if item is InputDevice else item
-
-
-def _store(results: tuple[Any, ...], outcome: Any, values: dict[str, Any]) -> None:
-    """Name what a node gave: nothing, one value, or several."""
-    if len(results) == 1:
-        _name(results[0], outcome, values)
-    elif results:
-        _name(list(results), outcome, values)
-
-
-def _name(result: Any, computed: Any, values: dict[str, Any]) -> None:
-    if isinstance(result, Ref):
-        values[result.name] = computed
-    elif isinstance(result, list):
-        for part, piece in zip(result, computed, strict=True):
-            _name(part, piece, values)
-
-
 def _sizes(tensor: Mapping[str, Any]) -> tuple[int | None, ...]:
     """The sizes of the program's first input; None where it takes any."""
     return tuple(size.get("as_int") for size in tensor["sizes"])
+
+
+def _claimed(tensor: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """The sizes of an input: those that the file fixes, and those it was made with for the others; None where unknown."""
+    return tuple(
+        size["as_int"] if "as_int" in size else ((size.get("as_expr") or {}).get("hint") or {}).get("as_int")
+        for size in tensor["sizes"]
+    )
+
+
+def _kinds(inputs: Iterable[Tensor]) -> Any:
+    return tuple((tuple(x.shape), x.dtype) for x in inputs)
+
+
+def _is_traced(inputs: Iterable[Tensor]) -> bool:
+    """Whether an exporter follows this forward, with sizes that are no numbers."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return not all(type(size) is int for x in inputs for size in x.shape)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

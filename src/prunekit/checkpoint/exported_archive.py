@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunekit.checkpoint import exported_ops
 from prunekit.checkpoint.archive import Archive
 from prunekit.checkpoint.exported import ExportedProgram
+from prunekit.checkpoint.exported_judge import ExcessError
 from prunekit.checkpoint.pickles import first_line, load_tensors
 from prunekit.errors import InputError
 
@@ -36,6 +37,8 @@ def read(stream: BinaryIO, name: str) -> tuple[ExportedProgram, dict[str, Any]]:
     try:
         about = json.loads(archive.read(_ABOUT)) if _ABOUT in archive.members else {}
         return _program(archive).eval(), dict(about)
+    except ExcessError as error:
+        raise InputError(f"{name} is refused: {error.message}") from None
     except InputError:
         raise
     except exported_ops.UnsupportedError as error:

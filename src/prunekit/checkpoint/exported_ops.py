@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from prunekit.checkpoint.exported_allowed import ALLOWED
+
 _Entry = TypeVar("_Entry")
 
 
@@ -34,20 +36,45 @@ class InputDevice:
     """Stands for a device in a program: the one its input is on."""
 
 
-_OPERATOR = re.compile(r"torch\.ops\.(aten|prims|torchvision)\.([a-zA-Z_]\w*)\.([a-zA-Z]\w*)")
-# Operators that touch files, which no network does.
-_FILE_ARGUMENTS = frozenset({"filename", "file", "path"})
+_OPERATOR = re.compile(r"torch\.ops\.aten\.([a-zA-Z_]\w*)\.([a-zA-Z]\w*)")
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function on single numbers alone: Python's operators would as well repeat text and grow numbers for ever."""
+
+    def checked(*numbers: Any) -> Any:
+        if not all(isinstance(number, _NUMBERS) for number in numbers):
+            raise TypeError(f"{function.__name__} of what is no number")
+        outcome = function(*numbers)
+        if type(outcome) is int and outcome.bit_length() > 63:
+            raise OverflowError(f"{function.__name__} of numbers too large for sizes")
+        return outcome
+
+    return checked
+
+
+def _item(values: Any, place: Any) -> Any:
+    """One of the results of an operator that has several."""
+    if not isinstance(values, list | tuple):
+        raise TypeError("an item of what has none")
+    return values[place]
+
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
-        f"_operator.{name}": getattr(operator, name)
+        f"_operator.{name}": _arithmetic(getattr(operator, name))
         for name in (
-            *("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem"),
+            *("add", "sub", "mul", "floordiv", "truediv", "mod", "neg"),
             *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_"),
         )
     },
-    **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc", "sqrt")},
-    **{f"torch.sym_{name}": getattr(torch, f"sym_{name}") for name in ("int", "float", "max", "min", "not", "ite")},
+    "_operator.getitem": _item,
+    **{f"math.{name}": _arithmetic(getattr(math, name)) for name in ("ceil", "floor", "trunc", "sqrt")},
+    **{
+        f"torch.sym_{name}": _arithmetic(getattr(torch, f"sym_{name}"))
+        for name in ("int", "float", "max", "min", "not", "ite")
+    },
 }
 
 # The numbers of torch.export's schema.
@@ -80,15 +107,9 @@ def function(target: str) -> Callable[..., Any]:
     if target in _FUNCTIONS:
         return _FUNCTIONS[target]
     match = _OPERATOR.fullmatch(target)
-    if match is None:
-        raise UnsupportedError(target)
-    namespace, name, overload = match.groups()
-    if namespace == "torchvision":
-        import torchvision  # noqa: F401  registers its operators
-    found = getattr(getattr(getattr(torch.ops, namespace), name, None), overload, None)
-    if not isinstance(found, torch._ops.OpOverload):
-        raise UnsupportedError(target)
-    if any(argument.name in _FILE_ARGUMENTS for argument in found._schema.arguments):
+    name, overload = match.groups() if match else ("", "")
+    found = getattr(getattr(torch.ops.aten, name, None), overload, None) if name in ALLOWED else None
+    if not isinstance(found, torch._ops.OpOverload) or any(argument.is_out for argument in found._schema.arguments):
         raise UnsupportedError(target)
     return found
 
