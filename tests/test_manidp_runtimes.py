@@ -161,7 +161,9 @@ def test_hostile_tables_are_input_errors(sizes: Any) -> None:
     from prunekit.surgery.buckets import restore_buckets
 
     with pytest.raises(InputError, match="sub-networks that cannot be"):
-        restore_buckets(pk.load("prunekit:resnet20"), sizes, {"buckets.scales": [0, 1], "buckets.router.conv1.weight": [16, 1]})
+        restore_buckets(
+            pk.load("prunekit:resnet20"), sizes, {"buckets.scales": [0, 1], "buckets.router.conv1.weight": [16, 1]}
+        )
 
 
 def test_a_table_of_the_wrong_size_is_no_bucket() -> None:

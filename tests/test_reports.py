@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -27,8 +28,12 @@ from prunekit.methods import registry
 from prunekit.plan import Keep, Plan
 from prunekit.report import numbers, page, pictures, svg
 from prunekit.report.chart import Axis, Chart, Point, Reference, Series
-from prunekit.report.tables import csv_text, markdown
+from prunekit.report.documents import dumps
+from prunekit.report.output import Output
+from prunekit.report.tables import csv_text, markdown, table
+from prunekit.report.text import printable
 from prunekit.sensitivity import filter_norms, sensitivity
+from prunekit.spec import origin_of, remember
 from prunekit.sweeps import Variant, sweep
 
 Capture = pytest.CaptureFixture[str]
@@ -210,6 +215,122 @@ def test_charts_keep_their_points_on_the_paper(values: list[tuple[float, float]]
 def test_tables_quote_what_would_break_them() -> None:
     assert markdown(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
     assert csv_text(["a", "b"], [['x,"y"', None]]) == 'a,b\n"x,""y""",\n'
+
+
+NAMES = {
+    "an escape sequence": "\x1b[2J\x1b[31mred",
+    "a control of one byte": "\x9b31mred",
+    "a bell and a return": "\a\rok",
+    "two lines": "cat\ndog",
+    "a turned direction": "\u202egnp.exe",
+    "isolated directions": "\u2066a\u2069",
+    "a line separator": "a\u2028b",
+    "a formula": "=cmd|' /C calc'!A0",
+    "a link formula": '+HYPERLINK("http://x")',
+    "a function": "@SUM(A1)",
+    "a minus": "-2+3",
+    "a wide formula": "\uff1d1+1",
+    "a picture": "<img src=x onerror=alert(1)>",
+    "an end of a table": "</td></table><script>",
+    "an attribute": '" onload="x',
+    "rich markup": "[bold]a[/bold]",
+    "a rich link": "[link=http://x]a[/link]",
+    "a lone closing tag": "a[/]",
+    "a markdown link": "[a](http://x)",
+    "a markdown image": "![a](http://x)",
+    "code": "`a`",
+    "a bar": "a|b",
+    "a backslash": "a\\",
+    "mathematics": "$\\frac$ and $x$",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_are_shown_and_nothing_else(name: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    output, shown = Output(), printable(name)
+    output.table(table([name, "n"], [[name, "1"]]), data=False)
+    output.note(name)
+    output.warn(name)
+    output.error(name, name)
+    for line in (lines := capsys.readouterr().err.splitlines()):
+        assert line.isprintable()
+    assert sum(shown in line for line in lines) >= (2 if set(name) & set("\n\r\u2028") else 6)
+
+    (row,) = list(csv.reader(io.StringIO(csv_text(["a"], [[name]]))))[1:]
+    assert row[0].isprintable()
+    assert row[0].lstrip("'") == shown
+    assert row[0][0] not in "=+-@\uff1d"
+
+    rendered = markdown(["a"], [[name]]).splitlines()
+    assert len(rendered) == 3
+    assert not re.search(r"(?<!\\)[\[\]`]|<|(?<!\\)(?<!\\\\)\|.*[^ ]\|", rendered[2][1:-1])
+
+    document = json.loads(dumps({name: name}))
+    assert document == {name: name}
+    assert dumps({name: name}).replace("\n", "").isprintable()
+
+
+def named_chart(name: str) -> Chart:
+    point = Point(1, 1, "1", name, name)
+    return Chart(name, Axis(name, names=(name, name, name)), Axis(name), (Series(name, (point,)),))
+
+
+class Everything(HTMLParser):
+    """The tags, attributes and texts of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_are_text_in_pages_and_charts(name: str) -> None:
+    drawn = svg.draw(named_chart(name))
+    whole = page.page(name, [page.heading(name), page.paragraph(name), page.cards([(name, name)]), drawn])
+    whole += (
+        page.table([name], [[name]]) + page.bar(name, 1, 1) + page.folded(name, "") + svg.legend([Series(name, ())])
+    )
+    found = Everything()
+    found.feed(whole)
+    assert not found.tags & {"img", "script"}
+    assert not found.attributes & {"onerror", "onload"}
+    assert sum(printable(name) in text for text in found.texts) >= 8
+    assert whole.replace("\n", "").isprintable()
+
+
+def test_pictures_take_names_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names = [name for name in NAMES.values() if printable(name).isascii()]
+    pictures.draw([named_chart(name) for name in names[::4]], tmp_path / "names.png", title=NAMES["mathematics"])
+
+
+def test_a_hostile_file_is_inspected_in_peace(network: Path, here: Path, capsys: Capture) -> None:
+    model = checkpoint.load(network)
+    origin = origin_of(model)
+    assert origin is not None
+    names = tuple(NAMES.values())
+    history = tuple({"method": name, name: name} for name in names)
+    remember(model, dataclasses.replace(origin, classes=names, history=history))
+    checkpoint.save(model, here / "hostile.pt")
+    assert run(["inspect", "hostile.pt", "--html", "page.html"]) == 0
+    shown = capsys.readouterr()
+    assert all(line.isprintable() for line in (shown.out + shown.err).splitlines())
+    assert not re.search("<img|<script|</td></table>", (here / "page.html").read_text().replace("</td></tr>", ""))
+    assert (here / "page.html").read_text().replace("\n", "").isprintable()
 
 
 def test_a_sweep_goes_on_where_it_stopped(

@@ -43,7 +43,7 @@ class Archive:
         return {member.removeprefix(folder): self._zip.getinfo(full).file_size for member, full in below.items()}
 
     def _check_unambiguous(self) -> None:
-        """What was looked at must be what another reader of zip archives finds: no bytes before or behind the archive."""
+        """No bytes before or behind the archive: any reader of zip archives finds the same in it."""
         first = min((member.header_offset for member in self._zip.infolist()), default=0)
         if first or self._zip.comment:
             raise InputError(f"{self.name} is refused: it is a zip archive among other bytes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from typing import Any
@@ -135,7 +135,7 @@ class ExportedProgram(nn.Module):
         self._judged.add(_kinds(inputs))
 
     def _judge(self, inputs: Sequence[Tensor]) -> None:
-        """Refuse inputs of sizes that the file left open, where they make the program ask for more than they justify."""
+        """Refuse inputs that make the program ask for more than they justify, where the file left their sizes open."""
         if _is_traced(inputs) or (kinds := _kinds(inputs)) in self._judged:
             return
         held = sum(map(_nbytes, (*self.parameters(), *self.buffers(), *inputs)))
@@ -189,7 +189,7 @@ def _sizes(tensor: Mapping[str, Any]) -> tuple[int | None, ...]:
 
 
 def _claimed(tensor: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """The sizes of an input: those that the file fixes, and those it was made with for the others; None where unknown."""
+    """An input's sizes: those that the file fixes, for others those it was made with; None where unknown."""
     return tuple(
         size["as_int"] if "as_int" in size else ((size.get("as_expr") or {}).get("hint") or {}).get("as_int")
         for size in tensor["sizes"]

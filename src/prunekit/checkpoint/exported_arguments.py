@@ -64,7 +64,10 @@ def _resampling(given: _Given) -> str | None:
 
 def _attention(given: _Given) -> str | None:
     query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
-    if query.dim() != 4 or key.shape != value.shape or query.shape[:2] != key.shape[:2] or query.size(3) != key.size(3):
+    if not query.dim() == key.dim() == value.dim() == 4 or 0 in (*query.shape, *key.shape):
+        return "queries, keys and values that are none"
+    n, heads, _, width = query.shape
+    if key.shape != value.shape or (n, heads, key.size(2), width) != key.shape:
         return "queries, keys and values that do not suit each other"
     scores = (*query.shape[:3], key.size(2))
     if mask is not None and (mask.dim() > 4 or not _broadcasts(mask.shape, scores)):
@@ -105,31 +108,27 @@ def _strided(given: _Given) -> str | None:
     return None
 
 
+_WINDOWED = """
+    convolution _convolution convolution_overrideable mkldnn_convolution avg_pool2d avg_pool3d max_pool2d_with_indices
+    max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d im2col
+    col2im constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle unfold diagonal diag_embed
+    tril triu grid_sampler_2d grid_sampler_3d
+    """
+_NORMALISING = """
+    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional
+    _native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_with_update_functional
+    _batch_norm_no_update
+    """
+_RESAMPLING = """
+    upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+    """
 CHECKS: dict[str, Callable[[_Given], str | None]] = {
-    **dict.fromkeys(
-        """
-        convolution _convolution convolution_overrideable mkldnn_convolution avg_pool2d avg_pool3d max_pool2d_with_indices
-        max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d im2col
-        col2im constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
-        replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle unfold diagonal diag_embed
-        tril triu grid_sampler_2d grid_sampler_3d
-        """.split(),
-        _window,
-    ),
-    **dict.fromkeys(
-        """
-        native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit_no_training
-        _batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update
-        """.split(),
-        _batch_norm,
-    ),
+    **dict.fromkeys(_WINDOWED.split(), _window),
+    **dict.fromkeys(_NORMALISING.split(), _batch_norm),
+    **dict.fromkeys(_RESAMPLING.split(), _resampling),
     "native_group_norm": _group_norm,
-    **dict.fromkeys(
-        (f"{kind}{dims}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for dims in (1, 2, 3)), _resampling
-    ),
-    **dict.fromkeys(
-        ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"), _resampling
-    ),
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     **dict.fromkeys(("_fft_c2c", "_fft_c2r", "_fft_r2c"), _fourier),
     **dict.fromkeys(("split", "unsafe_split", "unbind"), _parts),

@@ -67,13 +67,12 @@ class _Bounded(TorchDispatchMode):
         """Call it between the checks."""
         given = dict(kwargs or {})
         name = func._schema.name.removeprefix("aten::")
-        if name in CHECKS:
-            defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
-            problem = CHECKS[name](defaults | dict(zip(defaults, args, strict=False)) | given)
-            if problem:
-                raise ExcessError(f"{name} with {problem}")
+        operands = list(_tensors((*args, *given.values())))
+        if not operands and any(argument.name == "device" for argument in func._schema.arguments):
+            given["device"] = torch.device("meta")  # what is made from nothing is else made in earnest
+        _check_arguments(func, args, given)
         outcome = func(*args, **given)
-        self._check(name, list(_tensors((*args, *given.values()))), list(_tensors((outcome,))))
+        self._check(name, operands, list(_tensors((outcome,))))
         return outcome
 
     def _check(self, name: str, operands: list[Tensor], results: list[Tensor]) -> None:
@@ -83,6 +82,15 @@ class _Bounded(TorchDispatchMode):
         for tensor in results:
             if tensor.numel() > most or _bytes(tensor) > self._allowed:
                 raise ExcessError(f"{name} with a result of {'x'.join(map(str, tensor.shape))}")
+
+
+def _check_arguments(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    name = func._schema.name.removeprefix("aten::")
+    if name in CHECKS:
+        defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
+        problem = CHECKS[name](defaults | dict(zip(defaults, args, strict=False)) | dict(kwargs))
+        if problem:
+            raise ExcessError(f"{name} with {problem}")
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
-from prunekit.checkpoint.exported_allowed import ALLOWED
+from prunekit.checkpoint.exported_allowed import ALLOWED, SIZES
 
 _Entry = TypeVar("_Entry")
 
@@ -102,6 +102,16 @@ _MEMORY_FORMATS = {
 }
 
 
+# The types of arguments that a file gives in a form of their own.
+_CONSTANTS: dict[str, type] = {
+    "ScalarType": torch.dtype,
+    "Layout": torch.layout,
+    "MemoryFormat": torch.memory_format,
+    "Device": type,  # `InputDevice`
+    "Generator": type(None),
+}
+
+
 def function(target: str) -> Callable[..., Any]:
     """The operator or arithmetic function that a node calls; raises `UnsupportedError` for any other name."""
     if target in _FUNCTIONS:
@@ -109,9 +119,31 @@ def function(target: str) -> Callable[..., Any]:
     match = _OPERATOR.fullmatch(target)
     name, overload = match.groups() if match else ("", "")
     found = getattr(getattr(torch.ops.aten, name, None), overload, None) if name in ALLOWED else None
-    if not isinstance(found, torch._ops.OpOverload) or any(argument.is_out for argument in found._schema.arguments):
+    if not isinstance(found, torch._ops.OpOverload) or not _is_on_tensors(found._schema):
         raise UnsupportedError(target)
     return found
+
+
+def _is_on_tensors(schema: Any) -> bool:
+    """Tensors come out, and none is written to that is not also read: TorchScript's overloads on lists repeat them."""
+    if any(argument.is_out for argument in schema.arguments):
+        return False
+    if schema.name.removeprefix("aten::") in SIZES:
+        return True
+    return bool(schema.returns) and all(str(result.type) in ("Tensor", "List[Tensor]") for result in schema.returns)
+
+
+def check_constants(call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise `TypeError` where a dtype, layout, memory format or device is something else: a bare number is not checked
+    by the operator, and ends the process.
+    """
+    if not isinstance(call, torch._ops.OpOverload):
+        return
+    arguments = {argument.name: str(argument.real_type) for argument in call._schema.arguments}
+    for name, given in (dict(zip(arguments, args, strict=False)) | dict(kwargs)).items():
+        kind = _CONSTANTS.get(arguments[name].removeprefix("Optional[").removesuffix("]"))
+        if given is not None and kind is not None and not isinstance(given, kind):
+            raise TypeError(f"{call.name()} takes no {type(given).__name__} as {name}")
 
 
 def dtype(number: int) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prunekit.checkpoint.exported_ops import InputDevice, Ref, function, value
+from prunekit.checkpoint.exported_ops import InputDevice, Ref, check_constants, function, value
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def decode(nodes: list[dict[str, Any]], keep: set[str]) -> tuple[Step, ...]:
         kwargs = {item["name"]: value(item["arg"]) for item in node["inputs"] if item.get("kind") == 2}
         results = tuple(value(output) for output in node["outputs"])
         used = names((*args, *kwargs.values(), *results))
-        steps.append(Step(function(node["target"]), args, kwargs, results, tuple(used - alive)))
+        call = function(node["target"])
+        check_constants(call, args, kwargs)
+        steps.append(Step(call, args, kwargs, results, tuple(used - alive)))
         alive |= used
     return tuple(reversed(steps))
 

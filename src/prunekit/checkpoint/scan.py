@@ -1,7 +1,8 @@
 """Pickles of tensors, followed before they are loaded: what they build is bounded by what the file holds.
 
-`torch.load(weights_only=True)` runs no code of the file's, yet allocates whatever size it names: a bytearray, a storage,
-a tensor class that is called with a number. This walk over the same opcodes knows what each call would allocate.
+`torch.load(weights_only=True)` runs no code of the file's, yet allocates whatever size it names: a bytearray, a
+storage, a tensor class that is called with a number. This walk over the same opcodes knows what each call would
+allocate.
 """
 
 from __future__ import annotations
@@ -294,7 +295,7 @@ def _are(*kinds: type) -> Callable[..., bool]:
 
 def _is_bytes(*given: Any) -> bool:
     """As protocol 2 writes bytes: text of the first 256 characters."""
-    return not given or isinstance(given[0], str | Unknown) and given[1:] in ((), ("latin1",), ("latin-1",))
+    return not given or (isinstance(given[0], str | Unknown) and given[1:] in ((), ("latin1",), ("latin-1",)))
 
 
 def _are_sizes(*given: Any) -> bool:

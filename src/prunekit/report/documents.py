@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 VERSION = 1
+
+# Controls beyond those that JSON escapes anyway, directions of reading, separators of lines.
+_OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def document(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,8 +26,12 @@ def eval_document(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def dumps(value: Any) -> str:
-    """JSON text; a number that JSON cannot say (NaN, infinity) becomes null, an unknown object its string."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    """JSON text; a number that JSON cannot say (NaN, infinity) becomes null, an unknown object its string.
+
+    What a terminal would obey (controls, directions of reading) is written as JSON's own escapes.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    return _OBEYED.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def _plain(value: Any) -> Any:

@@ -10,11 +10,12 @@ from rich.text import Text
 
 from prunekit.report import numbers
 from prunekit.report.tables import table
+from prunekit.report.text import printable
 
 
 def gates_table(model: str, facts: Mapping[str, Any]) -> Any:
     """The figures of a gated network: costs over the images, its runtimes, and its layers."""
-    parts: list[Any] = [Text(f"gates of {model}", style="bold"), _costs(facts)]
+    parts: list[Any] = [Text(f"gates of {printable(model)}", style="bold"), _costs(facts)]
     if "runtimes_ms" in facts:
         parts.append(_runtimes(facts["runtimes_ms"]))
     if "layers" in facts:

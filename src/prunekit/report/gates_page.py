@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -13,6 +12,7 @@ from PIL import Image
 from prunekit.methods.manidp.portrait import histogram
 from prunekit.report import numbers, page, svg
 from prunekit.report.chart import Axis, Chart, Point, Reference, Series
+from prunekit.report.text import for_html
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,8 +91,8 @@ def _gallery(portrait: Portrait, images: ImageSet, places: Sequence[int]) -> str
     for place, picture, label in zip(places, pixels, chosen.labels.tolist(), strict=True):
         text = f"{images.classes[label]}, {numbers.count(float(portrait.record.macs[place]))}"
         figures.append(
-            f'<div class="card"><img width="{_SIDE}" height="{_SIDE}" alt="{escape(text, quote=True)}" '
-            f'src="data:image/png;base64,{_png(picture)}"><span>{escape(text)}</span></div>'
+            f'<div class="card"><img width="{_SIDE}" height="{_SIDE}" alt="{for_html(text)}" '
+            f'src="data:image/png;base64,{_png(picture)}"><span>{for_html(text)}</span></div>'
         )
     return f'<div class="cards">{"".join(figures)}</div>'
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from prunekit.report import numbers
 from prunekit.report.tables import table
+from prunekit.report.text import printable
 
 _NAMES_SHOWN = 3
 TITLES = {"params": "parameters", "macs": "MACs", "channels": "channels"}
@@ -39,7 +40,7 @@ def _summary(facts: Mapping[str, Any]) -> Text:
         *((title, _figure(facts, key)) for key, title in TITLES.items()),
     ]
     known = [(name, value) for name, value in lines if value not in ("", numbers.NONE)]
-    return Text("\n".join(f"{name:<13} {value}" for name, value in known))
+    return Text("\n".join(f"{name:<13} {printable(value)}" for name, value in known))
 
 
 def _figure(facts: Mapping[str, Any], key: str) -> str:

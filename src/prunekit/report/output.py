@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from prunekit.errors import InputError
 from prunekit.report.documents import dumps
+from prunekit.report.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -47,20 +48,20 @@ class Output:
     def note(self, text: str) -> None:
         """One line about what happens."""
         if not self.quiet:
-            self.people().print(text, markup=False, soft_wrap=True)
+            self.people().print(_shown(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One line that people should not miss."""
         if self.first:
-            self.people().print(f"[yellow]warning:[/] {_escaped(text)}", soft_wrap=True)
+            self.people().print(f"[yellow]warning:[/] {_escaped(text)}", soft_wrap=True, markup=True)
 
     def error(self, message: str, hint: str | None = None) -> None:
         """What went wrong, and what to do about it: two lines at most."""
         console = self.people()
         who = "" if self.first else f"process {self.rank}: "
-        console.print(f"[bold red]error:[/] {who}{_escaped(_one_line(message))}", soft_wrap=True)
+        console.print(f"[bold red]error:[/] {who}{_escaped(_one_line(message))}", soft_wrap=True, markup=True)
         if hint:
-            console.print(f"[dim]hint:[/] {_escaped(_one_line(hint))}", soft_wrap=True)
+            console.print(f"[dim]hint:[/] {_escaped(_one_line(hint))}", soft_wrap=True, markup=True)
 
     def table(self, content: RenderableType, *, data: bool) -> None:
         """Show a table: on standard output where it is the `data` asked for, else on standard error."""
@@ -98,6 +99,7 @@ def _console(stream: TextIO, *, into: TextIO | None = None) -> Console:
         width=None if known else _WIDTH_OFF_TERMINAL,
         highlight=False,
         emoji=False,
+        markup=False,  # names may hold any
     )
 
 
@@ -139,7 +141,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _shown(text: str) -> str:
+    """Lines for a terminal, in which nothing but these lines happens."""
+    return printable(text, keep="\n")
+
+
 def _escaped(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape(_shown(text))

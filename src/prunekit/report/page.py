@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+
+from prunekit.report.text import for_html
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b2430; --soft: #5b6775; --line: #dfe4ea; --tint: #f4f6f8;
@@ -61,25 +62,25 @@ def page(title: str, parts: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+        f"<title>{for_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{for_html(title)}</h1>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
 
 
 def heading(text: str) -> str:
     """A section's heading."""
-    return f"<h2>{escape(text)}</h2>"
+    return f"<h2>{for_html(text)}</h2>"
 
 
 def paragraph(text: str) -> str:
     """A line of explanation."""
-    return f"<p>{escape(text)}</p>"
+    return f"<p>{for_html(text)}</p>"
 
 
 def cards(facts: Sequence[tuple[str, str]]) -> str:
     """Figures that should be seen first: (what it is, the figure)."""
     inner = "".join(
-        f'<div class="card"><b>{escape(figure)}</b><span>{escape(what)}</span></div>' for what, figure in facts
+        f'<div class="card"><b>{for_html(figure)}</b><span>{for_html(what)}</span></div>' for what, figure in facts
     )
     return f'<div class="cards">{inner}</div>'
 
@@ -97,11 +98,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
     kinds = ["w" if i in raw else "t" if i < left else "n" for i in range(len(columns))]
     if not columns[0]:
         kinds[0] = "i"
-    head = "".join(f'<th class="{kind}">{escape(text)}</th>' for kind, text in zip(kinds, columns, strict=True))
+    head = "".join(f'<th class="{kind}">{for_html(text)}</th>' for kind, text in zip(kinds, columns, strict=True))
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td class="{kind}">{cell if kind == "w" else escape(cell)}</td>'
+            f'<td class="{kind}">{cell if kind == "w" else for_html(cell)}</td>'
             for kind, cell in zip(kinds, row, strict=True)
         )
         + "</tr>"
@@ -113,9 +114,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
 def bar(text: str, whole: float, part: float) -> str:
     """A figure and a bar: `whole` is the share (0 to 1) of the room that it takes, `part` the bright share of that."""
     inner = f'<span class="bar" style="width:{100 * whole:.1f}%"><i style="width:{100 * part:.1f}%"></i></span>'
-    return f'<span class="both"><span>{escape(text)}</span><span>{inner}</span></span>'
+    return f'<span class="both"><span>{for_html(text)}</span><span>{inner}</span></span>'
 
 
 def folded(summary: str, content: str) -> str:
     """Content that shows when asked for."""
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+    return f"<details><summary>{for_html(summary)}</summary>{content}</details>"

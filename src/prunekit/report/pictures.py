@@ -15,6 +15,7 @@ from prunekit.checkpoint import atomic_write
 from prunekit.errors import InputError
 from prunekit.report import numbers
 from prunekit.report.chart import Axis, Chart, Point, Reference, Series, ticks
+from prunekit.report.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,5 +164,5 @@ def _annotate(axes: Axes, points: Sequence[Point]) -> None:
 
 def _text(name: str) -> str:
     """A name as it is: Matplotlib reads $ as mathematics, and hides what begins with an underscore."""
-    escaped = name.replace("$", r"\$")
+    escaped = printable(name).replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from prunekit.report import numbers
+from prunekit.report.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,7 +26,7 @@ def counting(output: Output, label: str) -> Iterator[Count]:
     """Show the progress of one piece of work, called `label`; yields what is to be told of it."""
     if output.live:
         with bar(output) as progress:
-            task = progress.add_task(label, total=None)
+            task = progress.add_task(printable(label), total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
     else:
         yield _Lines(output, label)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from itertools import pairwise
 
 from prunekit.report.chart import Axis, Chart, Point, Reference, Series, ticks
+from prunekit.report.text import for_html
 
 _WIDTH, _HEIGHT = 480, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 88, 20, 36, 56
@@ -58,19 +58,21 @@ def draw(chart: Chart) -> str:
         return ""
     across = _Scale(chart.extent("x"), chart.x, _LEFT, _WIDTH - _RIGHT)
     up = _Scale(chart.extent("y"), chart.y, _HEIGHT - _BOTTOM, _TOP)
-    parts = [f'<text class="title" x="{_LEFT}" y="18">{escape(chart.title)}</text>', *_axes(across, up)]
+    parts = [f'<text class="title" x="{_LEFT}" y="18">{for_html(chart.title)}</text>', *_axes(across, up)]
     taken: list[tuple[float, float]] = []
     for series, colour in zip(chart.series, _colours(chart.series), strict=True):
         parts += _series(series, colour, across, up, taken)
     parts += [_reference(line, across, up) for line in chart.references]
-    label = escape(chart.description, quote=True)
+    label = for_html(chart.description)
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def legend(series: Sequence[Series]) -> str:
     """Which colour is whose."""
     keys = zip(series, _colours(series), strict=True)
-    return "<p>" + "".join(f'<span class="key f{colour}"></span>{escape(line.name)}' for line, colour in keys) + "</p>"
+    return (
+        "<p>" + "".join(f'<span class="key f{colour}"></span>{for_html(line.name)}' for line, colour in keys) + "</p>"
+    )
 
 
 def _colours(series: Sequence[Series]) -> list[str]:
@@ -84,14 +86,14 @@ def _axes(across: _Scale, up: _Scale) -> list[str]:
     parts = []
     for place, text in up.up():
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{place}" y2="{place}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{round(place + 5, 1)}" text-anchor="end">{escape(text)}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{round(place + 5, 1)}" text-anchor="end">{for_html(text)}</text>')
     for place, text in across.across():
         parts.append(f'<line class="axis" x1="{place}" x2="{place}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text x="{place}" y="{bottom + 20}" text-anchor="middle">{escape(text)}</text>')
+        parts.append(f'<text x="{place}" y="{bottom + 20}" text-anchor="middle">{for_html(text)}</text>')
     middle, height = (_LEFT + right) / 2, (_TOP + bottom) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 10}" text-anchor="middle">{escape(across.axis.title)}</text>')
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 10}" text-anchor="middle">{for_html(across.axis.title)}</text>')
     turned = f'transform="translate(16 {height}) rotate(-90)"'
-    parts.append(f'<text {turned} text-anchor="middle">{escape(up.axis.title)}</text>')
+    parts.append(f'<text {turned} text-anchor="middle">{for_html(up.axis.title)}</text>')
     return parts
 
 
@@ -107,7 +109,9 @@ def _reference(line: Reference, across: _Scale, up: _Scale) -> str:
         ends = f'x1="{place}" x2="{place}" y1="{_TOP}" y2="{bottom}"'
         side = "start" if place < (_LEFT + right) / 2 else "end"
         text = f'x="{round(place + (6 if side == "start" else -6), 1)}" y="{_TOP + 12}"'
-    return f'<line class="reference" {ends}/><text class="over" {text} text-anchor="{side}">{escape(line.label)}</text>'
+    return (
+        f'<line class="reference" {ends}/><text class="over" {text} text-anchor="{side}">{for_html(line.label)}</text>'
+    )
 
 
 def _series(series: Series, colour: str, across: _Scale, up: _Scale, taken: list[tuple[float, float]]) -> list[str]:
@@ -122,7 +126,7 @@ def _series(series: Series, colour: str, across: _Scale, up: _Scale, taken: list
     radius = 4 if len(places) < _MANY else 2
     for x, y, point in places:
         drawn = _marked(x, y, point.mark, colour, taken) if point.mark else _dot(x, y, colour, radius)
-        parts.append(f"<g><title>{escape(point.note or series.name)}</title>{drawn}</g>")
+        parts.append(f"<g><title>{for_html(point.note or series.name)}</title>{drawn}</g>")
     return parts
 
 
@@ -136,7 +140,7 @@ def _bar(point: Point, series: Series, colour: str, across: _Scale, up: _Scale) 
     left, right = sorted((across(point.x - half), across(point.x + half)))
     top, wide = up(point.y), round(max(1.0, right - left - 1), 1)
     shape = f'x="{left}" y="{top}" width="{wide}" height="{round(up(0.0) - top, 1)}"'
-    return f'<rect class="f{colour}" {shape}><title>{escape(point.note or series.name)}</title></rect>'
+    return f'<rect class="f{colour}" {shape}><title>{for_html(point.note or series.name)}</title></rect>'
 
 
 def _dot(x: float, y: float, colour: str, radius: int) -> str:
@@ -151,7 +155,7 @@ def _marked(x: float, y: float, mark: str, colour: str, taken: list[tuple[float,
         place += step
     taken.append((place, y))
     tie = f'<line class="l{colour}" stroke-width="2" x1="{x}" x2="{place}" y1="{y}" y2="{y}"/>' if place != x else ""
-    text = f'<text class="mark" x="{place}" y="{y + 4}" text-anchor="middle">{escape(mark)}</text>'
+    text = f'<text class="mark" x="{place}" y="{y + 4}" text-anchor="middle">{for_html(mark)}</text>'
     return f"{tie}{_dot(place, y, colour, _RADIUS)}{text}"
 
 

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from prunekit.report import numbers
+from prunekit.report.text import for_csv, for_markdown, printable
 
 if TYPE_CHECKING:
     from prunekit.evaluation import EvalResult
@@ -22,7 +23,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str |
     Names (the first column) and figures are never wrapped; the text between them may be.
     """
     grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    cells = [tuple(row) for row in rows]
+    columns, cells = [*map(printable, columns)], [tuple(map(printable, row)) for row in rows]
     for index, column in enumerate(columns):
         wraps = 0 < index < left
         width = 20 if wraps else max(len(text) for text in (column, *(row[index] for row in cells)))
@@ -71,15 +72,15 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int
     """The same table for a document in Markdown."""
     rule = ["---" if i < left else "---:" for i in range(len(columns))]
     lines = [columns, rule, *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(for_markdown, line)) + " |" for line in lines)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Comma-separated values, quoted where they must be; an empty cell where there is no figure."""
+    """Comma-separated values, quoted where they must be; an empty cell where there is no figure, and no formulas."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    writer.writerow(map(for_csv, columns))
+    writer.writerows(map(for_csv, row) for row in rows)
     return text.getvalue()
 
 
