@@ -38,6 +38,8 @@ class InputSpec:
         Raises:
             ValueError: it is no such thing.
         """
+        if not all(isinstance(data[name], list) for name in ("shape", "mean", "std")):
+            raise ValueError("a shape, mean or std that is no list")
         shape, mean, std = (tuple(data[name]) for name in ("shape", "mean", "std"))
         if not all(type(size) is int and size > 0 for size in shape):
             raise ValueError(f"{list(shape)} is no shape")

@@ -120,13 +120,13 @@ class ExportedProgram(nn.Module):
         self, steps: tuple[Step, ...], described: list[Mapping[str, Any]], tensors: Mapping[str, Tensor]
     ) -> None:
         """Refuse a program that on inputs of the sizes in its file would ask for more than the file holds."""
-        sizes = [_claimed(tensor) for tensor in described]
-        if any(size is None for shape in sizes for size in shape):
+        sizes = [shape for shape in map(_claimed, described) if shape is not None]
+        if len(sizes) < len(described):
             return  # known when there are inputs
-        if sum(math.prod(shape) for shape in sizes) > LARGEST_INPUT:  # type: ignore[arg-type]
+        if sum(map(math.prod, sizes)) > LARGEST_INPUT:
             raise ExcessError(f"inputs of {' and '.join(map(str, sizes))}")
         inputs = [
-            torch.empty(shape, dtype=dtype(tensor["dtype"]), device="meta")  # type: ignore[arg-type]
+            torch.empty(shape, dtype=dtype(tensor["dtype"]), device="meta")
             for shape, tensor in zip(sizes, described, strict=True)
         ]
         values = dict(zip(self.inputs, inputs, strict=True))
@@ -188,12 +188,14 @@ def _sizes(tensor: Mapping[str, Any]) -> tuple[int | None, ...]:
     return tuple(size.get("as_int") for size in tensor["sizes"])
 
 
-def _claimed(tensor: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """An input's sizes: those that the file fixes, for others those it was made with; None where unknown."""
-    return tuple(
+def _claimed(tensor: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """An input's sizes: those that the file fixes, for others those it was made with; None where one is unknown."""
+    sizes = [
         size["as_int"] if "as_int" in size else ((size.get("as_expr") or {}).get("hint") or {}).get("as_int")
         for size in tensor["sizes"]
-    )
+    ]
+    known = tuple(size for size in sizes if size is not None)
+    return known if len(known) == len(sizes) else None
 
 
 def _kinds(inputs: Iterable[Tensor]) -> Any:
@@ -202,9 +204,7 @@ def _kinds(inputs: Iterable[Tensor]) -> Any:
 
 def _is_traced(inputs: Iterable[Tensor]) -> bool:
     """Whether an exporter follows this forward, with sizes that are no numbers."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return True
-    return not all(type(size) is int for x in inputs for size in x.shape)
+    return torch.compiler.is_compiling() or not all(type(size) is int for x in inputs for size in x.shape)
 
 
 def _nbytes(tensor: Tensor) -> int:

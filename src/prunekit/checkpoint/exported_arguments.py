@@ -85,6 +85,8 @@ def _fourier(given: _Given) -> str | None:
     last = given.get("last_dim_size")
     if not dims or len(set(dims)) != len(dims) or (last is not None and last // 2 + 1 != x.size(dims[-1])):
         return f"dimensions {given['dim']} of {tuple(x.shape)}"
+    if given["normalization"] not in (0, 1, 2):
+        return f"normalization={given['normalization']}"
     return None
 
 

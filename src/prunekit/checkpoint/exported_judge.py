@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.checkpoint.exported_arguments import CHECKS
 from prunekit.checkpoint.exported_steps import Step
 from prunekit.errors import InputError
+from prunekit.surgery.meta import DispatchMode
 
 # Bytes that any program may hold at once, and how many times what its file and its user's inputs hold are added.
 _FREE = 1 << 30
@@ -54,16 +54,14 @@ def twin(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-class _Bounded(TorchDispatchMode):
+class _Bounded(DispatchMode):
     """Checks the arguments and the results of every operator that a composite one falls into."""
 
     def __init__(self, allowed: int) -> None:
         super().__init__()
         self._allowed = allowed
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call it between the checks."""
         given = dict(kwargs or {})
         name = func._schema.name.removeprefix("aten::")

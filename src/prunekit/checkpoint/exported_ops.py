@@ -125,8 +125,8 @@ def function(target: str) -> Callable[..., Any]:
 
 
 def _is_on_tensors(schema: Any) -> bool:
-    """Tensors come out, and none is written to that is not also read: TorchScript's overloads on lists repeat them."""
-    if any(argument.is_out for argument in schema.arguments):
+    """Tensors come out, and none is only written to. TorchScript's own overloads repeat lists, and check nothing."""
+    if any(argument.is_out for argument in schema.arguments) or schema.overload_name.startswith("prim_"):
         return False
     if schema.name.removeprefix("aten::") in SIZES:
         return True
@@ -143,7 +143,7 @@ def check_constants(call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     for name, given in (dict(zip(arguments, args, strict=False)) | dict(kwargs)).items():
         kind = _CONSTANTS.get(arguments[name].removeprefix("Optional[").removesuffix("]"))
         if given is not None and kind is not None and not isinstance(given, kind):
-            raise TypeError(f"{call.name()} takes no {type(given).__name__} as {name}")
+            raise TypeError(f"{call} takes no {type(given).__name__} as {name}")
 
 
 def dtype(number: int) -> torch.dtype:

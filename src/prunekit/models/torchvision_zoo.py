@@ -49,7 +49,7 @@ def build(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]
     try:
         return models.get_model(name, weights=None, **used), used
     except _UNSUITABLE as error:
-        raise InputError(f"torchvision's {name} does not take {_written(args)}: {error}") from error
+        raise InputError(f"torchvision's {name} does not take {_written(args)}: {_first_line(error)}") from error
 
 
 def weights_args(name: str, weights: str) -> dict[str, Any]:
@@ -122,6 +122,11 @@ def _weights(name: str, weights: str) -> Any:
     if weights not in offered.__members__:
         raise unknown_name(f"weights of {name}", weights, offered.__members__)
     return offered[weights]
+
+
+def _first_line(error: Exception) -> str:
+    """What is wrong, without the traces of C++ that torch writes under it."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _written(args: Mapping[str, Any]) -> str:
