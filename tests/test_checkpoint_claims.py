@@ -24,11 +24,12 @@ import pytest
 import torch
 from torch import nn
 
+import prunekit as pk
 import test_checkpoint_hostile as files
 from prunekit import checkpoint, models
 from prunekit.checkpoint.exported_allowed import ALLOWED
 from prunekit.checkpoint.pickles import load_tensors
-from prunekit.errors import InputError
+from prunekit.errors import InputError, PrunekitError
 from prunekit.methods.manidp.fit import add_gates
 from prunekit.methods.manidp.recipe import GateRecipe
 from prunekit.surgery.buckets import BucketTable
@@ -53,12 +54,13 @@ def bounded() -> Iterator[None]:
 
 
 def outcome(content: bytes) -> str | None:
-    """What a file is refused with; None where it loads. Never for want of memory, which says that it was asked for."""
+    """What a file is refused with; None where it can be used. Never for want of memory: it was asked for, then."""
     said = None
     try:
         with bounded():
-            checkpoint.load(io.BytesIO(content))
-    except InputError as error:
+            model = checkpoint.load(io.BytesIO(content))
+            pk.inspect(model)  # and what loads can be looked at
+    except PrunekitError as error:
         said = error.message
     assert not re.search("alloc|out of memory|MemoryError", said or ""), said
     return said
@@ -224,6 +226,14 @@ def gated() -> bytes:
     stream = io.BytesIO()
     checkpoint.save(gates, stream)
     return stream.getvalue()
+
+
+def test_weights_of_another_kind_are_refused() -> None:
+    content = torch.load(io.BytesIO(files.own()), weights_only=True)
+    for key, tensor in content["state_dict"].items():
+        for dtype in (torch.bool, torch.int64, torch.complex64) if tensor.is_floating_point() else (torch.float32,):
+            state = {**content["state_dict"], key: tensor.to(dtype)}
+            assert outcome(torch_file({**content, "state_dict": state})) is not None
 
 
 def zoo(**args: Any) -> bytes:

@@ -17,6 +17,7 @@ from prunekit import models
 from prunekit.checkpoint import exported_archive, foreign, pickles, sniff, weights
 from prunekit.checkpoint.artefact import Header
 from prunekit.errors import InputError
+from prunekit.models.torchvision_zoo import check_no_download
 from prunekit.spec import InputSpec, Origin, origin_of, remember
 
 # Layers without weights stand between those with some, a few to each.
@@ -186,6 +187,8 @@ def _own_architecture(header: Header, request: Request) -> tuple[str, Mapping[st
             hint=f"if you trust that code, name it: arch (--arch) {stored}",
         )
     args = header.origin.arch_args if request.arch_args is None else request.arch_args
+    if stored.startswith("torchvision:"):
+        check_no_download(stored.partition(":")[2], args)
     return models.canonical(request.arch or stored), args
 
 

@@ -95,8 +95,13 @@ def on_cpu(model: nn.Module, arch: str, args: Mapping[str, Any]) -> nn.Module:
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put the tensors of `state` into the model as they are, dtype included; tied parameters stay tied."""
+    """Put the tensors of `state` into the model as they are, dtype included; tied parameters stay tied.
+
+    Raises `InputError` for whole numbers where the model has fractions, and the other way round.
+    """
     for key, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() != state[key].is_floating_point():
+            raise InputError(f"'{key}' is {state[key].dtype}, expected {tensor.dtype}")
         tensor.data = state[key]
 
 

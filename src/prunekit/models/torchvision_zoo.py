@@ -52,6 +52,14 @@ def build(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]
         raise InputError(f"torchvision's {name} does not take {_written(args)}: {_first_line(error)}") from error
 
 
+def check_no_download(name: str, args: Mapping[str, Any]) -> None:
+    """Raise `InputError` for an argument that would fetch weights; imports nothing."""
+    if any(key.startswith(_FETCHING) for key in args):
+        raise InputError(
+            "weights are no argument of an architecture", hint=f"torchvision:{name}@WEIGHTS downloads them"
+        )
+
+
 def weights_args(name: str, weights: str) -> dict[str, Any]:
     """The arguments with which the network fits the published `weights`."""
     meta = _weights(name, weights).meta
@@ -103,10 +111,7 @@ def _check_arguments(name: str, args: Mapping[str, Any]) -> None:
     """Raise `InputError` for an argument that the network's class does not declare, or that would fetch weights."""
     from torchvision import models
 
-    if any(key.startswith(_FETCHING) for key in args):
-        raise InputError(
-            "weights are no argument of an architecture", hint=f"torchvision:{name}@WEIGHTS downloads them"
-        )
+    check_no_download(name, args)
     made = typing.get_type_hints(models.get_model_builder(name))["return"]
     known = [key for key, kind in inspect.signature(made).parameters.items() if kind.kind is not kind.VAR_KEYWORD]
     for key in args:

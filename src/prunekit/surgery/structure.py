@@ -73,7 +73,7 @@ def _check_numbers(described: Mapping[str, Mapping[str, Any]], shapes: Mapping[s
     for module, values in described.items():
         for name, value in values.items():
             numbers = value if isinstance(value, list) else [value]
-            if not all(isinstance(number, int) and 0 <= number <= widest for number in numbers):
+            if not numbers or not all(type(number) is int and 0 <= number <= widest for number in numbers):
                 raise InputError(f"the file gives '{module}' {name}={value}, and its widest weight has {widest}")
 
 

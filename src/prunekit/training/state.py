@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.checkpoint import atomic_write
+from prunekit.checkpoint.pickles import load_tensors
 from prunekit.data import ImageSet
 from prunekit.errors import TrainingError
 from prunekit.spec import origin_of
@@ -52,7 +53,8 @@ class State:
         if not Path(path).is_file():
             raise TrainingError(f"there is no training state {path}", hint="start without --resume")
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with Path(path).open("rb") as stream:
+                content = load_tensors(stream, str(path))
             if content["prunekit_training"] > _FORMAT:
                 raise TrainingError(f"{path} was written by a newer prunekit", hint="update prunekit")
             return cls(**json.loads(content["header"]), tensors=content["tensors"])
