@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import prunekit as pk
 import test_checkpoint_hostile as files
@@ -483,6 +483,40 @@ def test_sizes_that_a_program_leaves_open_are_judged_when_they_are_known() -> No
     assert model(torch.zeros(5, 3)).shape == (5, 3)
     with bounded(), pytest.raises(InputError, match="full with a result"):
         model(torch.zeros(400, 3))
+
+
+class Reader(nn.Module):
+    """A convolution whose columns a recurrent network reads, resampled and normalised on the way."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.rnn, self.fc = kind(32, 6, num_layers=2, bidirectional=True, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        y = nn.functional.interpolate(self.norm(self.conv(x)), scale_factor=0.5, mode="bilinear")
+        left, right = y.split([2, 2], 3)
+        columns = torch.cat((left, right), 3).permute(0, 3, 1, 2).flatten(2)
+        return self.fc(self.rnn(columns)[0][:, -1])
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.rnn._flat_weights")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_programs_run_on_their_own_weights_alone(kind: type[nn.RNNBase]) -> None:
+    model, x = Reader(kind).eval(), torch.randn(2, 1, 8, 8)
+    stream = io.BytesIO()
+    torch.export.save(torch.export.export(model, (x,)), stream)
+    assert torch.equal(checkpoint.load(io.BytesIO(stream.getvalue()))(x), model(x))
+    with zipfile.ZipFile(stream) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in members if name.endswith("models/model.json"))
+    whole = json.loads(members[name])
+    (node,) = (node for node in whole["graph_module"]["graph"]["nodes"] if ".input" in node["target"])
+    (params,) = (item["arg"] for item in node["inputs"] if item["name"] == "params")
+    for change in (params["as_tensors"].pop, params["as_tensors"].clear):
+        change()
+        assert outcome(zipped({**members, name: json.dumps(whole).encode()})) is not None
 
 
 def test_the_list_of_operators_holds_none_that_acts() -> None:

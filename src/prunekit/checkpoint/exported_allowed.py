@@ -61,6 +61,8 @@ _LAYERS = """
     _upsample_nearest_exact3d upsample_trilinear3d
     """
 
+_RECURRENT = "gru lstm rnn_relu rnn_tanh"
+
 _INDEXING = "gather index index_select take take_along_dim _unsafe_index _unsafe_index_put one_hot"
 
 _CREATION = """
@@ -77,5 +79,8 @@ _OF_SIZES = """
 SIZES = frozenset(_OF_SIZES.split())
 ALLOWED = SIZES.union(
     (f"{name}_" for name in _IN_PLACE_TOO.split()),
-    *(text.split() for text in (_IN_PLACE_TOO, _ELEMENTWISE, _VIEWS, _REDUCTIONS, _LAYERS, _INDEXING, _CREATION)),
+    *(
+        text.split()
+        for text in (_IN_PLACE_TOO, _ELEMENTWISE, _VIEWS, _REDUCTIONS, _LAYERS, _RECURRENT, _INDEXING, _CREATION)
+    ),
 )

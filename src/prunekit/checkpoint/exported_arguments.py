@@ -54,6 +54,8 @@ def _group_norm(given: _Given) -> str | None:
 
 def _resampling(given: _Given) -> str | None:
     x: Tensor = given.get("self", given.get("input"))
+    if given["output_size"] is None:
+        return None  # by factors, which the operator beneath gives as sizes
     sizes = list(given["output_size"])
     scales = [value for name, value in given.items() if name.startswith("scales")]
     for before, after, scale in zip(x.shape[2:], sizes, scales, strict=False):
@@ -94,7 +96,8 @@ def _parts(given: _Given) -> str | None:
     """`split` and `unbind`: one tensor, with its own administration, for each part."""
     x: Tensor = given["self"]
     size = x.size(given["dim"]) if x.dim() else 0
-    parts = size // max(given.get("split_size", 1), 1)
+    each = given.get("split_size", 1)
+    parts = len(each) if isinstance(each, list) else size // max(each, 1)
     return f"{parts} parts" if parts > _MOST_PARTS else None
 
 
@@ -108,6 +111,24 @@ def _strided(given: _Given) -> str | None:
     if 0 not in size and last >= x.untyped_storage().nbytes() // x.element_size():
         return f"sizes {size} and strides {stride} beyond its tensor"
     return None
+
+
+def _recurrent(given: _Given) -> str | None:
+    """The kernel takes the lengths of its lists and the shapes in them on trust."""
+    if "input" not in given:
+        return "packed sequences"
+    states = given["hx"] if isinstance(given["hx"], list) else [given["hx"]]
+    x, ways, layers = given["input"], 1 + given["bidirectional"], given["num_layers"]
+    width = states[0].size(-1)
+    batch = x.shape[:-1][0 if given["batch_first"] else 1 :][:1] if x.dim() == 3 else ()
+    if any(state.shape != (layers * ways, *batch, width) for state in states):
+        return "states of other shapes"
+    rows, expected = given["params"][0].size(0) if given["params"] else 0, []
+    for layer in range(min(layers, len(given["params"]))):
+        read = width * ways if layer else x.size(-1)
+        expected += ways * [(rows, read), (rows, width), *(2 * [(rows,)] if given["has_biases"] else [])]
+    found = [tuple(weight.shape) for weight in given["params"]]
+    return None if found == expected and rows in (width, 3 * width, 4 * width) else f"weights of the shapes {found}"
 
 
 _WINDOWED = """
@@ -135,4 +156,5 @@ CHECKS: dict[str, Callable[[_Given], str | None]] = {
     **dict.fromkeys(("_fft_c2c", "_fft_c2r", "_fft_r2c"), _fourier),
     **dict.fromkeys(("split", "unsafe_split", "unbind"), _parts),
     "as_strided": _strided,
+    **dict.fromkeys(("gru", "lstm", "rnn_relu", "rnn_tanh"), _recurrent),
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunekit.checkpoint.exported_arguments import CHECKS
-from prunekit.checkpoint.exported_steps import Step
+from prunekit.checkpoint.exported_steps import Step, names
 from prunekit.errors import InputError
 from prunekit.surgery.meta import DispatchMode
 
@@ -20,6 +20,9 @@ _TIMES_HELD = 512
 # One operator makes no more numbers than this and so many times those that it reads.
 _FREE_NUMBERS = 1 << 24
 _GROWTH = 64
+
+
+_META = torch.device("meta")
 
 
 class ExcessError(InputError):
@@ -40,13 +43,19 @@ def judge(
     `held` is how many bytes the file and its user's inputs hold. Raises whatever operators raise, too.
     """
     alive: dict[str, Any] = dict(values)
+    sizes: dict[str, int] = {}
     allowed = _FREE + _TIMES_HELD * held
     with torch.no_grad(), _Bounded(allowed):
         for step in steps:
-            step.run(alive, torch.device("meta"), layers)
-            total = sum(map(_bytes, _tensors(alive.values())))
-            if total > allowed:
-                raise ExcessError(f"{total} bytes at once, where {held} are held")
+            if isinstance(step.call, torch._ops.OpOverload) and not step.layer:
+                _check_arguments(step.call, *step.arguments(alive, _META))
+            step.run(alive, _META, layers)
+            for name in names(step.results):
+                sizes[name] = sum(map(_bytes, _tensors([alive.get(name)])))
+            for name in step.release:
+                sizes.pop(name, None)
+            if sum(sizes.values()) > allowed:
+                raise ExcessError(f"{sum(sizes.values())} bytes at once, where {held} are held")
 
 
 def twin(tensor: Tensor) -> Tensor:
@@ -67,7 +76,7 @@ class _Bounded(DispatchMode):
         name = func._schema.name.removeprefix("aten::")
         operands = list(_tensors((*args, *given.values())))
         if not operands and any(argument.name == "device" for argument in func._schema.arguments):
-            given["device"] = torch.device("meta")  # what is made from nothing is else made in earnest
+            given["device"] = _META  # what is made from nothing is else made in earnest
         _check_arguments(func, args, given)
         outcome = func(*args, **given)
         self._check(name, operands, list(_tensors((outcome,))))

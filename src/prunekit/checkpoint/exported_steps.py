@@ -25,10 +25,14 @@ class Step:
     release: tuple[str, ...]
     layer: str = ""
 
+    def arguments(self, values: Mapping[str, Any], device: torch.device) -> tuple[list[Any], dict[str, Any]]:
+        """What is passed by position and by name, with `values` in their places."""
+        args = [look_up(arg, values, device) for arg in self.args]
+        return args, {key: look_up(arg, values, device) for key, arg in self.kwargs.items()}
+
     def run(self, values: dict[str, Any], device: torch.device, layers: Callable[[str], Callable[..., Any]]) -> None:
         """Compute from `values` by name, and put the results among them; `layers` finds modules by name."""
-        args = [look_up(arg, values, device) for arg in self.args]
-        kwargs = {key: look_up(arg, values, device) for key, arg in self.kwargs.items()}
+        args, kwargs = self.arguments(values, device)
         if self.layer:
             outcome = layers(self.layer)(*args)
             if len(self.results) > 1:  # statistics, which nothing reads in inference
