@@ -427,6 +427,17 @@ def test_no_number_of_a_program_is_believed() -> None:
             outcome(program(members={"data/weights/model_weights_config.json": text}))
 
 
+def test_weights_of_a_program_are_held_by_its_archive() -> None:
+    """One number over and over by its strides, one member of the archive under many names."""
+    repeated = files.meta(sizes=[number(1 << 30), number(3)], strides=[number(0), number(1)])
+    assert outcome(program(members=repeated)) is not None
+    members = files.weights_config()
+    ((path, text),) = members.items()
+    entry = json.loads(text)["config"]["w"]
+    members[path] = json.dumps({"config": {"w": entry, **{f"w{i}": entry for i in range(400)}}}).encode()
+    assert outcome(program(members={**members, "data/weights/weight_0": bytes(12 << 20)})) is not None
+
+
 def doubling(times: int) -> Callable[[dict[str, Any]], None]:
     """Every node joins the one before to itself."""
 

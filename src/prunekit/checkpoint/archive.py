@@ -22,11 +22,11 @@ class Archive:
             self._zip = zipfile.ZipFile(stream)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise InputError(f"{name} is a damaged or truncated zip archive: {error}") from error
-        size = stream.seek(0, 2)
+        self.size = stream.seek(0, 2)
         self._check_unambiguous()
         unpacked = sum(member.file_size for member in self._zip.infolist())
-        if unpacked > _MOST_EXPANSION * size:
-            raise InputError(f"{name} is refused: its {size} bytes would unpack to {unpacked}")
+        if unpacked > _MOST_EXPANSION * self.size:
+            raise InputError(f"{name} is refused: its {self.size} bytes would unpack to {unpacked}")
         self.members = {_below_top(full): full for full in self._zip.namelist()}
         if len(self.members) != len(self._zip.namelist()):
             raise InputError(f"{name} is refused: two of its members have one name")

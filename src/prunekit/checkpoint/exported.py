@@ -208,4 +208,4 @@ def _is_traced(inputs: Iterable[Tensor]) -> bool:
 
 
 def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -19,6 +19,8 @@ from prunekit.errors import InputError
 
 _SCHEMA = 8
 
+# Tied weights lie in an archive once, and a constant may repeat a number by its strides.
+_MOST_SHARING = 8
 
 # What prunekit's own exports say about their network; see `prunekit.checkpoint.formats.about`.
 _ABOUT = "extra/prunekit.json"
@@ -42,7 +44,10 @@ def read(stream: BinaryIO, name: str) -> tuple[ExportedProgram, dict[str, Any]]:
     except InputError:
         raise
     except exported_ops.UnsupportedError as error:
-        raise InputError(f"{name} is refused: its program uses {error}, which is no plain tensor operation") from None
+        raise InputError(
+            f"{name} is refused: its program uses {error}, which is none of those that are run from files",
+            hint="the checkpoint with its architecture (--arch) has no such limit",
+        ) from None
     except Exception as error:  # JSON of any content reaches torch here
         raise InputError(f"{name} is damaged: {type(error).__name__}: {first_line(error)}") from error
 
@@ -56,8 +61,14 @@ def _program(archive: Archive) -> ExportedProgram:
     stem = model.removeprefix("models/").removesuffix(".json")
     tensors = _tensors(archive, "data/weights/", stem, "_weights_config.json")
     tensors |= _tensors(archive, "data/constants/", stem, "_constants_config.json")
+    _check_held(archive, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
     graph_module = program["graph_module"]
     return ExportedProgram(graph_module["graph"], graph_module["signature"], tensors)
+
+
+def _check_held(archive: Archive, claimed: int) -> None:
+    if claimed > _MOST_SHARING * archive.size:
+        raise InputError(f"{archive.name} is refused: its weights are {claimed} bytes, in an archive of {archive.size}")
 
 
 def _is_model(member: str) -> bool:
@@ -70,6 +81,8 @@ def _tensors(archive: Archive, folder: str, stem: str, config: str) -> dict[str,
     if legacy in archive.members:
         return dict(load_tensors(io.BytesIO(archive.read(legacy)), f"{archive.name}: {legacy}"))
     described = json.loads(archive.read(f"{folder}{stem}{config}"))["config"]
+    sizes = archive.sizes_below(folder)
+    _check_held(archive, sum(sizes.get(entry["path_name"], 0) for entry in described.values()))
     return {key: _tensor(archive, folder, entry) for key, entry in described.items()}
 
 
