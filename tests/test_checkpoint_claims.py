@@ -32,6 +32,7 @@ from prunekit.checkpoint.pickles import load_tensors
 from prunekit.errors import InputError, PrunekitError
 from prunekit.methods.manidp.fit import add_gates
 from prunekit.methods.manidp.recipe import GateRecipe
+from prunekit.spec import InputSpec
 from prunekit.surgery.buckets import BucketTable
 from test_checkpoint_hostile import Runs, argument, calls, program, torch_file, zipped
 
@@ -325,6 +326,10 @@ def test_architectures_of_any_size_take_no_memory(arch: str, args: dict[str, Any
 def test_an_input_of_any_size_is_not_believed() -> None:
     for shape in ([3, 1 << 20, 1 << 20], [1 << 62, 8, 8], [1] * 50, [1, 1.5], ["a"], {}):
         assert outcome(files.with_header(input={"shape": shape, "mean": [], "std": []})) is not None
+    large = files.with_header(input={"shape": [1, 4096, 4096], "mean": [], "std": []})
+    with pytest.raises(InputError, match="1x4096x4096"):
+        checkpoint.load(io.BytesIO(large))
+    checkpoint.load(io.BytesIO(large), input_spec=InputSpec((1, 4096, 4096)))
 
 
 def number(value: float) -> dict[str, Any]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
-
-# Numbers in one input: what a file says about its network's input is allocated when the network runs.
-LARGEST_INPUT = 1 << 26
 
 _ATTRIBUTE = "_prunekit_origin"
 
@@ -43,7 +39,7 @@ class InputSpec:
         shape, mean, std = (tuple(data[name]) for name in ("shape", "mean", "std"))
         if not all(type(size) is int and size > 0 for size in shape):
             raise ValueError(f"{list(shape)} is no shape")
-        if len(shape) > 4 or math.prod(shape) > LARGEST_INPUT:
+        if len(shape) > 4:
             raise ValueError(f"{list(shape)} is no shape of one image")
         if not all(isinstance(value, int | float) for value in (*mean, *std)):
             raise ValueError("a mean or std that is no number")

@@ -18,7 +18,10 @@ from prunekit.checkpoint.exported_layers import Layer, agreeing, layer_of
 from prunekit.checkpoint.exported_ops import dtype, value
 from prunekit.checkpoint.exported_steps import Step, check_order, decode, look_up, names
 from prunekit.errors import InputError
-from prunekit.spec import LARGEST_INPUT, Origin
+from prunekit.spec import Origin
+
+# Numbers in the inputs that a program is fixed to.
+_LARGEST_BATCH = 1 << 26
 
 
 class ExportedProgram(nn.Module):
@@ -123,7 +126,7 @@ class ExportedProgram(nn.Module):
         sizes = [shape for shape in map(_claimed, described) if shape is not None]
         if len(sizes) < len(described):
             return  # known when there are inputs
-        if sum(map(math.prod, sizes)) > LARGEST_INPUT:
+        if sum(map(math.prod, sizes)) > _LARGEST_BATCH:
             raise ExcessError(f"inputs of {' and '.join(map(str, sizes))}")
         inputs = [
             torch.empty(shape, dtype=dtype(tensor["dtype"]), device="meta")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,6 +23,9 @@ from prunekit.spec import InputSpec, Origin, origin_of, remember
 
 # Layers without weights stand between those with some, a few to each.
 _MODULES_PER_TENSOR = 8
+
+# Numbers in an input that is not asked about, such as 3x1600x1600.
+_LARGEST_INPUT = 1 << 23
 
 # Characters of an error message.
 _LONGEST = 600
@@ -58,14 +62,27 @@ def load(
     where a prunekit file's architecture is code and `arch` names that code. Raises `InputError` for everything
     that is no such file.
     """
-    if isinstance(source, str) and _is_name(source):
-        _check_no_key(key, source)
-        model = models.build(source, arch_args)
-    else:
-        model = _read(source, arch, arch_args, trust_pickle, key)
+    model = as_stored(source, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle, key=key)
     if input_spec is not None:
         remember(model, replace(origin_of(model) or Origin(""), input=input_spec))
-    return model.eval().to(map_location)
+    else:
+        _check_input(source, model)
+    return model.to(map_location)
+
+
+def as_stored(
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    trust_pickle: bool = False,
+    key: str | None = None,
+) -> nn.Module:
+    """As `load`, with whatever size of input the file gives: for callers that say another."""
+    if isinstance(source, str) and _is_name(source):
+        _check_no_key(key, source)
+        return models.build(source, arch_args).eval()
+    return _read(source, arch, arch_args, trust_pickle, key).eval()
 
 
 def _read(
@@ -84,6 +101,16 @@ def _read(
         except InputError as error:
             hint = None if error.hint is None else _presentable(error.hint)
             raise InputError(_presentable(error.message), hint=hint) from error
+
+
+def _check_input(source: str | os.PathLike[str] | BinaryIO, model: nn.Module) -> None:
+    """Inputs are made of the size that a file gives, and everything that the network computes from them."""
+    origin = origin_of(model)
+    if origin is not None and origin.input is not None and math.prod(origin.input.shape) > _LARGEST_INPUT:
+        raise InputError(
+            _presentable(f"{sniff.name_of(source)} gives an input of {'x'.join(map(str, origin.input.shape))}"),
+            hint="if that is meant, say it: input_spec (--input-size)",
+        )
 
 
 def _presentable(message: str) -> str:

@@ -38,8 +38,8 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> tuple[BinaryIO, st
     Raises `InputError` for a path that is missing, a folder, a device, or not readable.
     """
     if not isinstance(source, str | os.PathLike):
-        return io.BytesIO(source.read()), str(getattr(source, "name", "the input"))
-    name = os.fspath(source)
+        return io.BytesIO(source.read()), name_of(source)
+    name = name_of(source)
     try:
         mode = Path(name).stat().st_mode
         if stat.S_ISDIR(mode):
@@ -53,6 +53,13 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> tuple[BinaryIO, st
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {name!r}: {error}") from error
     raise InputError(f"{name} is a device, {EXPECTED}")
+
+
+def name_of(source: str | os.PathLike[str] | BinaryIO) -> str:
+    """What messages call a source."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return str(getattr(source, "name", "the input"))
 
 
 _HINT_NAMES = "a network without a file is prunekit:NAME or torchvision:NAME"

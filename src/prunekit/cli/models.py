@@ -28,10 +28,12 @@ def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | N
     What `--input-size`, `--mean` and `--std` say becomes part of what the network knows about itself.
     """
     from prunekit import checkpoint
+    from prunekit.checkpoint.read import as_stored
     from prunekit.spec import Origin, origin_of, remember
 
     content = _stdin() if source == STREAM else None
-    model = checkpoint.load(
+    load = checkpoint.load if reading.input_size is None else as_stored
+    model = load(
         io.BytesIO(content) if content is not None else source,
         arch=reading.arch,
         arch_args=reading.arguments(),
