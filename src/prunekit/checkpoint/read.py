@@ -208,14 +208,14 @@ def _shaped(model: nn.Module, header: Header, arch: str) -> nn.Module:
 def _own_architecture(header: Header, request: Request) -> tuple[str, Mapping[str, Any]]:
     """What to build: as stored, unless the caller says otherwise. Code that a file names is never run unasked."""
     stored = header.origin.arch
+    args = header.origin.arch_args if request.arch_args is None else request.arch_args
+    if stored.startswith("torchvision:"):
+        check_no_download(stored.partition(":")[2], args)
     if request.arch is None and models.is_code(stored) and not request.trust_pickle:
         raise InputError(
             f"its architecture is code, which is not run unasked: {stored}",
             hint=f"if you trust that code, name it: arch (--arch) {stored}",
         )
-    args = header.origin.arch_args if request.arch_args is None else request.arch_args
-    if stored.startswith("torchvision:"):
-        check_no_download(stored.partition(":")[2], args)
     return models.canonical(request.arch or stored), args
 
 
