@@ -38,13 +38,24 @@ class SelectedChannels:
 
 
 @dataclass(frozen=True)
+class FurtherPass:
+    """A forward beside the first one: on another example, values included, or in `training` mode."""
+
+    example: tuple[Any, ...]
+    nodes: tuple[Node, ...]
+    normalised: Mapping[int, Ids]
+    training: bool
+
+
+@dataclass(frozen=True)
 class Graph:
     """One recorded network. Nothing in it refers to the network's weights.
 
     `slots` maps (parameter, dimension) to the class of each index; class 0 is no channel. `pads` maps `ChannelPad`
     modules to the classes of the zeros they add before and after; `normalised` maps the nodes that normalise across
     channels to the classes they normalise, and `widths` every norm module to those it sees. `shapes` are those of
-    parameters and buffers; `example` is the input it was recorded with, on the meta device.
+    parameters and buffers; `example` is the input it was recorded with, on the meta device. `further` are the forwards
+    that were recorded beside, and `never_ran` names the modules that none of them has reached.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -63,6 +74,8 @@ class Graph:
     example: tuple[Any, ...]
     batch: int
     balancer: Balancer | None = None
+    further: tuple[FurtherPass, ...] = ()
+    never_ran: tuple[str, ...] = ()
 
     @property
     def example_shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit.surgery.labels import along, none_like
 from prunekit.surgery.meta import DispatchMode, op_name, run_op
-from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, tensors_in
+from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, numbers_of, tensors_in
 
 Rule = Callable[["Recorder", Call], None]
 
@@ -65,7 +65,8 @@ class Recorder(DispatchMode):
         arriving = tuple([self._labels[id(t)] for t in call.tensors if id(t) in self._labels])
         self._rule(call)(self, call)
         self.recording.nodes.append(node)
-        self.recording.flow.append(Flow(arriving, tuple([self._labels.get(id(t)) for t in call.results])))
+        leaving = tuple([self._labels.get(id(t)) for t in call.results])
+        self.recording.flow.append(Flow(arriving, leaving, numbers_of(call.op, func, args, kwargs, out)))
         return out
 
     def _rule(self, call: Call) -> Rule:
@@ -88,12 +89,9 @@ class Recorder(DispatchMode):
             vector = vector[: own.num_features]
         self.recording.widths[module] = vector
 
-    def settle_links(self, first: int) -> None:
-        """A batch norm that alone reads the layer in front of it shares its channels: that is no stream.
-
-        `first` is the index of the first node that this recorder has written.
-        """
-        nodes = self.recording.nodes[first:]
+    def settle_links(self) -> None:
+        """A batch norm that alone reads the layer in front of it shares its channels: that is no stream."""
+        nodes = self.recording.nodes
         readers = Counter(value for node in nodes for value in set(node.inputs))
         made = {value for node in nodes if node.op in _LAYERS for value in node.outputs}
         for scale, link in list(self.recording.links.items()):
