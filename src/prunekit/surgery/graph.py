@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,12 +39,16 @@ class SelectedChannels:
 
 @dataclass(frozen=True)
 class FurtherPass:
-    """A forward beside the first one: on another example, values included, or in `training` mode."""
+    """A forward beside the first one: on another example, or in `training` mode.
+
+    The example has its values, which the forward has needed if `real`.
+    """
 
     example: tuple[Any, ...]
     nodes: tuple[Node, ...]
     normalised: Mapping[int, Ids]
     training: bool
+    real: bool
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,12 @@ class Graph:
     def example_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of the example inputs, batch included."""
         return tuple(tuple(leaf.shape) for leaf in self.example if isinstance(leaf, Tensor))
+
+    def on_further(self) -> Iterator[Graph]:
+        """The graph as each further example has it: the same channels, with that example's ops and values."""
+        for run in self.further:
+            if not run.training:
+                yield replace(self, nodes=run.nodes, normalised=run.normalised, example=run.example, further=())
 
     def group(self, name: str) -> ChannelGroup:
         """The group of that name, or made by the layer of that name.

@@ -25,9 +25,10 @@ from prunekit.surgery.edit import remove
 from prunekit.surgery.graph import Graph
 from prunekit.surgery.groups import Classes
 from prunekit.surgery.labels import Mask, channels_in, compact, ids, varying
+from prunekit.surgery.layer_rules import BATCH_NORMS
 from prunekit.surgery.meta import DispatchMode, op_name, run_op
 from prunekit.surgery.recording import Flow, Node, Pass, Recording, numbers_of, tensors_in
-from prunekit.surgery.runs import Source, minds_training, record_training, runs_in_training
+from prunekit.surgery.runs import Source, failure_in_training, minds_training, record_training, twice
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _ORDER = "{module} runs other operations at another width, from '{op}' on"
 
 # Ops that come and go with the geometry of a tensor, and mean nothing; and those that stand for each other.
 _IDLE = frozenset(("alias", "detach", "clone", "contiguous"))
+_NORMS = frozenset((*BATCH_NORMS, "native_layer_norm", "native_group_norm"))
 _ALIKE = {"_unsafe_view": "view", "_reshape_alias": "view", "reshape": "view"}
 
 
@@ -47,7 +49,7 @@ class MisfitError(Exception):
     """The narrowed network does something else than was recorded; holds the reason, to be filled in."""
 
 
-class _FarEnough(Exception):  # noqa: N818  # no error
+class _FarEnough(Exception):
     """The narrowed network has come past the place where it used to part."""
 
 
@@ -125,12 +127,12 @@ def _training_matters(recording: Recording, source: Source, prober: _Prober, kee
     """Whether the narrowed network cannot be trained where the whole one can: that is recorded, then."""
     if any(run.training for run in recording.passes) or not minds_training(source.model):
         return False
-    whole, inputs = Source(source.model), recording.passes[0].inputs
-    if runs_in_training(prober.narrowed(keeps, whole, training=True), inputs):
+    whole, inputs = Source(source.model), twice(recording.passes[0].inputs)
+    if failure_in_training(whole, inputs, prober.narrowed(keeps, whole, training=True)) is None:
         return False
-    if not runs_in_training(whole.subject(training=True), inputs):
+    if failure_in_training(whole, inputs) is not None:
         return False
-    record_training(recording, source, inputs)
+    record_training(recording, source, recording.passes[0].inputs)
     return any(run.training for run in recording.passes)
 
 
@@ -290,11 +292,13 @@ class _Follower(DispatchMode):
         step = self._step(name)
         if step is None:
             return out
-        results = list(tensors_in((out,)))
+        results, outputs = list(tensors_in((out,))), step.outputs
+        if name in _NORMS:  # the statistics beside have whatever shape the device gives them
+            results, outputs = results[:1], outputs[:1]
         if self._led_elsewhere(func, results, step):
             self._lost = True
             return out
-        if len(results) != len(step.outputs) or not all(map(self._fits, results, step.outputs)):
+        if len(results) != len(outputs) or not all(map(self._fits, results, outputs)):
             raise MisfitError(_SIZES)
         if not all(map(_equal, numbers_of(name, func, args, kwargs, out), step.numbers)):
             raise MisfitError(_NUMBER)

@@ -91,7 +91,7 @@ def numbers_of(op: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any
         return (args[0].item(),) if args[0].numel() == 1 and not args[0].is_meta else ()
     kinds = _counted(func)
     found = [value for value in args if type(value) in kinds]
-    return tuple([*found, *(value for value in kwargs.values() if type(value) in kinds)]) if kwargs else tuple(found)
+    return (*found, *(value for value in kwargs.values() if type(value) in kinds))
 
 
 @functools.cache

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves, tree_map
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, SurgeryError
 from prunekit.surgery import layer_rules, rules, view_rules
 from prunekit.surgery.copying import copied, named_tensors
+from prunekit.surgery.graph import Graph
 from prunekit.surgery.meta import DispatchMode, like_input
 from prunekit.surgery.record import Recorder, track_modules
 from prunekit.surgery.recording import Pass, Recording
@@ -108,21 +109,21 @@ def _with_values(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
 
 
-def record(model: nn.Module, example: Inputs, further: Sequence[Inputs] = ()) -> tuple[Recording, Source]:
-    """Record `model` on the example, on further ones, and in training mode where parameters have not been seen yet.
+def record(source: Source, example: Inputs, further: Sequence[Inputs] = ()) -> tuple[Recording, Source]:
+    """Record a network on the example, on further ones, and in training mode where parameters have not been seen yet.
 
     The first pass of the recording is that on `example`. A pass that fails in training counts as far as it came: some
-    networks cannot be trained on such an input.
+    networks cannot be trained on such an input. Returns the source that could run the example.
 
     Raises:
         InputError: the forward fails on an example.
     """
-    tensors = named_tensors(model)
+    tensors = named_tensors(source.model)
     recording = Recording(
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         frozenset(name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)),
     )
-    source = _recorded(recording, Source(model), example)
+    source = _recorded(recording, source, example)
     for other in further:
         _recorded(recording, source, other)
     for inputs in (example, *further):
@@ -146,24 +147,27 @@ def _recorded(recording: Recording, source: Source, example: Inputs) -> Source:
 
 def _refusal(example: Inputs, error: Exception) -> InputError:
     shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves(example) if isinstance(t, Tensor))
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return InputError(
-        f"the model's forward fails on an input of shape {shapes}: {reason}",
+        f"the model's forward fails on an input of shape {shapes}: {_one_line(error)}",
         hint="pass an example input that the model takes (x=..., or --input-size C,H,W)",
     )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def record_training(recording: Recording, source: Source, example: Inputs) -> None:
     """Auxiliary heads read pruned channels too, but only run in training mode: record them as well."""
     for real in dict.fromkeys((source.real, True)):
         try:
-            return run(recording, Source(source.model, real), _twice(example), training=True)
+            return run(recording, Source(source.model, real), twice(example), training=True)
         except Exception as error:  # it may need values, or a target; what ran so far still counts
             _log.debug("the training-mode pass stopped: %s", error)
     return None
 
 
-def _twice(example: Inputs) -> Inputs:
+def twice(example: Inputs) -> Inputs:
     """A batch of two where there was one: batch norms cannot be trained on a single value for each channel."""
     two: Inputs = tree_map(lambda t: torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() else t, example)
     return two
@@ -188,12 +192,12 @@ def run(recording: Recording, source: Source, example: Inputs, training: bool = 
 
 def minds_training(model: nn.Module) -> bool:
     """Whether code of the network's own, around layers, asks if it is in training mode."""
-    return any(_asks(type(m)) and next(m.parameters(), None) is not None for m in model.modules())
+    return any(_asks(type(m).__mro__) and next(m.parameters(), None) is not None for m in model.modules())
 
 
 @functools.cache
-def _asks(kind: type[nn.Module]) -> bool:
-    own = [vars(base) for base in kind.__mro__ if not base.__module__.startswith(("torch.nn.", "builtins"))]
+def _asks(kinds: tuple[type, ...]) -> bool:
+    own = [vars(base) for base in kinds if not base.__module__.startswith(("torch.nn.", "builtins"))]
     return any(_names("training", value) for space in own for value in space.values())
 
 
@@ -203,15 +207,38 @@ def _names(word: str, value: Any) -> bool:
     return code is not None and (word in code.co_names or any(_names(word, const) for const in code.co_consts))
 
 
-def runs_in_training(subject: nn.Module, example: Inputs) -> bool:
-    """Whether a network in training mode takes the example, twice as a batch, without values."""
+def check_training(model: nn.Module, small: nn.Module, graph: Graph) -> None:
+    """See that `small` runs in training mode where `model` does, if the code asks for the mode at all.
+
+    Raises:
+        SurgeryError: it does not.
+    """
+    runs = [(run.example, run.real) for run in graph.further if run.training]
+    if not runs and minds_training(model):
+        runs = [(twice(graph.example), False)]
+    for example, real in runs:
+        error = failure_in_training(Source(small, real), example)
+        if error is None or failure_in_training(Source(model, real), example) is not None:
+            continue
+        raise SurgeryError(
+            f"the pruned network does not run in training mode, where the original does: {_one_line(error)}",
+            hint="the forward has sizes written into it that only training reads; compute them from the input",
+        )
+
+
+def failure_in_training(source: Source, example: Inputs, subject: nn.Module | None = None) -> Exception | None:
+    """What a network in training mode says to the example; None where it runs.
+
+    `subject` is a copy to run instead of the source's own.
+    """
     try:
+        subject, inputs = subject or source.subject(training=True), source.inputs(example)
         with DispatchMode():  # which knows short ways
-            subject(*to_meta(_twice(example)))
+            source.run(subject, inputs)
     except Exception as error:  # it may want values, or a target
         _log.debug("no run in training mode: %s", error)
-        return False
-    return True
+        return error
+    return None
 
 
 @contextlib.contextmanager

@@ -32,20 +32,21 @@ def example_of(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, device="meta", dtype=next(kinds, torch.float32))
 
 
-def trace(model: nn.Module, x: Any, *, examples: Iterable[Any] = (), probe: bool = True) -> Graph:
+def trace(model: nn.Module, x: Any, *, examples: Iterable[Any] = (), probe: bool = True, values: bool = False) -> Graph:
     """Record `model` on the example input `x` (see `as_inputs`), and on further `examples`; the model is left as it is.
 
     Runs on the meta device: no weights are read, no activations stored. A forward that needs values runs on a real
     copy instead. Layers that only run in training (auxiliary heads) are recorded in a second, training-mode pass;
     those that another path reaches take a further example. Costs are those of `x`.
     Without `probe`, channels whose sizes are written into the code are not looked for: only verification finds them.
+    With `values` a real copy is run in any case: only there are tensors that the code makes of a width found out.
 
     Raises:
         InputError: the forward fails on one of these inputs.
     """
     inputs, further = as_inputs(model, x), [as_inputs(model, other) for other in examples]
     with transparent(), without_collection():
-        recording, source = record(model, inputs, further)
+        recording, source = record(Source(model, values), inputs, further)
         while True:
             classes, graph = _settled(recording, source)
             if not probe or not freeze_fixed(recording, classes, graph, source):
@@ -73,7 +74,8 @@ def _balancer(recording: Recording, classes: Classes, loose: Mask, graph: Graph,
     def narrow(shares: Shares) -> Traced | None:
         try:
             with transparent():
-                found, _ = record(narrowed(source.subject(), graph, balances, shares), first.inputs, further)
+                small = narrowed(source.subject(), graph, balances, shares)
+                found, _ = record(Source(small, source.real), first.inputs, further)
         except (InputError, RuntimeError) as error:
             _log.debug("the network does not run at shares %s (%s)", shares, error)
             return None
@@ -115,7 +117,7 @@ def _build(recording: Recording, classes: Classes) -> Graph:
         example=to_meta(first.inputs),
         batch=int(sized.size(0)) if sized is not None else 1,
         further=tuple(
-            FurtherPass(run.inputs, tuple(run.nodes), _normalised(run, classes), run.training)
+            FurtherPass(run.inputs, tuple(run.nodes), _normalised(run, classes), run.training, run.real)
             for run in recording.passes[1:]
             if run.complete
         ),

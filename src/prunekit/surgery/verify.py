@@ -22,6 +22,7 @@ from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.precise import InDouble
 from prunekit.surgery.record import plain, track_modules
 from prunekit.surgery.reference import NormaliseKept, enliven, masked
+from prunekit.surgery.runs import check_training
 
 TOLERANCE = {torch.float64: 1e-10}
 DEFAULT_TOLERANCE = 1e-4
@@ -45,11 +46,34 @@ class Comparison:
 def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed: int = 0) -> float:
     """Largest relative difference between the masked `model` and the sliced `small` on random inputs.
 
+    Both also run on the further examples of the graph; and where the original runs in training mode, `small` must.
     Tolerances: 1e-4 in float32 (a network that exceeds it is judged again in float64), 1e-10 in float64.
 
     Raises:
         SurgeryError: they disagree, or `small` does not run; the module where it begins is named.
     """
+    check_training(model, small, graph)
+    others = [_on_example(model, small, plan, other, seed) for other in graph.on_further()]
+    return max([_on_random(model, small, plan, graph, seed), *others])
+
+
+def _on_example(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, seed: int) -> float:
+    """The difference on the example of `graph` as it was given: other values might take other ways."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    drawn = random_inputs(graph.example, device, seed)
+    inputs: tuple[Any, ...] = tree_map(_given, graph.example, drawn)
+    candidate = copied(small, dict(aliases(small))).eval()
+    with torch.no_grad():
+        return _prove(masked(model, plan, graph).eval(), candidate, [inputs], graph, plan).difference
+
+
+def _given(own: Any, drawn: Any) -> Any:
+    """A tensor on the device of the one that was drawn for it, which stands in where it has no values."""
+    return own.to(drawn.device) if isinstance(own, Tensor) and not own.is_meta else drawn
+
+
+def _on_random(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, seed: int) -> float:
+    """The difference on random inputs, on a lively copy as well where those would not show it."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = [random_inputs(graph.example, device, seed + i) for i in range(2)]
     with torch.no_grad():
@@ -121,10 +145,11 @@ def _compare(
         if not all(bool(torch.isfinite(want).all()) for want in pair):
             raise SurgeryError("the network's output is not finite on random inputs, so nothing can be verified")
         size = max((float(want.abs().max()) for want in pair if want.numel()), default=0.0)
-        follows = float((pair[0] - pair[1]).abs().max()) if pair[0].numel() else 0.0
+        follows = float((pair[0] - pair[-1]).abs().max()) if pair[0].numel() else 0.0
+        scale = max(follows, _FAINT * size) if len(pair) > 1 else size
         faint = faint and follows < _FAINT * size
         for want, have in zip(pair, (outputs[place] for outputs in found), strict=True):
-            worst = _worse(worst, _gap(want, have, max(follows, _FAINT * size)))
+            worst = _worse(worst, _gap(want, have, scale))
         tolerance = TOLERANCE.get(pair[0].dtype, DEFAULT_TOLERANCE)
     return Comparison(worst, tolerance, faint)
 
