@@ -28,7 +28,7 @@ from prunekit.surgery.labels import Mask, channels_in, compact, ids, varying
 from prunekit.surgery.layer_rules import BATCH_NORMS
 from prunekit.surgery.meta import DispatchMode, op_name, run_op
 from prunekit.surgery.recording import Flow, Node, Pass, Recording, numbers_of, tensors_in
-from prunekit.surgery.runs import Source, failure_in_training, minds_training, record_training, twice
+from prunekit.surgery.runs import Source, minds_training, record_training, training_run, twice
 
 _log = logging.getLogger(__name__)
 
@@ -128,9 +128,11 @@ def _training_matters(recording: Recording, source: Source, prober: _Prober, kee
     if any(run.training for run in recording.passes) or not minds_training(source.model):
         return False
     whole, inputs = Source(source.model), twice(recording.passes[0].inputs)
-    if failure_in_training(whole, inputs, prober.narrowed(keeps, whole, training=True)) is None:
-        return False
-    if failure_in_training(whole, inputs) is not None:
+    wanted = training_run(whole, inputs)
+    if (
+        isinstance(wanted, Exception)
+        or training_run(whole, inputs, prober.narrowed(keeps, whole, training=True)) == wanted
+    ):
         return False
     record_training(recording, source, recording.passes[0].inputs)
     return any(run.training for run in recording.passes)

@@ -25,10 +25,11 @@ from prunekit.surgery import layer_rules, rules, view_rules
 from prunekit.surgery.copying import copied, named_tensors
 from prunekit.surgery.graph import Graph
 from prunekit.surgery.meta import DispatchMode, like_input
-from prunekit.surgery.record import Recorder, track_modules
+from prunekit.surgery.record import Recorder, plain, track_modules
 from prunekit.surgery.recording import Pass, Recording
 
 Inputs = tuple[Any, ...]
+Shape = tuple[int, ...]
 
 _RULES = {**rules.TABLE, **view_rules.TABLE, **layer_rules.TABLE}
 _log = logging.getLogger(__name__)
@@ -217,28 +218,28 @@ def check_training(model: nn.Module, small: nn.Module, graph: Graph) -> None:
     if not runs and minds_training(model):
         runs = [(twice(graph.example), False)]
     for example, real in runs:
-        error = failure_in_training(Source(small, real), example)
-        if error is None or failure_in_training(Source(model, real), example) is not None:
-            continue
-        raise SurgeryError(
-            f"the pruned network does not run in training mode, where the original does: {_one_line(error)}",
-            hint="the forward has sizes written into it that only training reads; compute them from the input",
-        )
+        has, wants = (training_run(Source(network, real), example) for network in (small, model))
+        if isinstance(wants, list) and has != wants:
+            reason = _one_line(has) if isinstance(has, Exception) else f"it returns {has}, not {wants}"
+            raise SurgeryError(
+                f"the pruned network does not run in training mode as the original does: {reason}",
+                hint="the forward has sizes written into it that only training reads; compute them from the input",
+            )
 
 
-def failure_in_training(source: Source, example: Inputs, subject: nn.Module | None = None) -> Exception | None:
-    """What a network in training mode says to the example; None where it runs.
+def training_run(source: Source, example: Inputs, subject: nn.Module | None = None) -> list[Shape] | Exception:
+    """The shapes of what a network in training mode returns, or what it says instead.
 
     `subject` is a copy to run instead of the source's own.
     """
     try:
         subject, inputs = subject or source.subject(training=True), source.inputs(example)
         with DispatchMode():  # which knows short ways
-            source.run(subject, inputs)
+            output = source.run(subject, inputs)
     except Exception as error:  # it may want values, or a target
         _log.debug("no run in training mode: %s", error)
         return error
-    return None
+    return [tuple(leaf.shape) for leaf in tree_leaves(plain(output)) if isinstance(leaf, Tensor)]
 
 
 @contextlib.contextmanager
