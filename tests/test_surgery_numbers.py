@@ -108,6 +108,17 @@ def test_a_second_forward_follows_its_width(kind: type[Split], seed: int) -> Non
     assert model[1].c == 4
 
 
+def test_the_whole_network_may_have_a_second_forward_too() -> None:
+    class Whole(Split):
+        def __init__(self) -> None:
+            super().__init__(3, 8)
+            self.leave = nn.Sequential(self.leave, nn.Conv2d(8, 2, 1))
+
+    small = pruned(lively(Whole()), 0)
+    assert small.c < 4
+    agree(small, "forward_split")
+
+
 def test_a_kernel_is_fused_at_its_new_width() -> None:
     model = network(Fused(8))
     small = pk.apply(model, Plan([Keep("0.0", range(5))]), X)

@@ -226,3 +226,63 @@ def test_what_a_run_leaves_behind_does_not_lead_the_probe_astray() -> None:
     graph = surgery.trace(lively(Caching(state)), X)
     assert graph.group("gates").reason == "'split' in Caching has sizes written into the code"
     assert len(graph.group("stem.0").free) == 16
+
+
+def test_a_norm_that_must_keep_the_width_of_what_it_reads_shares_its_channels() -> None:
+    """LeViT's layers give the normed values the shape of the values before the norm."""
+
+    class Normed(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.linear(x)
+            return self.norm(x.flatten(0, 1)).reshape_as(x)
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.up, self.down = nn.Conv2d(3, 8, 2, 2), Normed(8, 16), Normed(16, 8)
+            self.out = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x).flatten(2).transpose(1, 2)
+            return self.out(y + self.down(self.up(y).relu()))
+
+    model = lively(Tokens())
+    graph = surgery.trace(model, X)
+    assert len(graph.group("up.linear").free) == 16
+    for seed in range(2):
+        plan = random_plan(graph, seed)
+        assert surgery.verify(model, surgery.edit(model, plan, graph), plan, graph) <= 1e-10
+
+
+def test_layers_that_must_be_equally_wide_are_found_out() -> None:
+    """At half its width everything fits; at widths that differ it does not."""
+
+    class Equal(Widths):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            return self.out(self.tail(self.middle(y)).reshape(y.shape[0], y.shape[1], *x.shape[2:]))
+
+    model = lively(Equal(root))
+    graph = surgery.trace(model, X)
+    assert graph.group("stem.0").reason
+    assert graph.group("tail.0").reason
+    assert len(graph.group("middle.0").free) == WIDTH
+
+
+def test_constants_that_are_kept_between_runs_are_no_other_operations() -> None:
+    kept: dict[str, Tensor] = {}
+
+    class Keeping(Widths):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.middle(self.stem(x))
+            if "ramp" not in kept:
+                kept["ramp"] = torch.arange(8, dtype=x.dtype, device=x.device).div(8).exp().sin()
+            return self.out(self.tail(state(self, y * kept["ramp"])))
+
+    graph = surgery.trace(lively(Keeping(state)), X)
+    assert graph.group("gates").reason == "'split' in Keeping has sizes written into the code"
+    assert len(graph.group("middle.0").free) == WIDTH

@@ -26,7 +26,7 @@ from prunekit.surgery.graph import Graph
 from prunekit.surgery.labels import Mask
 from prunekit.surgery.meta import DispatchMode
 from prunekit.surgery.record import plain
-from prunekit.surgery.runs import Inputs, Source, skeleton, transparent
+from prunekit.surgery.runs import Inputs, Source, skeleton, to_meta, transparent
 
 _log = logging.getLogger(__name__)
 
@@ -53,14 +53,16 @@ def follow_widths(model: nn.Module, small: nn.Module, graph: Graph, kept: Mask) 
     A method for which no number, or more than one way to set them, can be found is named in a warning.
     """
     news = _new_widths(graph, kept)
-    options = {name: found for name, module in small.named_modules() if (found := _options(module, news.get(name, {})))}
+    methods = {name: own for name, module in small.named_modules() if (own := _methods(name, module))}
+    parts = dict(small.named_modules())
+    options = {name: found for name in methods if (found := _options(parts[name], news.get(name, {})))}
     if not options:
         return
     with transparent():
         before, after = _calls(model, options, graph), _calls(small, options, graph)
-        wholes, parts = dict(model.named_modules()), dict(small.named_modules())
+        wholes = dict(model.named_modules())
         for name in options.keys() & before.keys() & after.keys():
-            trial = _Trial(wholes[name], before[name], parts[name], after[name])
+            trial = _Trial(wholes[name], before[name], parts[name], after[name], methods[name])
             _settle(name, parts[name], trial, options[name])
 
 
@@ -77,8 +79,6 @@ def _new_widths(graph: Graph, kept: Mask) -> dict[str, dict[int, set[int]]]:
 
 def _options(module: nn.Module, news: Mapping[int, set[int]]) -> dict[str, list[Any]]:
     """The module's numbers that are equal to a width that changed, and the values that they might take."""
-    if not news or not _methods(type(module)):
-        return {}
     found = {}
     for name, value in attributes.own_numbers(module).items():
         each = [value] if isinstance(value, int) else value
@@ -89,16 +89,17 @@ def _options(module: nn.Module, news: Mapping[int, set[int]]) -> dict[str, list[
     return found
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.cache
 def _methods_of(kinds: tuple[type, ...]) -> tuple[str, ...]:
     names = {name for kind in kinds if not kind.__module__.startswith("torch.") for name in vars(kind)}
     matching = (n for n in sorted(names) if _OTHER_FORWARDS.fullmatch(n) or _REBUILDS.fullmatch(n))
     return tuple(name for name in matching if inspect.isroutine(getattr(kinds[0], name, None)))
 
 
-def _methods(kind: type[nn.Module]) -> tuple[str, ...]:
-    """The methods, beside its forward, that modules of a class can be asked for."""
-    return _methods_of(kind.__mro__)
+def _methods(name: str, module: nn.Module) -> tuple[str, ...]:
+    """The methods, beside its forward, that a module can be asked for; a whole network is not rebuilt."""
+    found = _methods_of(type(module).__mro__)
+    return found if name else tuple(method for method in found if not _REBUILDS.fullmatch(method))
 
 
 def _calls(model: nn.Module, names: Mapping[str, Any], graph: Graph) -> dict[str, Call]:
@@ -120,15 +121,18 @@ def _calls(model: nn.Module, names: Mapping[str, Any], graph: Graph) -> dict[str
 
 
 def _note(calls: dict[str, Call], name: str, _: nn.Module, args: Inputs, kwargs: dict[str, Any]) -> None:
-    calls.setdefault(name, Call(args, kwargs))
+    if name not in calls:
+        calls[name] = Call(*to_meta((args, kwargs)))
 
 
 class _Trial:
     """A module before and after its narrowing, asked for its methods with what its forward is called with."""
 
-    def __init__(self, whole: nn.Module, whole_call: Call, part: nn.Module, part_call: Call) -> None:
+    def __init__(
+        self, whole: nn.Module, whole_call: Call, part: nn.Module, part_call: Call, methods: Sequence[str]
+    ) -> None:
         self._part, self._call = part, part_call
-        before = {method: _outcome(whole, whole_call, method) for method in ("forward", *_methods(type(part)))}
+        before = {method: _outcome(whole, whole_call, method) for method in ("forward", *methods)}
         self._forward = _outcome(part, part_call, "forward")
         self._alike = {method for method, found in before.items() if found == before["forward"]}
         ran = [method for method, found in before.items() if not isinstance(found, Exception)]

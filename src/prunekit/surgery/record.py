@@ -96,9 +96,7 @@ class Recorder(DispatchMode):
         made = {value for node in nodes if node.op in _LAYERS for value in node.outputs}
         for scale, link in list(self.recording.links.items()):
             if link.reads and all(readers[value] == 1 and value in made for value in link.reads):
-                self.ledger.unify(link.stream, link.private)
-                self.recording.slots[scale, 0].role = "along"
-                del self.recording.links[scale]
+                self.recording.join(scale)
             link.reads.clear()
 
     def _node(self, call: Call, out: Any) -> Node:

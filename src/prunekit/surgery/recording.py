@@ -207,6 +207,12 @@ class Recording:
             known.role = "out"
         return known.labels
 
+    def join(self, scale: str) -> None:
+        """Let a batch norm that was thought to read a stream share the channels in front of it after all."""
+        link = self.links.pop(scale)
+        self.ledger.unify(link.stream, link.private)
+        self.slots[scale, 0].role = "along"
+
     def produced(self, parameter: str, dim: int, size: int) -> Tensor:
         """The labels of the channels that `parameter` makes, the same ones each time the layer is called."""
         known = self.slots.get((parameter, dim))
