@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import prunekit as pk
 from networks import lively, random_plan
 from prunekit import surgery
+from prunekit.cli.app import run as command
 from prunekit.errors import InputError, SurgeryError
 from prunekit.plan import Keep, Plan
 from prunekit.surgery.runs import check_training
@@ -266,3 +268,48 @@ def test_auxiliary_heads_of_real_networks(name: str) -> None:
     graph = surgery.trace(model, torch.zeros(1, 3, size, size))
     assert graph.never_ran == ()
     check_training(model, surgery.edit(model, random_plan(graph, 9), graph), graph)
+
+
+def test_the_command_warns_on_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two_heads.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Heads(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))\n"
+        "        self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 6)\n\n"
+        "    def forward(self, x, second=False):\n"
+        "        return (self.b if second else self.a)(self.stem(x).mean((2, 3)))\n\n"
+        "def net():\n    return Heads()\n"
+    )
+    state = {"stem.0.weight": torch.randn(8, 3, 3, 3), "stem.0.bias": torch.zeros(8)}
+    state |= {
+        "stem.1.weight": torch.rand(8),
+        "stem.1.bias": torch.zeros(8),
+        "stem.1.num_batches_tracked": torch.ones(1)[0].long(),
+    }
+    state |= {"stem.1.running_mean": torch.zeros(8), "stem.1.running_var": torch.ones(8)}
+    state |= {
+        "a.weight": torch.randn(4, 8),
+        "a.bias": torch.zeros(4),
+        "b.weight": torch.randn(6, 8),
+        "b.bias": torch.zeros(6),
+    }
+    torch.save(state, "net.pt")
+    arguments = [
+        "slim",
+        "net.pt",
+        "--arch",
+        "two_heads.py:net",
+        "--input-size",
+        "3,8,8",
+        "--ratio",
+        "0.5",
+        "-o",
+        "small.pt",
+    ]
+    assert command(arguments) == 0
+    assert "warning: never ran on the example input: b; what they read may be gone" in capsys.readouterr().err

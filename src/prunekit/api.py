@@ -256,9 +256,7 @@ def _record_step(small: nn.Module, name: str, config: Config, plan: Plan, before
         remember(small, origin.after(step))
 
 
-def slim(
-    model: nn.Module, x: Any = None, *, examples: Iterable[Any] = (), **settings: Any
-) -> tuple[nn.Module, Plan]:
+def slim(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = (), **settings: Any) -> tuple[nn.Module, Plan]:
     """Network Slimming: a new, smaller model and the plan; see `prunekit.methods.slim.SlimConfig` for the settings.
 
     `x` and `examples` are what `prune` takes.
@@ -267,9 +265,7 @@ def slim(
     return result.model, result.plan
 
 
-def merge(
-    model: nn.Module, x: Any = None, *, examples: Iterable[Any] = (), **settings: Any
-) -> tuple[nn.Module, Plan]:
+def merge(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = (), **settings: Any) -> tuple[nn.Module, Plan]:
     """Neuron Merging: a new, smaller model and the plan; see `prunekit.methods.merge.MergeConfig` for the settings.
 
     `x` and `examples` are what `prune` takes.

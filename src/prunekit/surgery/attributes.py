@@ -52,12 +52,12 @@ def set_numbers(module: nn.Module, values: Mapping[str, Any]) -> None:
     """Set some of a module's own numbers, and remember which, for `read`."""
     for name, value in values.items():
         setattr(module, name, value)
-    setattr(module, _SET, tuple(dict.fromkeys((*getattr(module, _SET, ()), *values))))
+    setattr(module, _SET, tuple(dict.fromkeys((*vars(module).get(_SET, ()), *values))))
 
 
 def read(module: nn.Module) -> dict[str, Any]:
     """The module's shape attributes, and those of its own numbers that surgery has set, as JSON."""
-    values = {name: getattr(module, name) for name in (*names_of(module), *getattr(module, _SET, ()))}
+    values = {name: getattr(module, name) for name in (*names_of(module), *vars(module).get(_SET, ()))}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
