@@ -35,8 +35,13 @@ _RULES = {**rules.TABLE, **view_rules.TABLE, **layer_rules.TABLE}
 _log = logging.getLogger(__name__)
 
 
-def as_inputs(model: nn.Module, x: Any) -> Inputs:
-    """An example input as the tuple of positional arguments of `forward`.
+def as_inputs(x: Any) -> Inputs:
+    """An example input as a tuple of positional arguments."""
+    return tuple(x) if isinstance(x, tuple | list) else (x,)
+
+
+def bound_inputs(model: nn.Module, x: Any) -> Inputs:
+    """An example input as the tuple of positional arguments of the model's forward.
 
     `x` is one argument, or a tuple or list of them; a dictionary whose keys are names of the forward's arguments gives
     them by name.
@@ -45,7 +50,7 @@ def as_inputs(model: nn.Module, x: Any) -> Inputs:
         InputError: a dictionary that leaves an argument out, or names one that can only be given by name.
     """
     if not isinstance(x, Mapping):
-        return tuple(x) if isinstance(x, tuple | list) else (x,)
+        return as_inputs(x)
     signature = inspect.signature(model.forward)
     if not x or not x.keys() <= signature.parameters.keys():
         return (x,)

@@ -21,7 +21,7 @@ from prunekit.surgery.labels import Ids, Mask, ids
 from prunekit.surgery.narrow import narrowed
 from prunekit.surgery.probe import freeze_fixed
 from prunekit.surgery.recording import Pass, Recording
-from prunekit.surgery.runs import Source, as_inputs, record, to_meta, transparent
+from prunekit.surgery.runs import Source, bound_inputs, record, to_meta, transparent
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def example_of(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
 
 
 def trace(model: nn.Module, x: Any, *, examples: Iterable[Any] = (), probe: bool = True, values: bool = False) -> Graph:
-    """Record `model` on the example input `x` (see `as_inputs`), and on further `examples`; the model is left as it is.
+    """Record `model` on the example input `x` (see `bound_inputs`) and on further `examples`; the model stays as it is.
 
     Runs on the meta device: no weights are read, no activations stored. A forward that needs values runs on a real
     copy instead. Layers that only run in training (auxiliary heads) are recorded in a second, training-mode pass;
@@ -44,7 +44,7 @@ def trace(model: nn.Module, x: Any, *, examples: Iterable[Any] = (), probe: bool
     Raises:
         InputError: the forward fails on one of these inputs.
     """
-    inputs, further = as_inputs(model, x), [as_inputs(model, other) for other in examples]
+    inputs, further = bound_inputs(model, x), [bound_inputs(model, other) for other in examples]
     with transparent(), without_collection():
         recording, source = record(Source(model, values), inputs, further)
         while True:
