@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,3 +197,134 @@ def test_targets(flag: str, amount: str) -> None:
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         pk.merge(models.build("resnet20_cifar"), **settings)
+
+
+def _body(norm: Callable[[int], nn.Module], activation: nn.Module) -> nn.Module:
+    layers = [nn.Conv2d(3, 16, 3, padding=1), norm(16), activation, nn.Conv2d(16, 8, 1), norm(8), activation]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+
+
+class Tokens(nn.Module):
+    """A small vision transformer's shape: patches, layer norm, a hidden layer behind GELU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, 4)
+        self.norm, self.hidden, self.back = nn.LayerNorm(12), nn.Linear(12, 24), nn.Linear(24, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return (x + self.back(nn.functional.gelu(self.hidden(self.norm(x))))).mean(1)  # type: ignore[no-any-return]
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    "SiLU": (lambda: _body(nn.BatchNorm2d, nn.SiLU()), "'silu' in 2", "moments"),
+    "hard swish": (lambda: _body(nn.BatchNorm2d, nn.Hardswish()), "'hardswish' in 2", "moments"),
+    "softplus": (lambda: _body(nn.BatchNorm2d, nn.Softplus()), "'softplus' in 2", "synthetic"),
+    "group norm": (lambda: _body(lambda width: nn.GroupNorm(4, width), nn.SiLU()), "native_group_norm", "calibrate"),
+    "SiLU, no norm": (lambda: _body(lambda _: nn.Identity(), nn.SiLU()), "'silu' in 2", "calibrate"),
+    "batch norm without statistics": (
+        lambda: _body(lambda width: nn.BatchNorm2d(width, track_running_stats=False), nn.SiLU()),
+        "'silu' in 2",
+        "calibrate",
+    ),
+    "transformer": (Tokens, "'gelu' in Tokens", "calibrate"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_papers_way_refuses_is_told_which_way_works(name: str) -> None:
+    build, reason, way = REFUSED[name]
+    model, x = build(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(InputError, match=re.escape(reason)) as refusal:
+        pk.merge(model, x, ratio=0.5)
+    assert f"--restore {way}" in str(refusal.value.hint)
+    settings = {"images": torch.randn(8, 3, 8, 8)} if way == "calibrate" else {}
+    result = pk.prune("merge", model, x, ratio=0.5, restore=way, **settings)
+    assert result.after.params < result.before.params
+
+
+def test_where_no_way_works_none_is_told() -> None:
+    with pytest.raises(InputError, match="model's output") as refusal:
+        pk.merge(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(1, 3, 8, 8), ratio=0.5)
+    assert refusal.value.hint == "prunekit inspect lists the groups"
+
+
+def test_a_way_that_is_refused_names_another() -> None:
+    model = _body(lambda width: nn.GroupNorm(4, width), nn.ReLU())
+    with pytest.raises(InputError, match="no batch norm behind this layer") as refusal:
+        pk.merge(model, torch.randn(1, 3, 8, 8), ratio=0.5, restore="moments")
+    assert "--restore calibrate" in str(refusal.value.hint)
+    assert "--data" in str(refusal.value.hint)
+
+
+@pytest.mark.parametrize("order", ["conv, norm without statistics, relu", "conv, relu, norm", "conv, norm, relu, norm"])
+@pytest.mark.parametrize("reader", ["convolution", "linear behind a mean", "batch norm behind it"])
+def test_multiples_of_kept_filters_leave_no_trace(order: str, reader: str) -> None:
+    """Channels 4 to 7 are multiples of channels 0 to 3 behind the ReLU: the next layer makes up for all of them."""
+    norm = nn.BatchNorm2d(8, eps=1e-12, track_running_stats=not order.startswith("conv, norm without"))
+    late = [] if order.endswith("relu") else [nn.BatchNorm2d(8)]
+    tail = {
+        "convolution": [nn.Conv2d(8, 4, 3)],
+        "linear behind a mean": [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)],
+        "batch norm behind it": [nn.Conv2d(8, 4, 3, bias=False), nn.BatchNorm2d(4)],
+    }[reader]
+    early = [] if order == "conv, relu, norm" else [norm]
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *early, nn.ReLU(), *late, *tail).double().eval()
+    with torch.no_grad():
+        model[0].weight[4:], model[0].bias[4:] = model[0].weight[:4] / 2, model[0].bias[:4] / 2
+        for layer in early:
+            layer.weight.uniform_(0.5, 1.5)
+            layer.bias.normal_()
+            if layer.running_mean is None:
+                layer.weight[4:], layer.bias[4:] = layer.weight[:4] * 0.7, layer.bias[:4] * 0.7
+            else:
+                layer.running_mean.normal_()
+                layer.weight[4:], layer.bias[4:] = layer.weight[:4], layer.bias[:4] / 2
+                layer.running_mean[4:] = layer.running_mean[:4] / 2
+        for layer in late:
+            layer.weight.uniform_(0.5, 1.5)
+            layer.bias.normal_()
+            layer.running_mean.uniform_(0, 1)
+            layer.running_var.uniform_(0.5, 2)
+    x = torch.randn(4, 3, 9, 9, dtype=torch.float64)
+    result = pk.prune("merge", model, x, ratio=0.5, criterion="l1-norm", threshold=0.0)
+    assert result.model[0].out_channels == 4
+    assert result.plan.notes["merged"] == 4
+    torch.testing.assert_close(result.model(x), model(x))
+
+
+@pytest.mark.parametrize("settings", [{}, {"images": True}, {"restore": "none"}, {"scope": "all"}])
+@pytest.mark.parametrize(
+    ("between", "made", "read"),
+    [
+        (nn.PixelShuffle(2), 32, 8),
+        (nn.PixelUnshuffle(2), 8, 32),
+        (nn.ChannelShuffle(2), 8, 8),
+        (nn.Sequential(nn.Unfold(2, stride=2), nn.Fold((8, 8), 2, stride=2)), 8, 8),
+    ],
+)
+def test_blocks_of_channels_are_merged(between: nn.Module, made: int, read: int, settings: dict[str, object]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, made, 1), nn.ReLU(), between, nn.Conv2d(read, 4, 1)).double().eval()
+    with torch.no_grad():  # the second half of the units are halves of the first
+        half = made // 2
+        model[0].weight[half:], model[0].bias[half:] = model[0].weight[:half] / 2, model[0].bias[:half] / 2
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    settings = {**settings, **({"images": torch.randn(64, 3, 8, 8).double()} if "images" in settings else {})}
+    result = pk.prune("merge", model, x, ratio=0.5, **settings)
+    assert result.after.params < 0.6 * result.before.params
+    if not settings and not isinstance(between, nn.ChannelShuffle):
+        assert result.plan.notes["merged"] > 0
+        torch.testing.assert_close(result.model(x), model(x))
+
+
+def test_layers_that_nothing_plain_reads_are_judged_by_their_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 2)).eval()
+    x, images = torch.randn(1, 3, 8, 8), torch.randn(8, 3, 8, 8)
+    result = pk.prune("merge", model, x, ratio=0.5, images=images)
+    assert result.model[0].out_channels == 4
+    assert result.plan.notes["criterion"] == "l2-norm"
+    assert result.plan.notes["widths"] == "uniform"
+    with pytest.raises(InputError, match="nothing is known") as refusal:
+        pk.prune("merge", model, x, ratio=0.5, images=images, widths="loss")
+    assert "--widths uniform" in str(refusal.value.hint)

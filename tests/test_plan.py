@@ -130,7 +130,7 @@ def test_a_hard_coded_reshape_freezes_its_channels_with_the_module_named() -> No
 def test_a_network_that_does_not_run_is_refused_with_the_module_named() -> None:
     model, plan = small_net(), Plan([Keep("0", [0, 1])])
     broken = pk.apply(model, plan, X)
-    broken[3] = nn.Conv2d(5, 4, 3, padding=1)
+    broken[3] = nn.Conv2d(5, 4, 3, padding=1).eval()
     with pytest.raises(SurgeryError, match="does not run: in '3'"):
         pk.verify(model, broken, plan, X)
 

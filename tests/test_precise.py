@@ -46,7 +46,7 @@ def test_judged_in_double_where_in_doubt(network: type[nn.Module], monkeypatch: 
     plan = Plan([Keep(group.name, [u for u in range(group.size) if u != group.free[0]])])
     small = surgery.edit(model, plan, graph)
     asked: list[torch.dtype] = []
-    module = sys.modules["prunekit.surgery.verify"]
+    module = sys.modules["prunekit.surgery.compare"]
     genuine = module._gap
 
     def doubtful(want: Tensor, have: Tensor, scale: float) -> float:

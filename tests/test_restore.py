@@ -178,8 +178,8 @@ def test_several_readers_batch_norms_and_streams_are_restored_exactly() -> None:
                 tensor[0] = tensor[5] = tensor[2]
     images = torch.randn(150, 3, 8, 8, dtype=torch.float64)
     graph = surgery.trace(model, images[:1])
-    assert find_join(graph, "left.0") is None  # the other branch has not run yet
-    join = find_join(graph, "right.0")
+    assert find_join(model, graph, "left.0") is None  # the other branch has not run yet
+    join = find_join(model, graph, "right.0")
     assert join is not None
     assert join.norm == "right.1"
     small, _ = restored(model, Plan([Keep("stem.0", [1, 2, 3, 4, 6, 7])]), images, ridge=1e-13)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import prunekit as pk
-from prunekit import models
+from prunekit import models, surgery
 from prunekit.errors import InputError
 
 X = torch.zeros(1, 3, 16, 16)
@@ -204,3 +204,40 @@ def test_sizes_written_into_the_code_are_worked_around() -> None:
 
     small, _ = pk.slim(Hard().eval(), X, ratio=0.5)
     assert (small.free.out_channels, small.fixed.out_channels) == (4, 8)
+
+
+def _without_biases(norm: bool) -> nn.Sequential:
+    """Constants of its first channels can only go into a bias that is made, or into a running mean."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 64, 1, bias=False)),
+        *(nn.BatchNorm2d(64) if norm else nn.Identity(), nn.ReLU(), nn.Conv2d(64, 4, 1)),
+    )
+    with torch.no_grad():
+        model[1].weight.uniform_()
+        model[1].bias.normal_()
+    return model.eval()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("restore", ["constants", "none", "calibrate", "synthetic"])
+@pytest.mark.parametrize("amount", [{"ratio": 0.5}, {"target_params": 0.6}, {"target_params": 0.75}])
+def test_the_parameters_said_are_those_of_the_network(norm: bool, restore: str, amount: dict[str, float]) -> None:
+    model, x = _without_biases(norm), torch.randn(1, 3, 8, 8)
+    present = sum(p.numel() for p in model.parameters())
+    amount = {flag: share * present if flag == "target_params" else share for flag, share in amount.items()}
+    images = {"images": torch.randn(8, 3, 8, 8)} if restore == "calibrate" else {}
+    result = pk.prune("slim", model, x, restore=restore, **amount, **images)
+    said = result.after.params
+    assert said == sum(p.numel() for p in result.model.parameters()) == surgery.measure(result.model, x).params
+    assert result.model[3].bias is None or (restore != "none" and not norm)
+    assert said <= amount.get("target_params", present)
+
+
+def test_biases_that_are_made_count_towards_the_target() -> None:
+    """What fits only without the bias that constants need does not fit."""
+    model, x = _without_biases(norm=False), torch.randn(1, 3, 8, 8)
+    plain = pk.prune("slim", model, x, ratio=0.25, restore="none").after.params
+    result = pk.prune("slim", model, x, target_params=plain)
+    assert result.model[3].bias is not None
+    assert result.after.params <= plain
+    assert result.model[0].out_channels < 12

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -225,6 +225,7 @@ def _prune(
     verified = time.perf_counter()
     kept = graph.kept_classes(surgery.resolve(graph, plan))
     before, after = surgery.predict(graph, graph.kept_classes({})), surgery.predict(graph, kept)
+    after = replace(after, params=sum(p.numel() for p in small.parameters()))  # folds may have made biases
     _record_step(small, method.name, config, plan, before, after)
     return Pruned(small, plan, graph, before, after, difference, edited - started, verified - edited)
 

@@ -1,7 +1,8 @@
 """What surgery is asked to do: a frozen list of operations on channel groups and layers.
 
 A method returns a `Plan`; `prunekit.surgery.edit` applies it to a copy of the network. Operations address groups and
-layers by dotted module names. The JSON form holds the structure alone: values of folds and refits are in the weights.
+layers by dotted names: that of the module, or of the parameter where one module has several that would answer to it.
+The JSON form holds the structure alone: values of folds and refits are in the weights.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 class Keep:
     """Keep the channels `index` of `group`; the others are removed from every layer that makes or reads them.
 
-    `group` is the name of a channel group, or of any layer that makes exactly the group's channels.
+    `group` is the name of a channel group, or of any layer or parameter that makes exactly the group's channels. Groups
+    are named after the module that makes them; where that makes several, after the parameter.
     """
 
     group: str
@@ -33,10 +35,11 @@ class Keep:
 class Fold:
     """Before removed inputs go, the layer `consumer` reads them as `x_r ~ A x_k + b` and absorbs both terms.
 
+    `consumer` is the module's name if it reads through one weight, else that of the parameter (`Graph.address`).
     `matrix` is `A`, of shape `(removed, kept)` over the units of `group`, both ascending; None for zero.
     `offset` is `b` over all input channels (features) of the consumer, zero where a channel stays; None for zero.
     `W_k += W_r A`; `W b`, summed over the kernel, goes into the consumer's bias, or into the running mean of the batch
-    norm behind it, or into a bias that is made for it.
+    norm behind it, or into a bias that is made for it. A constant that none of these can carry is refused.
     """
 
     consumer: str
@@ -56,7 +59,8 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class Refit:
-    """New values, in the shapes after the removal, for parameters and buffers of a layer that stays.
+    """New values, in the shapes after the removal, for parameters and buffers of a layer that stays. It has the last
+    word: a fold into a tensor that is refitted is void.
 
     `values` maps names within the module, such as `weight` or `running_mean`, to tensors.
     """

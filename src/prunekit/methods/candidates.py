@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunekit.methods.paths import Path, obstacle_to_late_norm, path_of
 from prunekit.restore.moments import obstacle_to_moments
-from prunekit.surgery import ChannelGroup, Graph
-from prunekit.surgery.layer_rules import is_batch_norm
-from prunekit.surgery.recording import Node
+from prunekit.restore.plain import reads, weight_of
+from prunekit.surgery import ChannelGroup, Graph, Member
+from prunekit.surgery.fold import places_of
 
-# Ops f with f(s x) = s f(x) for every s >= 0: a merged channel passes through them.
-_HOMOGENEOUS = frozenset(
-    (
-        *("relu", "leaky_relu", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"),
-        *("max_pool3d_with_indices", "avg_pool3d", "_adaptive_avg_pool3d", "avg_pool1d", "mean", "sum", "amax"),
-        *("view", "_unsafe_view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "clone", "detach"),
-        *("native_dropout", "alias", "_to_copy", "upsample_nearest2d"),
-    )
-)
 MEASURED = ("calibrate", "synthetic")  # ways that refit what stays to activations, whatever stands between
 
 
@@ -28,20 +22,30 @@ MEASURED = ("calibrate", "synthetic")  # ways that refit what stays to activatio
 class Layer:
     """A layer whose filters may go: its group, the first module that makes it, and the batch norm right behind.
 
-    `reason` tells why it can only be pruned plainly, without compensation; None where it can be made up for.
+    `producer` is where the group sits in its weight: a unit may have several places, as in front of a pixel shuffle.
+    `reason` tells why it can only be pruned plainly, without compensation; None where it can be made up for. `late` is
+    a batch norm behind the activation, which what merges has to pass.
     """
 
     group: ChannelGroup
     module: nn.Module
-    norm: nn.Module | None
+    norm: _BatchNorm | None
+    producer: Member
     reason: str | None = None
+    late: _BatchNorm | None = None
 
     @property
     def weight(self) -> Tensor:
-        """Filters, outputs first: `(C, ...)`."""
+        """Filters, one for each unit: `(units, ...)`."""
         weight = self.module.weight
         assert isinstance(weight, Tensor)
-        return weight.detach()
+        return self.by_unit(weight)
+
+    def by_unit(self, values: Tensor) -> Tensor:
+        """What the layer holds for each output, `(C, ...)`, by units: `(units, ...)`."""
+        places = torch.from_numpy(places_of(self.producer, self.group.size))
+        found = values.detach()[places.to(values.device)]  # (units, places, ...)
+        return found.squeeze(1) if places.size(1) == 1 else found.flatten(1)
 
 
 def candidates(model: nn.Module, graph: Graph, restore: str, scope: str) -> tuple[list[Layer], dict[str, str]]:
@@ -49,71 +53,82 @@ def candidates(model: nn.Module, graph: Graph, restore: str, scope: str) -> tupl
 
     With `scope` "inner" these are the layers that can be made up for; with "all", residual streams and all others too.
     """
-    modules = dict(model.named_modules())
     layers, left = [], {}
     cut = graph.balanced_groups()
     for group in graph.groups:
-        producer = _maker(group)
-        reason = "the network cuts these channels into equal parts" if group.name in cut else _ruled_out(group, modules)
+        maker = _maker(group)
+        reason = "the network cuts these channels into equal parts" if group.name in cut else None
+        reason = reason or _ruled_out(model, graph, group, maker)
         if reason is None:
-            reason = _obstacle(graph, group, modules, restore)
+            reason = _obstacle(model, graph, group, restore)
             if reason is None or scope == "all":
-                norm = graph.batch_norm_after(producer)
-                layers.append(Layer(group, modules[producer], modules[norm] if norm else None, reason))
+                norm = _norm_behind(model, graph, maker.module)
+                late = _path(graph, group).late if reason is None and restore == "paper" else None
+                late_norm = model.get_submodule(late) if late is not None else None
+                assert late_norm is None or isinstance(late_norm, _BatchNorm)
+                layers.append(Layer(group, model.get_submodule(maker.module), norm, maker, reason, late_norm))
                 continue
         left[group.name] = reason
     return layers, left
 
 
-def _maker(group: ChannelGroup) -> str:
-    """The layer that a group is named after makes all of its channels, if any layer does."""
-    names = [member.module for member in group.producers]
-    return group.name if group.name in names else names[0]
+def _maker(group: ChannelGroup) -> Member:
+    """Where the first layer that makes all of these channels, if any does, makes them."""
+    whole = (m for m in group.producers if len(np.unique(m.units)) == group.size)
+    return next(whole, group.producers[0])
 
 
-def _ruled_out(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> str | None:
+def _norm_behind(model: nn.Module, graph: Graph, layer: str) -> _BatchNorm | None:
+    name = graph.batch_norm_after(layer)
+    norm = None if name is None else model.get_submodule(name)
+    return norm if isinstance(norm, _BatchNorm) else None
+
+
+def _ruled_out(model: nn.Module, graph: Graph, group: ChannelGroup, maker: Member) -> str | None:
     """What no restoration helps against: these channels stay."""
     if group.frozen:
         return next(iter(group.frozen.values()))
-    producer = modules.get(_maker(group))
+    producer = model.get_submodule(maker.module)
     if not isinstance(producer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
         return f"its channels come from a {type(producer).__name__}"
+    if maker.parameter != weight_of(maker.module) or maker.dim != 0:
+        return f"its channels come from '{maker.parameter}', which is not the weight of a layer"
     if getattr(producer, "groups", 1) != 1:
         return "a grouped convolution makes these channels"
-    if len(producer.weight) != group.size:
+    places = np.bincount(maker.units, minlength=group.size)
+    if places.min() == 0 or maker.units.size != graph.shapes[maker.parameter][0]:
         return "no layer makes all of these channels"
+    if places.min() != places.max():
+        return "a layer makes some of these channels more often than others"
     return None if group.consumers else "no layer reads these channels"
 
 
-def _obstacle(graph: Graph, group: ChannelGroup, modules: Mapping[str, nn.Module], restore: str) -> str | None:
+def _obstacle(model: nn.Module, graph: Graph, group: ChannelGroup, restore: str) -> str | None:
     if len(group.producers) != 1:
         return "several layers add into these channels"
-    if any(getattr(modules[member.module], "groups", 1) != 1 for member in group.consumers):
+    readers = [member.module for member in group.consumers]
+    if any(getattr(model.get_submodule(name), "groups", 1) != 1 for name in readers):
         return "a grouped convolution reads these channels"
+    if restore != "none" and len(set(readers)) != len(readers):
+        return f"'{max(readers, key=readers.count)}' reads these channels by several weights"
     if restore in MEASURED:
         return None
+    maker = group.producers[0]
+    norm = graph.batch_norm_after(maker.module)
+    if norm is not None and maker.units.size != group.size:
+        return "blocks of channels go together, each with statistics of its own"
+    if norm is not None and _norm_behind(model, graph, maker.module) is None:
+        return f"'{norm}' is no batch norm that is known"
+    if restore == "moments":
+        return obstacle_to_moments(model, graph, group)
+    path = _path(graph, group)
+    if path.late is not None and path.blocks is None:
+        return obstacle_to_late_norm(model, graph, group, path.late)
+    return path.blocks
+
+
+def _path(graph: Graph, group: ChannelGroup) -> Path:
+    """The way from the group's layer to its consumers, of all its calls: the first that is blocked, or the last."""
     consumers = {member.parameter for member in group.consumers}
-    for call in graph.calls(group.producers[0].module):
-        if call.op in ("convolution", "addmm", "mm"):
-            reason = _blocked(graph, call, consumers)
-            if restore == "moments":
-                reason = obstacle_to_moments(graph, group)
-            if reason:
-                return reason
-    return None
-
-
-def _blocked(graph: Graph, producer: Node, consumers: set[str]) -> str | None:
-    """The first op between a layer and its consumers that a scale does not pass, or None."""
-    waiting = [(reader, True) for reader in graph.readers(producer.outputs[0])]
-    seen = set()
-    while waiting:
-        node, first = waiting.pop()
-        if node.index in seen or consumers.intersection(node.parameters):
-            continue
-        seen.add(node.index)
-        if not (node.op in _HOMOGENEOUS or (first and is_batch_norm(node.op))):
-            return f"'{node.op}' in {node.module} stands between this layer and the next"
-        if node.outputs:
-            waiting += [(reader, False) for reader in graph.readers(node.outputs[0])]
-    return None
+    found = [path_of(graph, call, consumers) for call in reads(graph, group.producers[0].module)]
+    return next((path for path in found if path.blocks), found[-1])

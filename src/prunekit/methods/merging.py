@@ -12,20 +12,29 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.methods.base import restoration
 from prunekit.methods.candidates import Layer, candidates
+from prunekit.methods.paths import behind_late_norm
 from prunekit.methods.widths import Kept, choose, rank
 from prunekit.plan import Fold, Keep, Operation, Plan
 from prunekit.restore.calibrate import calibrate
-from prunekit.restore.images import MEMORY, Images, gather
+from prunekit.restore.images import MEMORY, Images, gather, reads_images
 from prunekit.restore.moments import modelled, moment_refits
 from prunekit.restore.norms import refit_norms
 from prunekit.restore.paper import BatchNormStatistics, Scaling, scaling_batch_norm, scaling_linear
+from prunekit.restore.plain import obstacle
 from prunekit.restore.readings import Reading, measure
-from prunekit.restore.synthetic import Synthesis, synthesise
-from prunekit.surgery import Graph
+from prunekit.restore.synthetic import Synthesis, obstacle_to_synthesis, synthesise
+from prunekit.surgery import Graph, trace
+from prunekit.surgery.fold import places_of
 
 if TYPE_CHECKING:
     from prunekit.methods.merge import MergeConfig
 
+_OTHER_WAYS = {
+    "moments": "it needs no data",
+    "synthetic": "it needs no data",
+    "calibrate": "it needs a few hundred images, without labels: name some with --data (from Python: images=...)",
+}
+_NOTHING = "no layer of this model can be merged: "
 _CRITERION = {"paper": "l1-norm", "none": "l1-norm", "moments": "l2-norm"}  # elsewhere pivot, on measured readings
 
 
@@ -45,8 +54,7 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
         raise InputError("--refit-bn needs images", hint="name some with --data, or take --restore synthetic")
     layers, left = candidates(model, graph, restore, config.scope)
     if not layers:
-        reason = next(iter(left.values()), "it has no convolution or linear layer")
-        raise InputError(f"no layer of this model can be merged: {reason}", hint="prunekit inspect lists the groups")
+        raise _refusal(model, graph, restore, config.scope, left)
     source = _source(model, graph, restore, images, config.seed)
     kept, notes = _select(graph, layers, config, restore, source)
     plain = {layer.group.name: layer.reason for layer in layers if layer.reason and layer.group.name in kept}
@@ -56,6 +64,32 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
     if config.refit_bn and source.images is not None:
         plan = refit_norms(model, graph, plan, source.images)
     return plan
+
+
+def _refusal(model: nn.Module, graph: Graph, restore: str, scope: str, left: Mapping[str, str]) -> InputError:
+    """Why nothing can be merged, and another way of restoration that can make up for some layers, if there is one."""
+    graph = trace(model, graph.example)  # with sizes that are written into the code looked for
+    reason = next(iter(left.values()), "it has no convolution or linear layer")
+    possible = {
+        "moments": True,
+        "synthetic": obstacle_to_synthesis(model, graph) is None,
+        "calibrate": reads_images(graph),
+    }
+    ways = [
+        (f"--restore {way} can make up for what goes here; {said}", way, scope) for way, said in _OTHER_WAYS.items()
+    ]
+    ways.append(("--scope all --restore none prunes plainly, to be tuned afterwards", "none", "all"))
+    for hint, way, wider in ways:
+        other = possible.get(way, True) and (way, wider) != (restore, scope)
+        layers = candidates(model, graph, way, wider)[0] if other else []
+        if layers and (way == "none" or any(_is_refitted(model, graph, layer) for layer in layers)):
+            return InputError(_NOTHING + left.get(layers[0].group.name, reason), hint=hint)
+    return InputError(_NOTHING + reason, hint="prunekit inspect lists the groups")
+
+
+def _is_refitted(model: nn.Module, graph: Graph, layer: Layer) -> bool:
+    """Whether any layer that reads these channels can be refitted."""
+    return any(obstacle(model, graph, member) is None for member in layer.group.consumers)
 
 
 def _source(model: nn.Module, graph: Graph, restore: str, images: Images | None, seed: int) -> _Source:
@@ -79,11 +113,15 @@ def _select(
             readings = modelled(source.model, graph, groups)
         else:
             readings = measure(source.model, graph, groups, source.images)
-        if not readings:
+        if not readings and (source.images is None or config.criterion == "pivot" or config.widths == "loss"):
             raise InputError(
                 "nothing is known of what the layers read, which --criterion pivot and --widths loss judge by",
-                hint="without batch norm it takes images: name some with --data",
+                hint="without batch norm it takes images: name some with --data"
+                if source.images is None
+                else "what reads them is no plain layer: --criterion l2-norm --widths uniform judges by the weights",
             )
+        if not readings:
+            criterion, widths = config.criterion or "l2-norm", "uniform"
     ranked = rank(layers, criterion, readings)
     kept = choose(graph, ranked, config, readings if widths == "loss" else {})
     return kept, {"criterion": criterion, "widths": widths}
@@ -107,17 +145,19 @@ def _restored(
     kept = {keep.group: keep.index for keep in plan.keeps if keep.group in able}
     if restore == "moments":
         return Plan([*plan.operations, *moment_refits(model, graph, kept)], plan.notes)
-    return _merged(plan, able, kept, config) if restore == "paper" else plan
+    return _merged(graph, plan, able, kept, config) if restore == "paper" else plan
 
 
-def _merged(plan: Plan, layers: Mapping[str, Layer], kept: Mapping[str, Sequence[int]], config: MergeConfig) -> Plan:
+def _merged(
+    graph: Graph, plan: Plan, layers: Mapping[str, Layer], kept: Mapping[str, Sequence[int]], config: MergeConfig
+) -> Plan:
     """The paper's folds, and how many merges they make."""
     operations: list[Operation] = list(plan.operations)
     merged = negative = 0
     for name, units in kept.items():
         scaling = _compensate(layers[name], units, config)
         merged, negative = merged + scaling.merged, negative + scaling.negative
-        operations += _folds(layers[name], scaling)
+        operations += _folds(graph, layers[name], scaling, units)
     return Plan(operations, {**plan.notes, "merged": merged, "negative_scales": negative})
 
 
@@ -127,23 +167,30 @@ def _compensate(layer: Layer, kept: Sequence[int], config: MergeConfig) -> Scali
     filters = layer.weight.cpu().double().flatten(1)
     norm = layer.norm
     if norm is not None and norm.weight is not None:
-        statistics = BatchNormStatistics(
-            *(_values(norm, name) for name in ("weight", "bias", "running_mean", "running_var"))
-        )
+        mean, variance = (None if t is None else _values(t) for t in (norm.running_mean, norm.running_var))
+        statistics = BatchNormStatistics(_values(norm.weight), _values(norm.bias), mean, variance)
         return scaling_batch_norm(filters, statistics, stay, go, config.threshold, config.lam)
     bias = layer.module.bias
     if isinstance(bias, Tensor):
-        filters = torch.cat([filters, bias.detach().cpu().double().unsqueeze(1)], dim=1)
+        filters = torch.cat([filters, layer.by_unit(bias).cpu().double().reshape(len(filters), -1)], dim=1)
     return scaling_linear(filters, stay, go, config.threshold)
 
 
-def _values(norm: nn.Module, name: str) -> Tensor:
-    values = getattr(norm, name)
-    assert isinstance(values, Tensor)
-    return values.detach().cpu().double()
+def _values(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().double()
 
 
-def _folds(layer: Layer, scaling: Scaling) -> list[Fold]:
-    """The same matrix for every layer that reads these channels."""
-    consumers = dict.fromkeys(member.module for member in layer.group.consumers)
-    return [Fold(consumer, layer.group.name, matrix=scaling.matrix) for consumer in consumers]
+def _folds(graph: Graph, layer: Layer, scaling: Scaling, kept: Sequence[int]) -> list[Fold]:
+    """The same matrix for every layer that reads these channels, and the constants of a batch norm on the way."""
+    group, matrix = layer.group, scaling.matrix
+    if layer.late is None:
+        consumers = dict.fromkeys(graph.address(member.parameter) for member in group.consumers)
+        return [Fold(consumer, group.name, matrix=matrix) for consumer in consumers]
+    gone = sorted(set(range(group.size)) - set(kept))
+    matrix, constants = behind_late_norm(matrix, layer.late, torch.tensor(kept), torch.tensor(gone))
+    folds = []
+    for member in group.consumers:
+        offset = torch.zeros(member.positions.size, dtype=torch.float64)
+        offset[torch.from_numpy(places_of(member, group.size)[gone])] = constants[:, None]
+        folds.append(Fold(graph.address(member.parameter), group.name, matrix=matrix, offset=offset))
+    return folds

@@ -105,7 +105,8 @@ def round_widths(
 
 def channels_per_unit(group: ChannelGroup) -> int:
     """How many channels of its naming layer one unit stands for: more than one in grouped convolutions."""
-    first = next(m for m in group.producers if m.module == group.name or m.parameter == group.name)
+    named = (m for m in group.producers if group.name in (m.module, m.parameter))
+    first = next(named, group.producers[0])
     return max(1, first.units.size // max(1, np.unique(first.units).size))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ from prunekit.plan import Keep, Plan
 from prunekit.restore.calibrate import calibrate
 from prunekit.restore.constants import constant_folds
 from prunekit.restore.images import Images
+from prunekit.restore.plain import possible_biases, weight_of
 from prunekit.restore.synthetic import synthesise
 from prunekit.surgery import ChannelGroup, Cost, Graph, balanced, predict
 
@@ -32,18 +33,22 @@ _REDUCE = {"max": np.fmax, "sum": np.add, "mean": np.add}
 def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig, images: Images | None = None) -> Plan:
     """The plan of one pass of Network Slimming; see `Slim.plan`."""
     restore = restoration(config.restore, images, "constants")
+    given = {} if restore == "none" else possible_biases(model, graph)
     scores = gamma_scores(model, graph, config.aggregate)
     groups = _prunable(graph, scores, config.scope)
     if isinstance(config.ratio, dict):
         keeps, protected = _by_group(graph, groups, scores, config)
     else:
-        keeps, protected = _by_threshold(graph, groups, scores, config)
+        keeps, protected = _by_threshold(graph, groups, scores, config, given)
     if not keeps:
         raise InputError("the budget is too small to remove a single channel", hint="ask for more, or lower --round-to")
-    folds = [] if restore == "none" else constant_folds(model, graph, keeps)
+    constants = None if restore == "none" else constant_folds(model, graph, keeps)
     threshold = _threshold(groups, scores, keeps)
     warning = modes.warning(np.concatenate([scores[group.name] for group in groups]), threshold)
     notes = {"restore": restore, "protected": protected, "threshold": threshold, "warning": warning}
+    if constants and constants.lost:
+        notes["constants_lost"] = dict(constants.lost)
+    folds = constants.folds if constants else ()
     plan = Plan([*(Keep(name, index) for name, index in keeps.items()), *folds], notes)
     if restore == "synthetic":
         return synthesise(model, graph).restored(model, graph, plan)
@@ -58,7 +63,11 @@ def gamma_scores(model: nn.Module, graph: Graph, aggregate: str) -> dict[str, ND
     Raises:
         InputError: the model has no batch norm with a scale.
     """
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.weight is not None}
+    norms = {
+        weight_of(name): m.weight
+        for name, m in model.named_modules()
+        if isinstance(m, _BatchNorm) and m.weight is not None
+    }
     if not norms:
         raise InputError(
             "the model has no batch norm with a scale (gamma), which Network Slimming ranks channels by",
@@ -69,8 +78,8 @@ def gamma_scores(model: nn.Module, graph: Graph, aggregate: str) -> dict[str, ND
         total = np.full(group.size, np.nan)
         number = np.zeros(group.size)
         for member in (*group.producers, *group.followers):
-            if member.module in norms and member.parameter.endswith("weight"):
-                gamma = norms[member.module].weight.detach().double().abs().cpu().numpy()[member.positions]
+            if member.parameter in norms:
+                gamma = norms[member.parameter].detach().double().abs().cpu().numpy()[member.positions]
                 for position, unit in enumerate(member.units):
                     old = total[unit]
                     total[unit] = gamma[position] if np.isnan(old) else _REDUCE[aggregate](old, gamma[position])
@@ -93,9 +102,16 @@ def _prunable(graph: Graph, scores: Mapping[str, object], scope: str) -> list[Ch
 
 
 def _by_threshold(
-    graph: Graph, groups: Sequence[ChannelGroup], scores: Mapping[str, NDArray[np.float64]], config: SlimConfig
+    graph: Graph,
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, NDArray[np.float64]],
+    config: SlimConfig,
+    given: Mapping[str, Sequence[str]],
 ) -> tuple[dict[str, list[int]], list[str]]:
-    """One global threshold: exactly as many units as the ratio says, or as the target cost needs."""
+    """One global threshold: exactly as many units as the ratio says, or as the target cost needs.
+
+    `given` names, for each group, the layers that may get a bias when it loses units.
+    """
     budget = read_budget(config, predict(graph, graph.kept_classes({})))
     removal = removal_order(groups, scores, max(config.min_channels, 1))
 
@@ -107,30 +123,30 @@ def _by_threshold(
         total = sum(len(group.free) for group in groups)
         count = min(round(budget.amount * total), len(removal.order))
     else:
-        count = _nearest(budget, len(removal.order), lambda k: predict(graph, graph.kept_classes(keeps_at(k))))
+        count = _fewest(budget, len(removal.order), lambda k: _cost(graph, keeps_at(k), given))
     return keeps_at(count), protected_within(groups, scores, removal, count)
 
 
-def _nearest(budget: Budget, limit: int, cost_at: object) -> int:
-    """The number of removals whose cost is nearest to the target: the first that meets it, or the one before.
+def _cost(graph: Graph, keeps: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[str]]) -> Cost:
+    """What is left at most: a constant that turns out to be zero needs no bias."""
+    biases = {layer for name in keeps for layer in given.get(name, ())}
+    return predict(graph, graph.kept_classes(keeps), biases)
+
+
+def _fewest(budget: Budget, limit: int, cost_at: Callable[[int], Cost]) -> int:
+    """The fewest removals that meet the target.
 
     Raises:
         InputError: even the removal of everything that may go leaves more.
     """
-    assert callable(cost_at)
     count = fewest(limit, lambda k: budget.met_by(cost_at(k)))
-    reached = _size(budget, cost_at(count))
-    if count == limit and not budget.met_by(cost_at(count)):
+    reached = cost_at(count)
+    if not budget.met_by(reached):
+        left = reached.macs if budget.kind == "macs" else reached.params
         raise InputError(
-            f"the target of {budget.amount:,.0f} {budget.kind} cannot be met: removing all that may go leaves "
-            f"{reached:,}"
+            f"the target of {budget.amount:,.0f} {budget.kind} cannot be met: removing all that may go leaves {left:,}"
         )
-    before = _size(budget, cost_at(count - 1)) if count else reached
-    return count - 1 if count and before - budget.amount < budget.amount - reached else count
-
-
-def _size(budget: Budget, cost: Cost) -> int:
-    return cost.macs if budget.kind == "macs" else cost.params
+    return count
 
 
 def _by_group(

@@ -9,88 +9,161 @@ gate, a branch without batch norm) there is no constant, and the channel is drop
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.plan import Fold
 from prunekit.surgery import Graph
-from prunekit.surgery.copying import copied
-from prunekit.surgery.labels import Ids
+from prunekit.surgery.aliases import aliases
+from prunekit.surgery.carriers import CarrierFinder
+from prunekit.surgery.copying import copied, named_tensors
+from prunekit.surgery.draws import Draws, own_randomness
+from prunekit.surgery.following import FollowWeights, Key
+from prunekit.surgery.labels import Ids, Mask
+from prunekit.surgery.layer_rules import is_batch_norm
+from prunekit.surgery.meta import unfused_attention
+from prunekit.surgery.readers import Reading
 from prunekit.surgery.verify import random_inputs
 
 _STEADY = 1e-4  # how much a "constant" may move with the input, relative to 1 + its size
+_BATCH = 2
 
 
-def constant_folds(model: nn.Module, graph: Graph, keeps: Mapping[str, Sequence[int]]) -> list[Fold]:
-    """A fold with `A = 0`, `b` = the constant of each removed input, for every consumer that loses inputs."""
+@dataclass(frozen=True)
+class Constants:
+    """Folds of what removed channels are worth; `lost` says which readers of theirs cannot take it over, and why."""
+
+    folds: tuple[Fold, ...]
+    lost: Mapping[str, str]
+
+
+def constant_folds(model: nn.Module, graph: Graph, keeps: Mapping[str, Sequence[int]]) -> Constants:
+    """A fold with `A = 0`, `b` = the constant of each removed input, for every consumer that loses inputs.
+
+    Where an operation cannot carry a constant (`surgery/carriers.py`), no fold is claimed.
+    """
     kept = graph.kept_classes(keeps)
-    silent = _silenced(model, {key: (~kept[classes]).nonzero()[0] for key, classes in graph.slots.items()})
-    lost = _lost_inputs(graph, keeps)
-    means = _input_constants(silent, graph, list(lost))
-    folds = []
-    for consumer, (group, width, positions) in lost.items():
-        constant = means.get(consumer)
-        if constant is None:
+    groups = _losing(graph, keeps, kept)
+    gone = {key: (~kept[graph.slots[key]]).nonzero()[0] for key in groups}
+    found = _input_constants(_silenced(model, graph, kept), graph, gone, kept)
+    carriers, folds, lost = CarrierFinder(model, graph), [], {}
+    for key, group in groups.items():
+        offset = found.get(key)
+        if offset is None or not bool((offset != 0).any()):
             continue
-        offset = torch.zeros_like(constant)
-        for start in range(0, constant.numel(), width):  # a grouped convolution reads the same places of each group
-            offset[positions + start] = constant[positions + start]
-        if bool((offset != 0).any()):
+        consumer, reason = graph.address(key[0]), carriers.of(*key).reason
+        if reason is None and sum(groups[other] == group for other in groups if other[0] == key[0]) > 1:
+            reason = "it reads the same channels through both dimensions of its weight"
+        if reason is None:
             folds.append(Fold(consumer, group, offset=offset))
-    return folds
+        else:
+            lost[consumer] = reason
+    return Constants(tuple(folds), lost)
 
 
-def _lost_inputs(graph: Graph, keeps: Mapping[str, Sequence[int]]) -> dict[str, tuple[str, int, Tensor]]:
-    """For each consumer that loses inputs: one group that it reads, its inputs' number, and the places that go."""
-    found: dict[str, tuple[str, int, list[Tensor]]] = {}
-    for name, kept in keeps.items():
-        stays = set(kept)
-        for member in graph.group(name).consumers:
-            gone = [int(p) for p, u in zip(member.positions, member.units, strict=True) if int(u) not in stays]
-            if gone:
-                width = graph.shapes[member.parameter][member.dim]
-                found.setdefault(member.module, (name, width, []))[2].append(torch.tensor(gone))
-    return {consumer: (group, width, torch.cat(parts)) for consumer, (group, width, parts) in found.items()}
+def _losing(graph: Graph, keeps: Mapping[str, Sequence[int]], kept: Mask) -> dict[Key, str]:
+    """The weights through which removed channels are read, and one of the groups that each loses some of."""
+    read = {(node.read.parameter, node.read.dim) for node in graph.nodes if node.read is not None}
+    losing = {key: (~kept[graph.slots[key]]).nonzero()[0] for key in sorted(read & graph.slots.keys())}
+    losing = {key: gone for key, gone in losing.items() if gone.size}
+    found: dict[Key, str] = {}
+    for name in keeps:
+        group = graph.group(name)
+        for member in group.consumers:
+            if (member.parameter, member.dim) in losing and not kept[graph.slots[member.parameter, member.dim]][
+                member.positions
+            ].all():
+                found.setdefault((member.parameter, member.dim), name)
+    for key, gone in losing.items():
+        found.setdefault(key, graph.groups[int(graph.group_of[graph.slots[key][gone[0]]])].name)
+    return found
 
 
-def _silenced(model: nn.Module, gone: Mapping[tuple[str, int], Ids]) -> nn.Module:
+def _silenced(model: nn.Module, graph: Graph, kept: Mask) -> nn.Module:
     """A copy in which every batch norm multiplies the removed channels by zero."""
-    silent = copied(model).eval()
-    for name, module in silent.named_modules():
-        if isinstance(module, _BatchNorm) and module.weight is not None:
-            removed = gone.get((f"{name}.weight" if name else "weight", 0))
-            if removed is not None and removed.size:
-                module.weight.data[torch.from_numpy(removed).to(module.weight.device)] = 0.0
-    return silent
+    tensors = named_tensors(model)
+    replaced: dict[int, Any] = dict(aliases(model))
+    for node in graph.nodes:
+        if not is_batch_norm(node.op) or not node.parameters or node.parameters[0] not in graph.parameters:
+            continue
+        scale = tensors[node.parameters[0]]
+        classes = graph.slots.get((node.parameters[0], 0))
+        if classes is not None and not kept[classes].all():
+            gone = torch.from_numpy((~kept[classes]).nonzero()[0]).to(scale.device)
+            replaced[id(scale)] = nn.Parameter(scale.detach().index_fill(0, gone, 0.0))
+    return copied(model, replaced).eval()
 
 
-def _input_constants(model: nn.Module, graph: Graph, consumers: Sequence[str]) -> dict[str, Tensor]:
-    """For each consumer the mean of every input channel (feature), zero where it follows the input."""
-    means: dict[str, Tensor] = {}
+def _input_constants(model: nn.Module, graph: Graph, gone: Mapping[Key, Ids], kept: Mask) -> dict[Key, Tensor]:
+    """For each weight the constants of the removed channels read through it, zero where these follow the input.
 
-    def note(name: str, module: nn.Module) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0].detach().double()
-            channels = x.dim() - 1 if isinstance(module, nn.Linear) else 1
-            x = x.movedim(channels, 0).flatten(2) if x.dim() > 2 else x.t().unsqueeze(-1)  # (C, N, positions)
-            mean = x.mean((1, 2))
-            moves = (x - x[:, :1]).abs().amax((1, 2))
-            steady = moves <= _STEADY * (1 + mean.abs())
-            constant = torch.where(steady, mean, torch.zeros_like(mean)).cpu()
-            means[name] = constant if name not in means else torch.where(means[name] == constant, constant, 0.0)
-
-        return hook
-
-    modules = dict(model.named_modules())
-    handles = [modules[c].register_forward_pre_hook(note(c, modules[c])) for c in consumers]
+    Each has an entry for every channel of the activation, in double precision. Two runs on the example's own shapes
+    tell what follows the input: an input may be a list of images.
+    """
     device = next(model.parameters()).device
-    try:
-        with torch.no_grad():
-            model(*random_inputs(graph.example, device, seed=0, batch=2))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return means
+    runs = []
+    for seed in range(2):
+        mode = _ReadConstants(model, gone, Draws(graph.draws, kept, device))
+        with torch.inference_mode(False), torch.no_grad(), own_randomness(device), unfused_attention(), mode:
+            model(*random_inputs(graph.example, device, seed))
+        runs.append(mode)
+    first, second = runs
+    found = {}
+    for key, values in first.found.items():
+        others = second.found.get(key, [])
+        if len(others) == len(values):
+            removed = first.removed[key]
+            found[key] = torch.zeros(removed.numel(), dtype=torch.float64)
+            found[key][removed] = _common([_constant(a, b) for a, b in zip(values, others, strict=True)])
+    return found
+
+
+class _ReadConstants(FollowWeights):
+    """Notes what removed channels are where they are read: for each call `(channels, places)`.
+
+    `removed` tells which channels of the activation these are.
+    """
+
+    def __init__(self, model: nn.Module, gone: Mapping[Key, Ids], draws: Draws) -> None:
+        super().__init__(model, gone, draws)
+        self.found: dict[Key, list[Tensor]] = {}
+        self.removed: dict[Key, Tensor] = {}
+        self._gone = gone
+
+    def read(
+        self,
+        func: Any,  # noqa: ARG002
+        reading: Reading,
+        args: Any,
+        key: Key,
+        line: Tensor,
+    ) -> tuple[Any, Tensor | None]:
+        """Read them off."""
+        x, width = args[reading.activation], line.numel()
+        removed = torch.isin(line, torch.from_numpy(self._gone[key])).repeat(x.size(reading.channels) // width)
+        self.removed[key] = removed
+        taken = x.detach().index_select(reading.channels, removed.nonzero()[:, 0].to(x.device))
+        self.found.setdefault(key, []).append(taken.movedim(reading.channels, 0).flatten(1))
+        return args, None
+
+
+def _constant(a: Tensor, b: Tensor) -> Tensor:
+    """The mean of each row of what was read in two runs, zero where it differs between them."""
+    a, b = a.double(), b.double()
+    if a.shape == b.shape:
+        moves = (a - b).abs().amax(1)
+    else:  # as many regions as were found, say: nothing but equal numbers everywhere is a constant
+        both = torch.cat([a, b], 1)
+        moves = both.amax(1) - both.amin(1)
+    mean = (a.mean(1) + b.mean(1)) / 2
+    return torch.where(moves <= _STEADY * (1 + mean.abs()), mean, 0.0).cpu()
+
+
+def _common(constants: Sequence[Tensor]) -> Tensor:
+    """What all calls of a layer agree on, zero elsewhere."""
+    first = constants[0]
+    same = torch.stack([one == first for one in constants]).all(0)
+    return torch.where(same, first, 0.0)

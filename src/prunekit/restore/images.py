@@ -23,7 +23,7 @@ def gather(images: Images, model: nn.Module, graph: Graph, memory: int) -> Tenso
     Raises:
         InputError: no images, of another shape than the network was read with, or not finite.
     """
-    if len(graph.example) != 1 or not isinstance(graph.example[0], Tensor):
+    if not reads_images(graph):
         raise InputError("only a network with a single input can be calibrated on images")
     shape, most = tuple(graph.example[0].shape[1:]), max(1, memory // bytes_per_image(graph))
     like = next(p for p in model.parameters() if p.is_floating_point())
@@ -35,6 +35,11 @@ def gather(images: Images, model: nn.Module, graph: Graph, memory: int) -> Tenso
     if not sum(map(len, parts)):
         raise InputError("there are no calibration images", hint="--data names them; a few hundred are enough")
     return torch.cat(parts)
+
+
+def reads_images(graph: Graph) -> bool:
+    """Whether the network's input is one tensor, as a batch of images is."""
+    return len(graph.example) == 1 and isinstance(graph.example[0], Tensor)
 
 
 def _checked(batch: object, shape: tuple[int, ...]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.plan import Refit
 from prunekit.restore.gaussian import ACTIVATIONS, activated
+from prunekit.restore.plain import obstacle, reads
 from prunekit.restore.readings import Reading, gram_of
 from prunekit.restore.sites import norm_behind
 from prunekit.restore.spreads import spreads
@@ -37,9 +38,12 @@ _PASSIVE = frozenset(
 )
 
 
-def obstacle_to_moments(graph: Graph, group: ChannelGroup) -> str | None:
+def obstacle_to_moments(model: nn.Module, graph: Graph, group: ChannelGroup) -> str | None:
     """Why what the consumers of a group read cannot be modelled, or None."""
-    norm = norm_behind(graph, group.producers[0].module)
+    reason = next(filter(None, (obstacle(model, graph, m) for m in (*group.producers, *group.consumers))), None)
+    if reason is not None:
+        return reason
+    norm = norm_behind(model, graph, group.producers[0].module)
     if norm is None:
         return "no batch norm behind this layer tells its statistics"
     readers = graph.readers(_norm_node(graph, norm).outputs[0])
@@ -70,15 +74,15 @@ def modelled(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup]) -> 
     """The readings of the groups whose statistics can be modelled, by name."""
     found, varying = {}, spreads(model, graph)
     for group in groups:
-        if len(group.producers) == 1 and obstacle_to_moments(graph, group) is None:
+        if len(group.producers) == 1 and obstacle_to_moments(model, graph, group) is None:
             _, covariance = _behind(model, graph, group, 0)
             gram: Tensor = torch.zeros_like(covariance[0])
             for member in group.consumers:
-                scale = scale_of(model, norm_behind(graph, member.module)).cpu()
+                scale = scale_of(model, norm_behind(model, graph, member.module)).cpu()
                 weight = model.get_parameter(member.parameter).cpu()
                 part = gram_of(weight, member, group.size, torch.where(scale.isfinite(), scale, 0.0))
                 own = float((part * covariance[0]).sum())
-                join = find_join(graph, member.module)
+                join = find_join(model, graph, member.module)
                 stream = varying.get(graph.nodes[join.sum].outputs[0]) if join else None
                 gram += part / max(own if stream is None else float(stream[1].sum()), 1e-30)
             found[group.name] = Reading(covariance[0], gram, modelled=True)
@@ -103,7 +107,7 @@ def moment_refits(model: nn.Module, graph: Graph, kept: Mapping[str, Sequence[in
 def _behind(model: nn.Module, graph: Graph, group: ChannelGroup, reach: int) -> tuple[Tensor, Tensor]:
     """Mean and covariances of a group behind its activation, shifted by up to `reach` along both axes."""
     layer: Any = model.get_submodule(group.producers[0].module)
-    norm_name = norm_behind(graph, group.producers[0].module)
+    norm_name = norm_behind(model, graph, group.producers[0].module)
     assert norm_name is not None
     norm: Any = model.get_submodule(norm_name)
     for tensor in (layer.weight, norm.running_var, norm.running_mean, norm.weight, norm.bias):
@@ -159,7 +163,7 @@ def _sees_neighbours(model: nn.Module, graph: Graph, group: ChannelGroup, member
     if not (isinstance(consumer, nn.Conv2d) and isinstance(producer, nn.Conv2d)) or consumer.kernel_size == (1, 1):
         return False
     square = len({*consumer.kernel_size}) == 1 and len({*consumer.dilation}) == 1
-    norm = norm_behind(graph, group.producers[0].module)
+    norm = norm_behind(model, graph, group.producers[0].module)
     assert norm is not None
     value = graph.readers(_norm_node(graph, norm).outputs[0])[0].outputs[0]
     direct = any(member.parameter in node.parameters for node in graph.readers(value))
@@ -210,7 +214,7 @@ def _shares(graph: Graph, consumer: Any, member: Member) -> Tensor:
     taps = consumer.weight[0, 0].numel()
     if isinstance(consumer, nn.Linear) or isinstance(consumer.padding, str) or consumer.padding_mode != "zeros":
         return torch.ones(taps, dtype=torch.float64)
-    node = next(node for node in graph.calls(member.module) if node.op == "convolution")
+    node = reads(graph, member.module)[0]
     made = next((n for n in graph.nodes if n.outputs and n.outputs[0] == node.inputs[0]), None)
     shares = torch.ones(1, dtype=torch.float64)
     for axis, size in enumerate(consumer.kernel_size):
@@ -227,7 +231,7 @@ def _as_refits(
 ) -> list[Refit]:
     """The values in the shapes that are left: the shift goes into the norm's running mean, or into the bias."""
     consumer: Any = model.get_submodule(name)
-    norm_name = norm_behind(graph, name)
+    norm_name = norm_behind(model, graph, name)
     rows = stays.get((f"{name}.weight", 0))
     index = torch.arange(len(weight)) if rows is None else torch.from_numpy(rows)
     values = {"weight": weight[index].to(consumer.weight)}

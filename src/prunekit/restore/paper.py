@@ -20,12 +20,15 @@ _LARGEST_SCALE = 10.0
 
 @dataclass(frozen=True)
 class BatchNormStatistics:
-    """Scale, shift, running mean and running variance of a batch norm, each `(C,)`."""
+    """Scale, shift, running mean and running variance of a batch norm, each `(C,)`.
+
+    The last two are None where it always takes those of the batch.
+    """
 
     gamma: Tensor
     beta: Tensor
-    mean: Tensor
-    variance: Tensor
+    mean: Tensor | None
+    variance: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,16 @@ def scaling_batch_norm(
     with `gamma = 0` is no candidate.
     """
     cosine, ratio = _compare(filters, kept, removed)
-    gamma_i, beta_i, mean_i, var_i = (v[removed].unsqueeze(1) for v in _fields(norm))
-    gamma_j, beta_j, mean_j, var_j = (v[kept].unsqueeze(0) for v in _fields(norm))
-    scale = ratio * (gamma_j / gamma_i) * (var_i / var_j)
-    shift = gamma_j / var_j * (ratio * (-(var_i * beta_i / gamma_i) + mean_i) - mean_j) + beta_j
+    gamma_i, beta_i = (v[removed].unsqueeze(1) for v in (norm.gamma, norm.beta))
+    gamma_j, beta_j = (v[kept].unsqueeze(0) for v in (norm.gamma, norm.beta))
+    if norm.mean is None or norm.variance is None:  # whatever the filters' norms, each is brought to the same
+        scale = gamma_i / gamma_j
+        shift = beta_i - scale * beta_j
+    else:
+        mean_i, var_i = (v[removed].unsqueeze(1) for v in (norm.mean, norm.variance))
+        mean_j, var_j = (v[kept].unsqueeze(0) for v in (norm.mean, norm.variance))
+        scale = ratio * (gamma_j / gamma_i) * (var_i / var_j)
+        shift = gamma_j / var_j * (ratio * (-(var_i * beta_i / gamma_i) + mean_i) - mean_j) + beta_j
     usable = (gamma_j.abs() > _SILENT) & (gamma_i.abs() > _SILENT) & torch.isfinite(scale) & torch.isfinite(shift)
     distance = torch.where(usable, shift.abs() / scale, torch.inf)
     score = lam * (1 - cosine) + (1 - lam) * _min_max(distance, usable)
@@ -70,10 +79,6 @@ def scaling_batch_norm(
     if threshold:
         allowed = allowed & (_take(cosine, best) >= threshold)
     return _scaling(best, _take(scale, best), allowed, kept.numel())
-
-
-def _fields(norm: BatchNormStatistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return norm.gamma, norm.beta, norm.mean, norm.variance
 
 
 def _compare(filters: Tensor, kept: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.restore.samples import Layer
+from prunekit.restore.plain import given, obstacle
 from prunekit.restore.sites import norm_behind
 from prunekit.restore.streams import Watch, find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
@@ -50,7 +50,7 @@ def gram_of(weight: Tensor, member: Member, size: int, scale: Tensor) -> Tensor:
 def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], batch: Tensor) -> dict[str, Reading]:
     """The readings of these groups on `batch`, by name; without those whose consumers cannot be watched."""
     model = copied(model).eval()  # the caller's keeps its mode and its running statistics
-    gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(group, model)]
+    gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(model, graph, group)]
     generator = torch.Generator().manual_seed(0)
     for images in torch.split(batch, BATCH):
         watch = Watch(graph, [gauge.join for gauge in gauges])
@@ -70,12 +70,11 @@ def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], batc
     return found
 
 
-def _readers(group: ChannelGroup, model: nn.Module) -> Iterable[Member]:
-    modules = dict(model.named_modules())
+def _readers(model: nn.Module, graph: Graph, group: ChannelGroup) -> Iterable[Member]:
     for member in group.consumers:
-        module = modules.get(member.module)
-        whole = isinstance(module, Layer) and getattr(module, "groups", 1) == 1
-        if whole and len(set(member.units.tolist())) == group.size and f"{member.module}.weight" == member.parameter:
+        if obstacle(model, graph, member) is not None or len(set(member.units.tolist())) != group.size:
+            continue
+        if getattr(model.get_submodule(member.module), "groups", 1) == 1:
             yield member
 
 
@@ -84,9 +83,9 @@ class _Gauge:
 
     def __init__(self, model: nn.Module, graph: Graph, group: ChannelGroup, member: Member) -> None:
         self.group, self.member = group, member
-        self.join = find_join(graph, member.module)
+        self.join = find_join(model, graph, member.module)
         self.layer: Any = model.get_submodule(member.module)
-        scale = scale_of(model, norm_behind(graph, member.module))
+        scale = scale_of(model, norm_behind(model, graph, member.module))
         self.scale = torch.where(scale.isfinite(), scale, 0.0)
         self.places = torch.from_numpy(places_of(member, group.size)).to(scale.device)
         self.rows = 0
@@ -96,12 +95,12 @@ class _Gauge:
     def attach(self, watch: Watch, generator: torch.Generator) -> Any:
         """A hook for one forward pass."""
 
-        def hook(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
             with watch.aside():
-                self._read(args[0], generator)
+                self._read(given(args, kwargs), generator)
                 self._give(layer, output, watch.take(self.join))
 
-        return self.layer.register_forward_hook(hook)
+        return self.layer.register_forward_hook(hook, with_kwargs=True)
 
     def _read(self, x: Tensor, generator: torch.Generator) -> None:
         rows = x.flatten(0, -2) if isinstance(self.layer, nn.Linear) else x.movedim(1, -1).flatten(0, -2)

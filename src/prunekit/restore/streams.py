@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunekit.restore.plain import is_plain_norm, reads
 from prunekit.surgery import Graph
 from prunekit.surgery.layer_rules import is_batch_norm
 from prunekit.surgery.meta import DispatchMode
@@ -32,9 +33,9 @@ class Join:
     norm: str | None
 
 
-def find_join(graph: Graph, layer: str) -> Join | None:
+def find_join(model: nn.Module, graph: Graph, layer: str) -> Join | None:
     """Where a layer adds into a stream that is there before the layer runs; None where it does not."""
-    call = next(node for node in graph.calls(layer) if node.op in ("convolution", "addmm", "mm"))
+    call = reads(graph, layer)[0]
     value, norm = call.outputs[0], None
     while True:
         readers = graph.readers(value)
@@ -46,7 +47,7 @@ def find_join(graph: Graph, layer: str) -> Join | None:
             maker = next((node.index for node in graph.nodes if stream in node.outputs[:1]), call.index)
             return Join(maker, reader.index, norm) if maker < call.index else None
         if is_batch_norm(reader.op) and norm is None and reader.parameters:
-            norm = private_norm(graph, reader.parameters[0].rpartition(".")[0])
+            norm = private_norm(model, graph, reader.parameters[0].rpartition(".")[0])
             if norm is None:
                 return None
         elif reader.op not in ("view", "_unsafe_view"):
@@ -54,10 +55,10 @@ def find_join(graph: Graph, layer: str) -> Join | None:
         value = reader.outputs[0]
 
 
-def private_norm(graph: Graph, norm: str) -> str | None:
+def private_norm(model: nn.Module, graph: Graph, norm: str) -> str | None:
     """The batch norm, if it has running statistics and channels of its own, not a selection from a shared stream."""
     selecting = any(link.norm == norm for link in graph.links)
-    return None if selecting or f"{norm}.running_mean" not in graph.shapes else norm
+    return None if selecting or not is_plain_norm(model, graph, norm) else norm
 
 
 def scale_of(model: nn.Module, name: str | None) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.plan import Plan, Refit
 from prunekit.restore.calibrate import calibrate
-from prunekit.restore.images import MEMORY, bytes_per_image
+from prunekit.restore.images import MEMORY, bytes_per_image, reads_images
 from prunekit.restore.leaves import dead_leaves
 from prunekit.restore.norms import aligned, norms_of
 from prunekit.surgery import Graph, edit
@@ -53,19 +53,24 @@ def _moved(
     return Refit(refit.layer, {**refit.values, "running_mean": start + refit.values["running_mean"] - before})
 
 
+def obstacle_to_synthesis(model: nn.Module, graph: Graph) -> str | None:
+    """Why no images can be made for a network, or None."""
+    if not reads_images(graph) or graph.example[0].dim() != 4:
+        return "images can only be made for a network with a single input (N, C, H, W)"
+    if not any(norms_of(model)):
+        return "--restore synthetic makes images from batch-norm statistics, and this network holds none"
+    return None
+
+
 def synthesise(model: nn.Module, graph: Graph, *, count: int = COUNT, seed: int = 0) -> Synthesis:
     """Make images for `model`, as many as `count` and memory allow.
 
     Raises:
         InputError: the network does not read one image, or it has no batch norm whose statistics tell of its data.
     """
-    if len(graph.example) != 1 or not isinstance(graph.example[0], Tensor) or graph.example[0].dim() != 4:
-        raise InputError("images can only be made for a network with a single input (N, C, H, W)")
-    if not dict(norms_of(model)):
-        raise InputError(
-            "--restore synthetic makes images from batch-norm statistics, and this network holds none",
-            hint="--restore calibrate works on any network, with --data",
-        )
+    reason = obstacle_to_synthesis(model, graph)
+    if reason is not None:
+        raise InputError(reason, hint="--restore calibrate takes images of your own, with --data")
     like = next(p for p in model.parameters() if p.is_floating_point())
     count = min(count, max(2, MEMORY // bytes_per_image(graph)))
     channels, height, width = graph.example[0].shape[1:]

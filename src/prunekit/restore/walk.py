@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, SurgeryError
 from prunekit.plan import Plan, Refit
 from prunekit.restore.least_squares import Chunks, fit_towards
+from prunekit.restore.plain import given
 from prunekit.restore.samples import inputs_at, outputs_at, positions
 from prunekit.restore.sites import Site
 from prunekit.restore.streams import Watch, scale_of
@@ -74,14 +75,14 @@ def refit_in_order(
     failed: dict[str, str] = {}
 
     def hook_for(site: Site) -> Callable[..., None]:
-        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
+        def hook(layer: Any, args: Any, kwargs: Any) -> None:
             with watch.aside():
                 target, stream = targets.pop(site.layer), watch.take(site.join)
                 wanted = _wanted(
                     small, site, target, None if stream is None else outputs_at(stream, layer, target.where)
                 )
                 try:
-                    found = _fitted(small, site, args[0], wanted, ridge)
+                    found = _fitted(small, site, given(args, kwargs), wanted, ridge)
                 except FloatingPointError as error:
                     failed[site.layer] = str(error)
                     return
@@ -91,9 +92,17 @@ def refit_in_order(
         return hook
 
     known = [site for site in sites if site.layer in targets]
-    hooks = [small.get_submodule(site.layer).register_forward_pre_hook(hook_for(site)) for site in known]
+    hooks = [
+        small.get_submodule(site.layer).register_forward_pre_hook(hook_for(site), with_kwargs=True) for site in known
+    ]
     try:
-        _forward(small.eval(), batch, watch)
+        with watch:
+            small.eval()(batch)
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        raise SurgeryError(
+            f"the pruned network does not run on what the original does: {' '.join(str(error).split())[:160]}",
+            hint="its forward has sizes written into it; compute them from the input",
+        ) from error
     finally:
         for handle in hooks:
             handle.remove()

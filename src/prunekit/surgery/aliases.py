@@ -11,4 +11,7 @@ def aliases(model: nn.Module) -> dict[int, nn.Parameter]:
     Such a copy may be run, moved, and converted to another type, which gives it memory of its own; its weights must not
     be written in place. Buffers, which a forward may write, are copied.
     """
-    return {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    return {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad and not p.is_inference())
+        for p in model.parameters()
+    }

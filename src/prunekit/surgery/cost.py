@@ -6,7 +6,7 @@ them (half of its floating-point operations). Norms, activations and pooling cou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,14 +84,19 @@ def _outputs(graph: Graph, module: str) -> int:
     return next((graph.shapes[n][dim] for n, dim in graph.outputs() if n.rpartition(".")[0] == module), 0)
 
 
-def predict(graph: Graph, kept: Mask) -> Cost:
-    """The cost once only the `kept` classes are left, without building the network. Exact, and takes microseconds."""
+def predict(graph: Graph, kept: Mask, biases: Collection[str] = ()) -> Cost:
+    """The cost once only the `kept` classes are left, without building the network. Exact, and takes microseconds.
+
+    `biases` names the layers that get a bias on the way. Buffers count as no parameters, the index of a
+    `ChannelSelect` among them.
+    """
     shares = graph.sizes(kept)
     params = sum(
         _product(shares.get((name, dim), size) for dim, size in enumerate(shape))
         for name, shape in graph.shapes.items()
         if name in graph.parameters
     )
+    params += sum(shares.get((weight, 0), graph.shapes[weight][0]) for weight in map("{}.weight".format, set(biases)))
     macs = sum(_node_macs(graph, node.macs, node.parameters, shares) for node in graph.nodes if node.macs)
     channels = sum(shares[key] for key in graph.outputs())
     return Cost(params, macs // graph.batch, channels)

@@ -32,7 +32,7 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     Raises:
         SurgeryError: the plan does not fit the network.
     """
-    with without_collection(), torch.no_grad():
+    with without_collection(), torch.inference_mode(False), torch.no_grad():
         kept = kept_after(graph, plan)
         small = remove(model, graph, kept, folded(model, plan, graph))
         follow_widths(model, small, graph, kept)
@@ -63,7 +63,7 @@ def remove(
             for name, dims in _by_parameter(indices, changed, tensors).items()
         },
     )
-    _make_biases(small, changed, tensors, indices)
+    _make_biases(small, graph, changed.keys() - tensors.keys(), changed, indices)
     _fit_modules(small, graph, kept, {name for name, _ in indices})
     _select_channels(small, graph, kept)
     return small
@@ -108,16 +108,28 @@ def _like_format(result: Tensor, tensor: Tensor) -> Tensor:
 
 def _make_biases(
     small: nn.Module,
+    graph: Graph,
+    made: Iterable[str],
     changed: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
     indices: Mapping[tuple[str, int], Ids],
 ) -> None:
-    for name in changed.keys() - tensors.keys():
+    for name in made:
         owner = name.rpartition(".")[0]
-        stays = indices.get((f"{owner}.weight" if owner else "weight", 0))
+        stays = kept_outputs(graph, owner, indices)
         bias = changed[name] if stays is None else take(changed[name], 0, stays)
         module = small.get_submodule(owner)
         module.bias = nn.Parameter(bias, requires_grad=all(p.requires_grad for p in module.parameters()))
+
+
+def kept_outputs(graph: Graph, module: str, indices: Mapping[tuple[str, int], Ids]) -> Ids | None:
+    """The outputs that are left of the layer that `module` runs, None where it keeps all."""
+    read = next(node.read for node in graph.nodes if node.module == module and node.read is not None)
+    out = 1 - read.dim
+    stays = indices.get((read.parameter, out))
+    if stays is None or not (read.transposed and read.groups > 1):
+        return stays
+    width = graph.shapes[read.parameter][out]  # the outputs of one group
+    return np.concatenate([np.where(stays < 0, -1, stays + group * width) for group in range(read.groups)])
 
 
 def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterable[str]) -> None:

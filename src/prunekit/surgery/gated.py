@@ -110,9 +110,11 @@ def insert_gates(model: nn.Module, gates: Iterable[Gate]) -> nn.Module:
             net = SaliencyNet(int(str(first.in_channels)), gate.hidden, int(str(conv.out_channels)))
         net.to(next(conv.parameters()))
         inner = conv if len(chain) == 1 else nn.Sequential(*chain)
-        for name in (*gate.before, gate.norm):
-            model.set_submodule(name, nn.Identity())
-        model.set_submodule(gate.conv, GatedConv(inner, norm, net, gate).train(norm.training))
+        for name, module in zip((*gate.before, gate.norm), (*chain[:-1], norm), strict=True):
+            model.set_submodule(name, nn.Identity().train(module.training))
+        gated = GatedConv(inner, norm, net.train(norm.training), gate)
+        gated.training = inner.training = conv.training
+        model.set_submodule(gate.conv, gated)
     return model
 
 

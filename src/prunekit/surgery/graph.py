@@ -47,6 +47,8 @@ class FurtherPass:
     example: tuple[Any, ...]
     nodes: tuple[Node, ...]
     normalised: Mapping[int, Ids]
+    draws: tuple[Ids, ...]
+    returned: frozenset[int]
     training: bool
     real: bool
 
@@ -57,9 +59,11 @@ class Graph:
 
     `slots` maps (parameter, dimension) to the class of each index; class 0 is no channel. `pads` maps `ChannelPad`
     modules to the classes of the zeros they add before and after; `normalised` maps the nodes that normalise across
-    channels to the classes they normalise, and `widths` every norm module to those it sees. `shapes` are those of
-    parameters and buffers; `example` is the input it was recorded with, on the meta device. `further` are the forwards
-    that were recorded beside, and `never_ran` names the modules that none of them has reached.
+    channels to the classes they normalise, and `widths` every norm module to those it sees. `draws` holds, for each op
+    that draws random numbers, the classes of what it draws, of size 1 along dimensions without channels. `returned`
+    are the values that the model returns. `shapes` are those of parameters and buffers; `example` is the input it was
+    recorded with, on the meta device. `further` are the forwards that were recorded beside, and `never_ran` names the
+    modules that none of them has reached.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -71,6 +75,8 @@ class Graph:
     selections: Mapping[str, SelectedChannels]
     normalised: Mapping[int, Ids]
     widths: Mapping[str, Ids]
+    draws: tuple[Ids, ...]
+    returned: frozenset[int]
     shapes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
     group_of: Ids
@@ -90,24 +96,93 @@ class Graph:
         """The graph as each further example has it: the same channels, with that example's ops and values."""
         for run in self.further:
             if not run.training:
-                yield replace(self, nodes=run.nodes, normalised=run.normalised, example=run.example, further=())
+                own = {name: getattr(run, name) for name in ("example", "nodes", "normalised", "draws", "returned")}
+                yield replace(self, **own, further=())
 
     def group(self, name: str) -> ChannelGroup:
-        """The group of that name, or made by the layer of that name.
+        """The group of that name, or made by the layer or parameter of that name.
 
         Raises:
-            SurgeryError: no such group; the nearest names are suggested.
+            SurgeryError: no such group, the nearest names are suggested; or several.
         """
-        found = self._by_name.get(name)
-        if found is None:
+        found = self._by_name.get(name, [])
+        if not found:
             error = unknown_name("channel group", name, self._by_name)
             raise SurgeryError(error.message, hint=error.hint)
-        return found
+        free = [group for group in found if group.free]
+        if len(free) == 1:
+            return free[0]
+        if len(found) > 1:
+            raise SurgeryError(
+                f"'{name}' makes several channel groups", hint="name one: " + ", ".join(group.name for group in found)
+            )
+        return found[0]
 
     @cached_property
-    def _by_name(self) -> dict[str, ChannelGroup]:
-        names = {name: group for group in self.groups for name in group.names()}
-        return {**names, **{group.name: group for group in self.groups}}
+    def _by_name(self) -> dict[str, list[ChannelGroup]]:
+        names: dict[str, list[ChannelGroup]] = {}
+        for group in self.groups:
+            for name in dict.fromkeys(group.names()):
+                names.setdefault(name, []).append(group)
+        return {**names, **{group.name: [group] for group in self.groups}}
+
+    def address(self, parameter: str) -> str:
+        """What a plan calls the reader of channels whose weight is `parameter`: its module, if that has one only."""
+        module = parameter.rpartition(".")[0]
+        return module if module and len(self._weights_of[module]) == 1 else parameter
+
+    def weight_at(self, address: str) -> str:
+        """The parameter that `address` stands for.
+
+        Raises:
+            SurgeryError: it reads no channels, or through several weights.
+        """
+        found = self._weights_of.get(address, [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise SurgeryError(
+                f"'{address}' reads channels through several weights", hint="name one: " + ", ".join(found)
+            )
+        error = unknown_name("reader of channels", address, self._weights_of)
+        raise SurgeryError(error.message, hint=error.hint)
+
+    @cached_property
+    def _weights_of(self) -> dict[str, list[str]]:
+        """The weights that channels are read through, by their own names and by their modules'."""
+        known = dict.fromkeys([*self._reads, *(name for (name, _), role in self.roles.items() if role == "in")])
+        weights: dict[str, list[str]] = {}
+        for weight in known:
+            weights.setdefault(weight.rpartition(".")[0], []).append(weight)
+        return {**weights, **{weight: [weight] for weight in known}}
+
+    def reads(self, parameter: str) -> Sequence[Node]:
+        """The nodes that read channels through a parameter, in execution order."""
+        return self._reads.get(parameter, [])
+
+    @cached_property
+    def _reads(self) -> dict[str, list[Node]]:
+        reads: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            if node.read is not None:
+                reads.setdefault(node.read.parameter, []).append(node)
+        return reads
+
+    def uses(self, tensor: str) -> Sequence[Node]:
+        """The nodes that compute with a parameter or buffer, views of it apart, in execution order."""
+        return self._uses.get(tensor, [])
+
+    @cached_property
+    def _uses(self) -> dict[str, list[Node]]:
+        uses: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.parameters if node.op not in _VIEWS else ():
+                uses.setdefault(name, []).append(node)
+        return uses
+
+    def number(self, group: str) -> int:
+        """The number of the group of that name."""
+        return self._numbers[group]
 
     def classes_in(self, number: int) -> Ids:
         """The classes of a group, by its number, in ascending order."""
@@ -214,15 +289,21 @@ class Graph:
 
     def batch_norm_after(self, module: str) -> str | None:
         """The batch norm that alone reads the output of a conv or linear layer, or None."""
-        found = set()
-        for node in self.calls(module):
-            if node.op in _VIEWS:
-                continue
-            readers = self.readers(node.outputs[0])
-            if len(readers) != 1 or not is_batch_norm(readers[0].op) or not readers[0].parameters:
+        norm = self.norm_behind([node for node in self.calls(module) if node.op not in _VIEWS])
+        return None if norm is None else norm.parameters[0].rpartition(".")[0]
+
+    def norm_behind(self, nodes: Sequence[Node]) -> Node | None:
+        """A call of the one batch norm that alone reads what some nodes give, or None."""
+        found: dict[str, Node] = {}
+        for node in nodes:
+            value = node.outputs[0]
+            readers = self.readers(value)
+            if len(readers) != 1 or value in self.returned:
                 return None
-            found.add(readers[0].parameters[0].rpartition(".")[0])
-        return found.pop() if len(found) == 1 else None
+            if not is_batch_norm(readers[0].op) or not readers[0].parameters:
+                return None
+            found.setdefault(readers[0].parameters[0].rpartition(".")[0], readers[0])
+        return next(iter(found.values())) if len(found) == 1 else None
 
 
 _VIEWS = frozenset(("t", "transpose", "permute", "view", "detach", "alias"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,11 +56,13 @@ class ChannelGroup:
         return next(iter(self.frozen.values())) if self.frozen and not self.free else None
 
     def names(self) -> Iterator[str]:
-        """The modules that address this group: those whose output is exactly its units, in order."""
+        """What addresses this group beside its name: parameters that make exactly its units, in order, and their
+        modules. A module that makes several groups addresses none of them.
+        """
         every = np.arange(self.size)
         for member in self.producers:
-            if member.module == self.name or np.array_equal(member.units, every):
-                yield member.module
+            if self.name in (member.module, member.parameter) or np.array_equal(member.units, every):
+                yield from dict.fromkeys((member.parameter, member.module or member.parameter))
 
 
 def frozen_by_reason(groups: Sequence[ChannelGroup]) -> dict[str, list[str]]:
@@ -94,7 +97,20 @@ def classify(recording: Recording, loose: Mask | None = None) -> Classes:
         new = distinct(classes[~seen[classes]])
         seen[new] = True
         frozen.update(dict.fromkeys(new.tolist(), reason))
+    _freeze_streams(recording, of_label, frozen)
     return Classes(of_label, count, frozen)
+
+
+def _freeze_streams(recording: Recording, of_label: Ids, frozen: dict[int, str]) -> None:
+    """What must stay behind a batch norm must stay in the stream that it reads, through any number of norms."""
+    links = [(of_label[ids(link.private)], of_label[ids(link.stream)]) for link in recording.links.values()]
+    before = -1
+    while before < len(frozen):
+        before = len(frozen)
+        for private, stream in links:
+            for behind, in_front in zip(private.tolist(), stream.tolist(), strict=True):
+                if behind in frozen and in_front:
+                    frozen.setdefault(in_front, frozen[behind])
 
 
 def build_groups(recording: Recording, classes: Classes) -> tuple[tuple[ChannelGroup, ...], Ids, Ids]:
@@ -115,16 +131,33 @@ def build_groups(recording: Recording, classes: Classes) -> tuple[tuple[ChannelG
             frozen[group][unit] = reason
     groups = tuple(
         ChannelGroup(
-            name=key[0].rpartition(".")[0] or key[0],
+            name=name,
             size=int(sizes[g]),
             producers=tuple(members["out"][g]),
             followers=tuple(members["along"][g]),
             consumers=tuple(members["in"][g]),
             frozen=_frozen_units(frozen[g], int(sizes[g])),
         )
-        for g, key in enumerate(leaders)
+        for g, name in enumerate(_unique_names(leaders))
     )
     return groups, group_of, unit_of
+
+
+def _unique_names(leaders: Sequence[tuple[str, int]]) -> list[str]:
+    """A name for each group, given the slot that makes it: that of the module if it makes no other group, else that
+    of the parameter, with its dimension where the parameter makes several groups.
+    """
+    spellings: list[Callable[[str, int], str]] = [
+        lambda name, _: name.rpartition(".")[0] or name,
+        lambda name, _: name,
+        lambda name, dim: f"{name}[{dim}]",
+    ]
+    names = [""] * len(leaders)
+    for spell in spellings:
+        spelt = [spell(*leader) for leader in leaders]
+        often = Counter(spelt)
+        names = [known or (name if often[name] == 1 else "") for known, name in zip(names, spelt, strict=True)]
+    return names
 
 
 def _frozen_units(frozen: dict[int, str], size: int) -> Mapping[int, str]:

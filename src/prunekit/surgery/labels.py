@@ -32,7 +32,8 @@ class Ledger:
     count: int = 1  # label 0 is taken: "no channel"
     pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
-    stretches: list[Ids] = field(default_factory=list)  # equal parts of a tensor, one a row: (parts, channels)
+    cuts: list[Ids] = field(default_factory=list)  # equal parts of a tensor, one a row: (parts, channels)
+    splits: list[Ids] = field(default_factory=list)  # channels laid out along several dimensions by a view
 
     def fresh(self, number: int) -> Tensor:
         """`number` labels that nobody has used, shape `(number,)`."""
@@ -66,13 +67,38 @@ class Ledger:
 
         Channels at the same place of all parts are tied, unless `balance.py` finds that too strict.
         """
+        self.cuts.append(self._parts(vector, parts))
+
+    def split(self, vector: Tensor, sizes: Sequence[int]) -> None:
+        """`vector` (1-D) is laid out along dimensions of these sizes, of which one follows the width.
+
+        Which one it is shows in what is done there: where everything at an index of one dimension is tied, as it is in
+        front of a convolution that reads the others as positions, that one; else the last, as in `cut`.
+        """
+        parts = math.prod(sizes[:-1])
+        if self._parts(vector, parts).shape[1] == sizes[-1]:
+            self.splits.append(ids(vector).reshape(tuple(sizes)))
+        else:
+            self.cut(vector, parts)
+
+    def _parts(self, vector: Tensor, parts: int) -> Ids:
+        """The equal parts of a vector, without the places that have no channel of ours in any of them."""
         rows = ids(vector).reshape(parts, -1)
         ours = rows != 0
         alone = ours.any(axis=0) & ~ours.all(axis=0)
         if alone.any():
             stuck = distinct(rows[:, alone])
             self.frozen.append((stuck[stuck != 0], "a cut between channels and values that have fixed channels"))
-        self.stretches.append(rows[:, ours.all(axis=0)])
+        return rows[:, ours.all(axis=0)]
+
+    @property
+    def stretches(self) -> list[Ids]:
+        """All that is cut into equal parts, one part a row: `(parts, channels)`."""
+        if not self.splits:
+            return self.cuts
+        root = settle(self.count, self.pairs)
+        open_ = (labels for labels in self.splits if not _an_outer_one_follows(root[labels]))
+        return [*self.cuts, *(labels.reshape(-1, labels.shape[-1]) for labels in open_)]
 
     def ties(self, loose: Mask) -> list[tuple[Ids, Ids]]:
         """Every pair of labels that name one channel; labels in `loose` are not tied by cuts."""
@@ -84,6 +110,22 @@ class Ledger:
         rows = vector.reshape(blocks, -1)
         for row in rows[1:]:
             self.unify(rows[0], row)
+
+    def tie_along(self, labels: Tensor, dims: Collection[int], where: str) -> None:
+        """What lies at different places along `dims`, and at the same place along all others, is one channel."""
+        small = compact(labels)
+        inner = sorted(d for d in dims if small.size(d) > 1)
+        rows = small.movedim(inner, list(range(len(inner)))).reshape(math.prod(small.size(d) for d in inner), -1)
+        self.unify(rows[:1].expand(rows.shape), rows, where)
+
+
+def _an_outer_one_follows(classes: Ids) -> bool:
+    """Whether a dimension before the last has a single class at each of its indices."""
+    for axis in range(classes.ndim - 1):
+        rows = np.moveaxis(classes, axis, 0).reshape(classes.shape[axis], -1)
+        if (rows == rows[:, :1]).all():
+            return True
+    return False
 
 
 def ids(labels: Tensor) -> Ids:
@@ -165,6 +207,22 @@ def vector_along(labels: Tensor, dim: int) -> Tensor | None:
     return labels.as_strided((size,), (labels.stride(dim),)) if labels.numel() else labels.new_zeros(size)
 
 
+def channels_along(ledger: Ledger, labels: Tensor, dim: int, where: str) -> Tensor | None:
+    """The labels along `dim` as a vector for what reads all other dimensions as positions: there they are tied.
+
+    None when the labels change along other dimensions alone.
+    """
+    vector = vector_along(labels, dim)
+    if vector is not None:
+        return vector
+    labels = recompact(labels)
+    moving = varying(labels)
+    if dim not in moving:
+        return None
+    ledger.tie_along(labels, moving - {dim}, where)
+    return vector_along(_first_along_others(labels, {dim}), dim)
+
+
 def view_blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Pair the dimensions that a view regroups: runs of equal product, such as `[1] -> [1, 2]` for a split channel.
 
@@ -207,23 +265,24 @@ def reshape(ledger: Ledger, labels: Tensor, shape: Sequence[int], where: str) ->
         if vector is None:
             ledger.freeze(labels, f"a reshape in {where} that mixes channels with other dimensions")
             return none_like(shape)
-        ledger.cut(vector, math.prod(shape[d] for d in right[:-1]))
+        ledger.split(vector, [shape[d] for d in right])
     return recompact(labels.reshape(tuple(shape)))
 
 
 def cat(ledger: Ledger, parts: Sequence[Tensor], dim: int, where: str) -> Tensor:
     """Labels through a concatenation along `dim`; along any other dimension the parts must agree."""
-    others = frozenset[int]().union(*(varying(part) for part in parts)) - {dim}
-    if others:
+    moving = [varying(part) for part in parts]
+    others = frozenset[int]().union(*moving) - {dim}
+    if others and not all(dim in own for own in moving if own):
         return _cat_coupled(ledger, parts, dim, where)
     shape = list(parts[0].shape)
     shape[dim] = sum(part.size(dim) for part in parts)
-    vector = torch.cat([_line(part, dim) for part in parts])
+    vector = torch.cat([_line(ledger, part, dim, where) for part in parts])
     return recompact(along(vector, dim, shape))
 
 
-def _line(part: Tensor, dim: int) -> Tensor:
-    vector = vector_along(part, dim)
+def _line(ledger: Ledger, part: Tensor, dim: int, where: str) -> Tensor:
+    vector = channels_along(ledger, part, dim, where)
     assert vector is not None
     return vector
 

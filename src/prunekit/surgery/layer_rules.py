@@ -15,7 +15,7 @@ def convolution(recorder: Recorder, call: Call) -> None:
     """Any convolution: 1-D to 3-D, grouped, depthwise, transposed."""
     x, weight = call.args[0], recorder.parameter(call.args[1])
     transposed, groups = bool(call.argument(6, "transposed")), int(call.argument(8, "groups"))
-    vector = lb.vector_along(recorder.labels(x), 1)
+    vector = recorder.channels(x, 1, call.where)
     own = tuple(range(call.args[1].dim()))
     if weight is None or weight.dims != own or vector is None:
         return unknown(recorder, call)
@@ -73,7 +73,7 @@ def linear(recorder: Recorder, call: Call) -> None:
     """`addmm(bias, x, W^T)` and `mm(x, W^T)`: a linear layer over the last dimension."""
     *bias, x, matrix = [a for a in call.args if isinstance(a, Tensor)]
     weight = recorder.parameter(matrix)
-    vector = lb.vector_along(recorder.labels(x), x.dim() - 1)
+    vector = recorder.channels(x, x.dim() - 1, call.where)
     if weight is None or recorder.parameter(x) is not None or vector is None or len(weight.dims) != 2:
         return unknown(recorder, call)
     into, out = weight.dims
@@ -88,7 +88,7 @@ def linear(recorder: Recorder, call: Call) -> None:
 def batch_norm(recorder: Recorder, call: Call) -> None:
     """Per-channel statistics and scales ride along with dimension 1."""
     x = call.args[0]
-    vector = lb.vector_along(recorder.labels(x), 1)
+    vector = recorder.channels(x, 1, call.where)
     if vector is None:
         return unknown(recorder, call)
     if bool((vector != 0).any()):
@@ -145,7 +145,7 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
     if not moving & set(range(x.dim() - len(normalised), x.dim())):
         recorder.set(call.results[0], labels)
         return _statistics(recorder, call)
-    vector = lb.vector_along(labels, last)
+    vector = recorder.channels(x, last, call.where)
     if len(normalised) != 1 or vector is None:
         return unknown(recorder, call)
     recorder.set(call.results[0], _ride_along(recorder, call, vector, last))
@@ -157,7 +157,7 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
 def group_norm(recorder: Recorder, call: Call) -> None:
     """Normalises within groups of channels: equal places in all groups are tied."""
     x, groups = call.args[0], int(call.argument(6, "group"))
-    vector = lb.vector_along(recorder.labels(x), 1)
+    vector = recorder.channels(x, 1, call.where)
     if vector is None:
         return unknown(recorder, call)
     recorder.ledger.tie_blocks(vector, groups)
@@ -182,16 +182,16 @@ def index_select(recorder: Recorder, call: Call) -> None:
     x, dim = call.args[0], call.args[1] % call.args[0].dim()
     labels, result = recorder.labels(x), call.results[0]
     if isinstance(recorder.modules.get(call.where), ChannelSelect):
-        return _select_channels(recorder, call, labels)
+        return _select_channels(recorder, call)
     if dim in lb.varying(labels):
         return unknown(recorder, call)
     small = labels.narrow(dim, 0, min(1, labels.size(dim)))
     return recorder.set(result, small.expand(result.shape))
 
 
-def _select_channels(recorder: Recorder, call: Call, labels: Tensor) -> None:
+def _select_channels(recorder: Recorder, call: Call) -> None:
     index = recorder.values.get(f"{call.where}.index")
-    vector = lb.vector_along(labels, 1)
+    vector = recorder.channels(call.args[0], 1, call.where)
     if index is None or index.is_meta or vector is None:
         return unknown(recorder, call)
     index = index.cpu()

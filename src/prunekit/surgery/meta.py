@@ -7,8 +7,9 @@ other op, and every case that the table does not cover, goes the usual way.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,17 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op."""
         return run_op(func, args, kwargs or {})
+
+
+@contextlib.contextmanager
+def unfused_attention() -> Iterator[None]:
+    """The fused inference path of transformer layers hides their ops from dispatch modes."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @functools.cache

@@ -27,7 +27,7 @@ def fold_batch_norms(model: nn.Module, graph: Graph) -> tuple[nn.Module, tuple[s
         norm = modules.get(norm_name)
         if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
             _fold(layer, norm)
-            small.set_submodule(norm_name, nn.Identity())
+            small.set_submodule(norm_name, nn.Identity().eval())
             folded.append(norm_name)
     return small, tuple(folded)
 

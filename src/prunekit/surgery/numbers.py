@@ -18,14 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from prunekit.surgery import attributes
 from prunekit.surgery.graph import Graph
 from prunekit.surgery.labels import Mask
 from prunekit.surgery.meta import DispatchMode
-from prunekit.surgery.record import plain
+from prunekit.surgery.outputs import tensors_of
 from prunekit.surgery.runs import Inputs, Source, skeleton, to_meta, transparent
 
 _log = logging.getLogger(__name__)
@@ -159,7 +158,7 @@ def _outcome(module: nn.Module, call: Call, method: str, numbers: Numbers | None
             output = getattr(subject, method)(*call.args, **call.kwargs)
     except Exception as error:  # it may take other arguments
         return error
-    return [tuple(leaf.shape) for leaf in tree_leaves(plain(output)) if isinstance(leaf, Tensor)]
+    return [tuple(t.shape) for t in tensors_of(output).values()]
 
 
 def _settle(name: str, module: nn.Module, trial: _Trial, options: Mapping[str, Sequence[Any]]) -> None:

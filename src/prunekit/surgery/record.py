@@ -7,19 +7,22 @@ is run on real tensors instead. `Recorder` is the dispatch mode; what each op me
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 from torch.utils.hooks import RemovableHandle
 
-from prunekit.surgery.labels import along, none_like
+from prunekit.surgery.draws import is_random
+from prunekit.surgery.labels import along, channels_along, none_like
 from prunekit.surgery.meta import DispatchMode, op_name, run_op
-from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, numbers_of, tensors_in
+from prunekit.surgery.outputs import tensors_of
+from prunekit.surgery.readers import bias_of, readings
+from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, WeightRead, numbers_of, tensors_in
 
 Rule = Callable[["Recorder", Call], None]
 
@@ -64,6 +67,8 @@ class Recorder(DispatchMode):
         node = self._node(call, out)
         arriving = tuple([self._labels[id(t)] for t in call.tensors if id(t) in self._labels])
         self._rule(call)(self, call)
+        if is_random(func) and call.results:
+            self.recording.draws[node.index] = self.labels(call.results[0])
         self.recording.nodes.append(node)
         leaving = tuple([self._labels.get(id(t)) for t in call.results])
         self.recording.flow.append(Flow(arriving, leaving, numbers_of(call.op, func, args, kwargs, out)))
@@ -90,10 +95,18 @@ class Recorder(DispatchMode):
         self.recording.widths[module] = vector
 
     def settle_links(self) -> None:
-        """A batch norm that alone reads the layer in front of it shares its channels: that is no stream."""
+        """A batch norm that alone reads the layer (or norm) in front of it shares its channels: that is no stream.
+
+        An activation or a pooling may stand between the two.
+        """
         nodes = self.recording.nodes
         readers = Counter(value for node in nodes for value in set(node.inputs))
-        made = {value for node in nodes if node.op in _LAYERS for value in node.outputs}
+        made: set[int] = set()
+        for node, flow in zip(nodes, self.recording.flow, strict=True):
+            alone = len(node.inputs) == 1 and node.inputs[0] in made and readers[node.inputs[0]] == 1
+            makes = node.op in _LAYERS or not self.recording.links.keys().isdisjoint(node.parameters)
+            if makes or (alone and flow.passes_on):
+                made.update(node.outputs)
         for scale, link in list(self.recording.links.items()):
             if link.reads and all(readers[value] == 1 and value in made for value in link.reads):
                 self.recording.join(scale)
@@ -111,8 +124,24 @@ class Recorder(DispatchMode):
         macs = _macs(call, out)
         shape = tuple(call.results[0].shape) if call.results else ()
         outputs = tuple(self._new_value(t) for t in call.results)
-        index = len(self.recording.nodes)
-        return Node(index, call.op, call.where, tuple(activations), outputs, tuple(parameters), macs, shape)
+        index, read = len(self.recording.nodes), self._weight_read(call)
+        return Node(index, call.op, call.where, tuple(activations), outputs, tuple(parameters), macs, shape, read)
+
+    def _weight_read(self, call: Call) -> WeightRead | None:
+        """How the op reads an activation through a parameter, if it does."""
+        for reading in readings(call.op, call.args):
+            view = self.parameter(call.args[reading.weight])
+            dim = None if view is None else view.dims[reading.into]
+            if view is None or dim is None or self.parameter(call.args[reading.activation]) is not None:
+                continue
+            bias = bias_of(call.op, call.args)
+            added = None if bias is None else self.parameter(bias)
+            read = WeightRead(view.name, dim, added.name if added else None, bias is not None and added is None)
+            if call.op != "convolution":
+                return read
+            stride, transposed, groups = call.args[3], bool(call.args[6]), int(call.args[8])
+            return replace(read, stride=tuple(stride), transposed=transposed, groups=groups)
+        return None
 
     def value(self, tensor: Tensor) -> int:
         """The number of an activation's present value."""
@@ -133,22 +162,34 @@ class Recorder(DispatchMode):
         """Note that `tensor` is a view of a parameter."""
         self._views[id(tensor)] = view
 
-    def labels(self, tensor: Tensor) -> Tensor:
-        """The labels of an operand; a parameter that is used like an activation gets some along its channels."""
+    def is_bare(self, tensor: Tensor) -> bool:
+        """Whether an operand is a parameter, or a view of one: it has the channels of what it meets."""
+        return id(tensor) in self._views and id(tensor) not in self._labels
+
+    def labels(self, tensor: Tensor, channels: int | None = None) -> Tensor:
+        """The labels of an operand; a parameter that is used like an activation gets some along its channels.
+
+        These are its dimension `channels`; unless given, that of a map `(1, C, H, W)`, or the last of several entries.
+        """
         known = self._labels.get(id(tensor))
         if known is not None:
             return known
         view = self.parameter(tensor)
         if view is None or tensor.numel() <= 1:
             return none_like(tensor.shape)
-        channels = [d for d in range(tensor.dim()) if tensor.size(d) > 1][-1]
-        own = view.dims[channels]
-        if own is None:
+        channels = _channels_of(tensor, view) if channels is None else channels
+        own = None if channels is None else view.dims[channels]
+        if channels is None or own is None:
             return none_like(tensor.shape)
         slot = self.recording.slots.get((view.name, own))
         fresh = slot.labels if slot else self.ledger.fresh(tensor.size(channels))
         vector = self.recording.slot(view.name, own, "along", fresh)
         return along(vector, channels, tensor.shape)
+
+    def channels(self, tensor: Tensor, dim: int, where: str) -> Tensor | None:
+        """The channels along `dim` of an operand whose other dimensions are positions, or None; see `labels.py`."""
+        labels = self.labels(tensor, dim) if self.is_bare(tensor) else self.labels(tensor)
+        return channels_along(self.ledger, labels, dim, where)
 
     def set(self, tensor: Tensor, labels: Tensor) -> None:
         """Give a result its labels."""
@@ -157,9 +198,16 @@ class Recorder(DispatchMode):
 
     def freeze_output(self, output: Any) -> None:
         """What the model returns keeps its channels: the caller reads them."""
-        for leaf in tree_leaves(plain(output)):
-            if isinstance(leaf, Tensor):
-                self.ledger.freeze(self.labels(leaf), "the model's output")
+        found = tensors_of(output).values()
+        self.recording.returned.update(self.value(tensor) for tensor in found)
+        for tensor in found:
+            self.ledger.freeze(self.labels(tensor), "the model's output")
+
+
+def _channels_of(tensor: Tensor, view: ParameterView) -> int | None:
+    wide = [d for d in range(tensor.dim()) if tensor.size(d) > 1 and view.dims[d] is not None]
+    is_map = tensor.dim() > 3 and tensor.size(0) == 1
+    return 1 if is_map and 1 in wide else wide[-1] if wide else None
 
 
 def _macs(call: Call, out: Any) -> int:
@@ -169,17 +217,6 @@ def _macs(call: Call, out: Any) -> int:
         return int(conv_flop_count(x.shape, weight.shape, out.shape, transposed=call.args[6])) // 2
     counter = flop_registry.get(call.func.overloadpacket)
     return int(counter(*call.args, **call.kwargs, out_val=out)) // 2 if counter else 0
-
-
-def plain(output: Any) -> Any:
-    """Model outputs as tuples and dicts, whatever class they are (such as Hugging Face's `ModelOutput`)."""
-    if isinstance(output, Mapping):
-        return {key: plain(value) for key, value in output.items()}
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        return [plain(value) for value in output]
-    if hasattr(output, "__dataclass_fields__"):
-        return [plain(getattr(output, name)) for name in output.__dataclass_fields__]
-    return output
 
 
 def track_modules(modules: Mapping[str, nn.Module], stack: list[str]) -> list[RemovableHandle]:

@@ -8,21 +8,40 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.surgery.labels import Ledger
+from prunekit.surgery.labels import Ledger, channels_in
 
 
 @dataclass(frozen=True)
 class ParameterView:
-    """A parameter or buffer seen through `t`, `permute` or added singleton dimensions.
+    """A parameter or buffer seen through `t`, `permute`, `expand` or added dimensions.
 
-    `dims[i]` is the parameter's own dimension behind dimension `i` of the view, None for an added one of size 1.
+    `dims[i]` is the parameter's own dimension behind dimension `i` of the view, None for an added one, of one entry or
+    of many that are alike.
     """
 
     name: str
     dims: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class WeightRead:
+    """How an op reads channels through a parameter: which dimension of it, and what is added to the result.
+
+    `bias` names the parameter that is added; `computed` says that something else is. `stride`, `transposed` and
+    `groups` are those of a convolution.
+    """
+
+    parameter: str
+    dim: int
+    bias: str | None = None
+    computed: bool = False
+    stride: tuple[int, ...] = ()
+    transposed: bool = False
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,7 @@ class Node:
     parameters: tuple[str, ...]
     macs: int
     shape: tuple[int, ...]
+    read: WeightRead | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +69,14 @@ class Flow:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor | None, ...]
     numbers: tuple[float, ...] = ()
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether what leaves has channels of what arrives, and no others: activations, pooling, views."""
+        if not self.inputs or not self.outputs or self.outputs[0] is None:
+            return False
+        leaving = channels_in(self.outputs[0])
+        return leaving.size > 0 and bool(np.isin(leaving, channels_in(self.inputs[0])).all())
 
 
 @dataclass
@@ -161,6 +189,8 @@ class Pass:
     nodes: list[Node] = field(default_factory=list)
     flow: list[Flow] = field(default_factory=list)  # one for each node
     normalised: dict[int, Tensor] = field(default_factory=dict)  # by node: the labels that it mixes
+    draws: dict[int, Tensor] = field(default_factory=dict)  # by node that draws random numbers: the labels of these
+    returned: set[int] = field(default_factory=set)  # the values that the model returns
     complete: bool = False
 
 
@@ -193,6 +223,16 @@ class Recording:
     def normalised(self) -> dict[int, Tensor]:
         """The labels that the norms of the latest pass mix, by the number of the node."""
         return self.passes[-1].normalised
+
+    @property
+    def draws(self) -> dict[int, Tensor]:
+        """The labels of what the latest pass draws at random, by the number of the node."""
+        return self.passes[-1].draws
+
+    @property
+    def returned(self) -> set[int]:
+        """The values that the latest pass returns."""
+        return self.passes[-1].returned
 
     def slot(self, parameter: str, dim: int, role: str, labels: Tensor) -> Tensor:
         """Say that index `i` of `parameter` along `dim` is channel `labels[i]`; returns the slot's labels."""

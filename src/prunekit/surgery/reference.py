@@ -1,71 +1,119 @@
-"""What a pruned network is held against: the original at full width, with the removed inputs masked.
+"""What a pruned network is held against: the original with its own weights, told that the removed inputs are gone.
 
-Folds and refits are applied, and every consumer's weights on removed inputs are zero. Inputs are masked, not outputs:
-an activation with `act(0) != 0` makes the two differ. Layers that normalise across channels do so over the kept ones.
+Wherever an operation reads removed channels, the activation is replaced by what the plan claims that it is worth:
+`x_r = A x_k + b` where a fold says so, zero elsewhere. The operation then runs as it is. So nothing here does what the
+surgery does: weights are neither cut nor merged, and no bias is shifted. Refits are claims about weights: they are put
+where the kept channels are. Layers that normalise across channels do so over the kept ones.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
 from prunekit.surgery.aliases import aliases
-from prunekit.surgery.copying import copied
-from prunekit.surgery.fold import folded
+from prunekit.surgery.copying import copied, named_tensors
+from prunekit.surgery.draws import Draws, start_over
+from prunekit.surgery.edit import kept_outputs
+from prunekit.surgery.following import FollowWeights, Key
 from prunekit.surgery.graph import Graph, kept_after
-from prunekit.surgery.labels import Ids, Mask
-from prunekit.surgery.meta import DispatchMode
+from prunekit.surgery.labels import Ids
+from prunekit.surgery.meta import op_name, unfused_attention
+from prunekit.surgery.readers import Reading
+from prunekit.surgery.record import track_modules
+from prunekit.surgery.worth import Worth, worths
 
 
-def masked(model: nn.Module, plan: Plan, graph: Graph, *, spend: bool = False) -> nn.Module:
-    """The reference: `model` at full width with folds and refits applied and removed inputs masked.
+class Reference:
+    """The original network, to be run as `plan` means it; `network` is a copy that shares its weights."""
 
-    With `spend` the weights of `model` itself may be masked, which saves their copies.
-    """
-    kept = kept_after(graph, plan)
-    indices = graph.kept_indices(kept)
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    changed = folded(model, plan, graph)
-    _scatter_refits(plan, tensors, changed, indices)
-    for key, classes in graph.slots.items():
-        if graph.roles[key] == "in" and key in indices:
-            name, dim = key
-            values = changed.get(name, tensors[name].detach())
-            values = values if spend or name in changed else values.clone()
-            values.index_fill_(dim, torch.from_numpy((~kept[classes]).nonzero()[0]).to(values.device), 0.0)
-            changed[name] = values
-    replaced: dict[int, Any] = dict(aliases(model))
-    for name in changed.keys() & tensors.keys():
-        old = tensors[name]
-        replaced[id(old)] = (
-            nn.Parameter(changed[name], old.requires_grad) if isinstance(old, nn.Parameter) else changed[name]
-        )
-    reference = copied(model, replaced)
-    for name in changed.keys() - tensors.keys():
-        reference.get_submodule(name.rpartition(".")[0]).bias = nn.Parameter(changed[name])
-    return reference
+    def __init__(self, model: nn.Module, plan: Plan, graph: Graph) -> None:
+        self.graph = graph
+        self.kept = kept_after(graph, plan)
+        self.network = _with_refits(model, plan, graph, graph.kept_indices(self.kept))
+        for name, module in model.named_modules():
+            self.network.get_submodule(name).training = module.training
+        self.worth = worths(model, plan, graph, self.kept)
+        self.norms = {
+            _call_of(graph, index): self.kept[classes].nonzero()[0]
+            for index, classes in graph.normalised.items()
+            if index < len(graph.nodes) and not self.kept[classes].all()
+        }
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._unseen: set[Any] = {key for key in _keys_read(graph) if key in self.worth} | set(self.norms)
+
+    def run(self, inputs: tuple[Any, ...]) -> tuple[Any, Draws]:
+        """The output, and the random numbers that were drawn on the way."""
+        draws = Draws(self.graph.draws, self.kept, self._device)
+        stack: list[str] = []
+        # which module runs is asked for norms alone
+        handles = track_modules(dict(self.network.named_modules()), stack) if self.norms else []
+        start_over(self._device)
+        try:
+            # the fused inference path of transformer layers would hide what is read through their weights
+            with unfused_attention(), _AsMeant(self, draws, stack) as mode:
+                output = self.network(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._unseen -= mode.seen
+        return output, draws
+
+    def check_complete(self) -> None:
+        """Whether every place where removed channels are read has been seen by now.
+
+        Raises:
+            SurgeryError: one was not, so that nothing is known of it.
+        """
+        for what in self._unseen:
+            name = what[0] if len(what) == 2 else f"{what[1]}' in '{what[0]}"
+            raise SurgeryError(
+                f"the proof is not complete: '{name}' reads removed channels, but did not run on random inputs",
+                hint="does the forward take another way for other values? Keep those channels",
+            )
 
 
-def _scatter_refits(
-    plan: Plan,
-    tensors: Mapping[str, Tensor],
-    changed: dict[str, Tensor],
-    indices: Mapping[tuple[str, int], Ids],
-) -> None:
-    """Refits are given in the final shapes; the reference needs them at full width."""
+def _keys_read(graph: Graph) -> set[Key]:
+    return {(node.read.parameter, node.read.dim) for node in graph.nodes if node.read is not None}
+
+
+def _call_of(graph: Graph, index: int) -> tuple[str, str, int]:
+    """A node as its module, its op, and the how many-th of that op it is in there."""
+    node = graph.nodes[index]
+    before = sum(other.op == node.op and other.module == node.module for other in graph.nodes[:index])
+    return node.module, node.op, before
+
+
+def _with_refits(model: nn.Module, plan: Plan, graph: Graph, indices: Mapping[Key, Ids]) -> nn.Module:
+    """A copy of `model` on the same weights, but with the values of the plan's refits where they belong."""
+    tensors, changed = named_tensors(model), dict[str, Tensor]()
+    made: dict[tuple[str, str], Tensor] = {}
     for operation in plan.refits:
         for leaf, values in operation.values.items():
             name = f"{operation.layer}.{leaf}" if operation.layer else leaf
-            full = changed[name].clone() if name in changed else tensors[name].detach().clone()
-            # a bias that a fold has made has the outputs of its layer's weight
-            known = name if name in tensors else f"{operation.layer}.weight"
-            changed[name] = _put(full, values, [indices.get((known, d)) for d in range(full.dim())])
+            if name in tensors:
+                full = changed.get(name, tensors[name].detach().clone())
+                changed[name] = _put(full, values, [indices.get((name, d)) for d in range(full.dim())])
+            else:  # a bias that a fold has made
+                outputs = kept_outputs(graph, operation.layer, indices)
+                size = values.numel() if outputs is None else int(max(outputs.max() + 1, values.numel()))
+                made[operation.layer, leaf] = _put(values.new_zeros(size), values, [outputs])
+    replaced: dict[int, Any] = dict(aliases(model))
+    for name, values in changed.items():
+        old = tensors[name]
+        replaced[id(old)] = nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
+    reference = copied(model, replaced)
+    for (layer, leaf), values in made.items():
+        setattr(reference.get_submodule(layer), leaf, nn.Parameter(values))
+    return reference
 
 
 def _put(full: Tensor, values: Tensor, indices: list[Ids | None]) -> Tensor:
@@ -84,30 +132,61 @@ def _put(full: Tensor, values: Tensor, indices: list[Ids | None]) -> Tensor:
     return full
 
 
-class NormaliseKept(DispatchMode):
-    """Lets layer and group norms of the reference normalise over the kept channels only."""
+class _AsMeant(FollowWeights):
+    """Runs a forward of the reference, and replaces what is read through its weights."""
 
-    def __init__(self, graph: Graph, plan: Plan) -> None:
-        super().__init__()
-        kept = kept_after(graph, plan)
-        norms = [n for n in graph.nodes if n.op in ("native_layer_norm", "native_group_norm")]
-        self._masks: list[Mask | None] = []
-        for node in norms:
-            known = graph.normalised.get(node.index)
-            mask = None if known is None else kept[known]
-            self._masks.append(None if mask is None or mask.all() else mask)
-        self._next = 0
+    def __init__(self, reference: Reference, draws: Draws, stack: list[str]) -> None:
+        super().__init__(reference.network, reference.worth, draws)
+        self._reference = reference
+        self._stack = stack
+        self._root = type(reference.network).__name__
+        self._norms: Counter[tuple[str, str]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace the norms that lost channels; run everything else as it is."""
-        name = func._schema.name
-        if name in ("aten::native_layer_norm", "aten::native_group_norm"):
-            mask = self._masks[self._next] if self._next < len(self._masks) else None
-            self._next += 1
-            if mask is not None:
-                index = torch.from_numpy(mask.nonzero()[0]).to(args[0].device)
-                return (_layer_norm if name == "aten::native_layer_norm" else _group_norm)(func, index, args)
-        return func(*args, **(kwargs or {}))
+        """Run the op as the plan means it."""
+        op = op_name(func)
+        if op not in _NORMS:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        where = self._stack[-1] if self._stack and self._stack[-1] else self._root
+        call = (where, op, self._norms[where, op])
+        self._norms[where, op] += 1
+        kept = self._reference.norms.get(call)
+        if kept is None:
+            return func(*args, **(kwargs or {}))
+        self.seen.add(call)
+        return _NORMS[op](func, torch.from_numpy(kept).to(args[0].device), args)
+
+    def read(self, func: Any, reading: Reading, args: Any, key: Key, line: Tensor) -> tuple[Any, Tensor | None]:
+        """What is read through a weight gives way to what it is said to be worth."""
+        worth, x, channels = self._reference.worth[key], args[reading.activation], reading.channels
+        if op_name(func) != "convolution" or worth.constants is None:
+            return _with(args, {reading.activation: worth.put(x, channels, line)}), None
+        alone = replace(worth, constants=None).put(x, channels, line)
+        return _with(args, {reading.activation: alone}), _of_constants(func, args, worth, line)
+
+
+def _with(args: Any, new: Mapping[int, Any]) -> tuple[Any, ...]:
+    return tuple(new.get(place, value) for place, value in enumerate(args))
+
+
+def _of_constants(func: Any, args: Any, worth: Worth, line: Tensor) -> Tensor:
+    """What a convolution makes of constants where no border is in reach, of one position.
+
+    They are claimed to go on beyond the borders, where other channels are padded with zeros; a convolution of a sum
+    is the sum of the convolutions.
+    """
+    x, weight, _, stride, _, dilation, transposed = args[:7]
+    axes = x.dim() - 2
+    assert not transposed or max(stride) == 1, "strided transposed convolutions carry no constants"
+    reach = [d * (k - 1) for d, k in zip(_each(dilation, axes), weight.shape[2:], strict=True)]
+    field = worth.put(x.new_zeros(1, x.size(1), *(r + 1 for r in reach)), 1, line)
+    cropped = reach if transposed else [0] * axes
+    made: Tensor = func(*_with(args, {0: field, 2: None, 4: cropped, 7: [0] * axes}))
+    return made
+
+
+def _each(setting: Any, axes: int) -> list[int]:
+    return list(setting) * axes if len(setting) == 1 else list(setting)
 
 
 def _layer_norm(func: Any, index: Tensor, args: Any) -> Any:
@@ -125,32 +204,4 @@ def _group_norm(func: Any, index: Tensor, args: Any) -> Any:
     return torch.zeros_like(x).index_copy(1, index, out), mean, rstd
 
 
-def enliven(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
-    """A copy whose outputs follow its inputs, whatever state the weights of `model` are in.
-
-    Weights that are all zero get random values, and batch norms the statistics of what they see, so that the signal
-    neither dies nor drowns in biases on its way.
-    """
-    lively = copied(model)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in lively.named_parameters():
-        if parameter.dim() > 1 and not bool(parameter.any()):
-            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(values / max(parameter.shape[1:].numel(), 1) ** 0.5)
-        elif name.endswith("bias"):
-            parameter.mul_(0.1)
-    norms = [m for m in lively.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-    handles = [norm.train().register_forward_pre_hook(_take_statistics) for norm in norms]
-    lively(*inputs)
-    for handle in handles:
-        handle.remove()
-    return lively.eval()
-
-
-def _take_statistics(norm: nn.Module, args: tuple[Any, ...]) -> None:
-    """Set a batch norm's running statistics to those of its input, and let it use them."""
-    x = args[0]
-    over = [d for d in range(x.dim()) if d != 1]
-    norm.running_mean.copy_(x.mean(over))  # type: ignore[operator]
-    norm.running_var.copy_(x.var(over, unbiased=False).clamp_min(1e-12))  # type: ignore[operator]
-    norm.eval()
+_NORMS = {"native_layer_norm": _layer_norm, "native_group_norm": _group_norm}

@@ -36,7 +36,7 @@ def freeze(recorder: Recorder, call: Call, labels: Tensor, why: str) -> None:
 
 def pointwise(recorder: Recorder, call: Call) -> None:
     """Each result element depends on the operand elements at its place: their channels are one."""
-    operands = [recorder.labels(tensor) for tensor in call.tensors]
+    operands = labels_together(recorder, call.tensors)
     merged = operands[0] if operands else None
     for other in operands[1:]:
         assert merged is not None
@@ -46,6 +46,27 @@ def pointwise(recorder: Recorder, call: Call) -> None:
             recorder.set(result, lb.none_like(result.shape))
         else:
             recorder.set(result, lb.widened(merged, result.shape))
+
+
+def labels_together(recorder: Recorder, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The labels of operands that meet place by place, their last dimensions aligned.
+
+    A parameter among them has its channels where the others have theirs, and none where these have positions.
+    """
+    bare = [recorder.is_bare(tensor) for tensor in tensors]
+    moving: set[int] = set()
+    for tensor, is_bare in zip(tensors, bare, strict=True):
+        if not is_bare:
+            moving.update(d - tensor.dim() for d in lb.varying(recorder.labels(tensor)))
+    return [
+        _labels_beside(recorder, tensor, moving) if is_bare and moving else recorder.labels(tensor)
+        for tensor, is_bare in zip(tensors, bare, strict=True)
+    ]
+
+
+def _labels_beside(recorder: Recorder, parameter: Tensor, moving: set[int]) -> Tensor:
+    own = [d + parameter.dim() for d in sorted(moving) if -d <= parameter.dim() and parameter.size(d) > 1]
+    return recorder.labels(parameter, own[0]) if own else lb.none_like(parameter.shape)
 
 
 def first_operand(recorder: Recorder, call: Call) -> None:
@@ -58,9 +79,8 @@ def first_operand(recorder: Recorder, call: Call) -> None:
 def gated_linear_unit(recorder: Recorder, call: Call) -> None:
     """`glu`: the first half of the channels times the sigmoid of the second."""
     x, dim = call.args[0], call.argument(1, "dim", -1) % call.args[0].dim()
-    labels = recorder.labels(x)
     half = x.size(dim) // 2
-    vector = lb.vector_along(labels, dim)
+    vector = recorder.channels(x, dim, call.where)
     if vector is None:
         return unknown(recorder, call)
     recorder.ledger.tie_blocks(vector, 2)
@@ -69,8 +89,7 @@ def gated_linear_unit(recorder: Recorder, call: Call) -> None:
 
 def spatial(recorder: Recorder, call: Call) -> None:
     """Pooling and resampling: `(N, C, positions)` to `(N, C, other positions)`."""
-    labels = recorder.labels(call.args[0])
-    vector = lb.vector_along(labels, 1)
+    vector = recorder.channels(call.args[0], 1, call.where)
     if vector is None:
         return unknown(recorder, call)
     for result in call.results:
@@ -79,14 +98,20 @@ def spatial(recorder: Recorder, call: Call) -> None:
 
 
 def reduction(recorder: Recorder, call: Call) -> None:
-    """`mean`, `sum`, `amax` over some dimensions, which must not tell channels apart."""
+    """`mean`, `sum`, `amax` over some dimensions, which must not tell all channels apart.
+
+    Where channels lie along others too (a view of groups of channels), what becomes one number goes together.
+    """
     x = call.args[0]
     labels, result = recorder.labels(x), call.results[0]
     dims = call.argument(1, "dim")
     reduced = _dims(dims, x.dim())
-    if reduced & lb.varying(labels):
+    moving = lb.varying(labels)
+    if moving and moving <= reduced:
         freeze(recorder, call, labels, f"'{call.op}' across channels")
         return no_labels(recorder, call)
+    if reduced & moving:
+        recorder.ledger.tie_along(labels, reduced & moving, call.where)
     keep = result.dim() == x.dim()
     small = labels
     for d in sorted(reduced, reverse=True):
@@ -105,8 +130,12 @@ def _dims(dims: Any, rank: int) -> set[int]:
 def along_dimension(recorder: Recorder, call: Call) -> None:
     """A softmax or a running sum makes what lies along its dimension depend on each other: no channels, then."""
     labels = recorder.labels(call.args[0])
-    if _dims(call.args[1], labels.dim()) & lb.varying(labels):
+    moving = lb.varying(labels)
+    mixed = _dims(call.args[1], labels.dim()) & moving
+    if mixed == moving and mixed:
         freeze(recorder, call, labels, f"'{call.op}' across channels")
+    elif mixed:
+        recorder.ledger.tie_along(labels, mixed, call.where)
     recorder.set(call.results[0], labels)
 
 

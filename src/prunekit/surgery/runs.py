@@ -24,8 +24,9 @@ from prunekit.errors import InputError, SurgeryError
 from prunekit.surgery import layer_rules, rules, view_rules
 from prunekit.surgery.copying import copied, named_tensors
 from prunekit.surgery.graph import Graph
-from prunekit.surgery.meta import DispatchMode, like_input
-from prunekit.surgery.record import Recorder, plain, track_modules
+from prunekit.surgery.meta import DispatchMode, like_input, unfused_attention
+from prunekit.surgery.outputs import tensors_of
+from prunekit.surgery.record import Recorder, track_modules
 from prunekit.surgery.recording import Pass, Recording
 
 Inputs = tuple[Any, ...]
@@ -244,7 +245,7 @@ def training_run(source: Source, example: Inputs, subject: nn.Module | None = No
     except Exception as error:  # it may want values, or a target
         _log.debug("no run in training mode: %s", error)
         return error
-    return [tuple(leaf.shape) for leaf in tree_leaves(plain(output)) if isinstance(leaf, Tensor)]
+    return [tuple(t.shape) for t in tensors_of(output).values()]
 
 
 @contextlib.contextmanager
@@ -260,10 +261,5 @@ def _tracked(modules: Mapping[str, nn.Module], stack: list[str]) -> Iterator[Non
 @contextlib.contextmanager
 def transparent() -> Iterator[None]:
     """What hides ops from a dispatch mode is off: inference mode, and the fused path of transformer layers."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    with unfused_attention(), torch.inference_mode(False), torch.no_grad():
+        yield

@@ -17,7 +17,7 @@ from prunekit.surgery.balance import Balancer, Shares, Traced, balances_of, comp
 from prunekit.surgery.copying import without_collection
 from prunekit.surgery.graph import FurtherPass, Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.groups import Classes, build_groups, classify
-from prunekit.surgery.labels import Ids, Mask, ids
+from prunekit.surgery.labels import Ids, Mask, compact, ids
 from prunekit.surgery.narrow import narrowed
 from prunekit.surgery.probe import freeze_fixed
 from prunekit.surgery.recording import Pass, Recording
@@ -110,23 +110,37 @@ def _build(recording: Recording, classes: Classes) -> Graph:
         },
         normalised=_normalised(first, classes),
         widths={module: classes.of_label[ids(labels)] for module, labels in recording.widths.items()},
+        draws=_draws(first, classes),
+        returned=frozenset(first.returned),
         shapes=recording.shapes,
         parameters=recording.parameters,
         group_of=group_of,
         unit_of=unit_of,
         example=to_meta(first.inputs),
         batch=int(sized.size(0)) if sized is not None else 1,
-        further=tuple(
-            FurtherPass(run.inputs, tuple(run.nodes), _normalised(run, classes), run.training, run.real)
-            for run in recording.passes[1:]
-            if run.complete
-        ),
+        further=tuple(_further(run, classes) for run in recording.passes[1:] if run.complete),
         never_ran=_never_ran(recording),
+    )
+
+
+def _further(run: Pass, classes: Classes) -> FurtherPass:
+    return FurtherPass(
+        example=run.inputs,
+        nodes=tuple(run.nodes),
+        normalised=_normalised(run, classes),
+        draws=_draws(run, classes),
+        returned=frozenset(run.returned),
+        training=run.training,
+        real=run.real,
     )
 
 
 def _normalised(run: Pass, classes: Classes) -> dict[int, Ids]:
     return {node: classes.of_label[ids(labels)] for node, labels in run.normalised.items()}
+
+
+def _draws(run: Pass, classes: Classes) -> tuple[Ids, ...]:
+    return tuple(classes.of_label[compact(labels).numpy()] for labels in run.draws.values())
 
 
 def _never_ran(recording: Recording) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from prunekit.surgery import labels as lb
 from prunekit.surgery.layers import ChannelPad
 from prunekit.surgery.record import Recorder, Rule
 from prunekit.surgery.recording import Call, Pad, ParameterView
-from prunekit.surgery.rules import freeze, unknown
+from prunekit.surgery.rules import freeze, labels_together, unknown
 
 
 def rearrange(recorder: Recorder, call: Call) -> None:
@@ -27,7 +27,7 @@ def rearrange(recorder: Recorder, call: Call) -> None:
 
 
 def _track_view(recorder: Recorder, call: Call, tensor: Tensor, view: ParameterView) -> bool:
-    """Follow a parameter through a view of the same non-singleton dimensions, in any order."""
+    """Follow a parameter through a view of the same non-singleton dimensions, in any order, perhaps expanded."""
     # A stride of its own for each dimension tells afterwards which one went where.
     probe = tensor.new_empty(0, device="meta").as_strided(tensor.shape, tuple(1000 + d for d in range(tensor.dim())))
     try:
@@ -39,7 +39,7 @@ def _track_view(recorder: Recorder, call: Call, tensor: Tensor, view: ParameterV
         source = stride - 1000
         if 0 <= source < tensor.dim() and tensor.size(source) == size:
             dims.append(view.dims[source])
-        elif size == 1:
+        elif size == 1 or stride == 0:
             dims.append(None)
         else:
             return False
@@ -75,14 +75,14 @@ def concatenate(recorder: Recorder, call: Call) -> None:
     """`cat`: channels side by side."""
     parts = [tensor for tensor in call.args[0] if tensor.shape != (0,)]
     dim = call.argument(1, "dim", 0) % call.results[0].dim()
-    labels = [recorder.labels(tensor) for tensor in parts]
+    labels = labels_together(recorder, parts)
     recorder.set(call.results[0], lb.cat(recorder.ledger, labels, dim, call.where))
 
 
 def stack(recorder: Recorder, call: Call) -> None:
     """`stack`: a `cat` along a new dimension."""
     dim = call.argument(1, "dim", 0) % call.results[0].dim()
-    labels = [recorder.labels(tensor).unsqueeze(dim) for tensor in call.args[0]]
+    labels = [labels.unsqueeze(dim) for labels in labels_together(recorder, call.args[0])]
     recorder.set(call.results[0], lb.cat(recorder.ledger, labels, dim, call.where))
 
 
@@ -201,6 +201,34 @@ def _pad_channels(recorder: Recorder, call: Call, labels: Tensor, result: Tensor
     return recorder.set(result, lb.along(whole, 1, result.shape))
 
 
+def shuffle_channels(recorder: Recorder, call: Call) -> None:
+    """`channel_shuffle`: groups of channels, side by side until now, take turns."""
+    vector, groups = recorder.channels(call.args[0], 1, call.where), int(call.argument(1, "groups"))
+    if vector is None:
+        return unknown(recorder, call)
+    recorder.ledger.cut(vector, groups)
+    mixed = vector.reshape(groups, -1).t().reshape(-1)
+    return recorder.set(call.results[0], lb.along(mixed, 1, call.results[0].shape))
+
+
+def blocks(recorder: Recorder, call: Call) -> None:
+    """`pixel_shuffle` and `Fold` spread a block of channels over places, as one channel; the others undo that."""
+    before, after = (call.args[0].dim() - _CHANNELS[call.op][0], call.results[0].dim() - _CHANNELS[call.op][1])
+    vector, result = recorder.channels(call.args[0], before, call.where), call.results[0]
+    if vector is None:
+        return unknown(recorder, call)
+    if result.size(after) < vector.numel():
+        rows = vector.reshape(result.size(after), -1)
+        recorder.ledger.tie_along(rows, {1}, call.where)
+        vector = rows[:, 0]
+    else:
+        vector = vector.repeat_interleave(result.size(after) // vector.numel())
+    return recorder.set(result, lb.along(vector, after, result.shape))
+
+
+# How many dimensions from the end the channels stand, before the op and after.
+_CHANNELS = {"pixel_shuffle": (3, 3), "pixel_unshuffle": (3, 3), "im2col": (3, 2), "col2im": (2, 3)}
+
 TABLE: dict[str, Rule] = {
     **dict.fromkeys(("t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "movedim"), rearrange),
     **dict.fromkeys(("detach", "alias", "lift_fresh"), same),
@@ -215,4 +243,6 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(("roll", "flip"), reorder),
     "repeat": repeat,
     "constant_pad_nd": pad,
+    "channel_shuffle": shuffle_channels,
+    **dict.fromkeys(_CHANNELS, blocks),
 }
