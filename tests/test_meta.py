@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.surgery.copying import copied
 from prunekit.surgery.meta import DispatchMode, run_op
-from prunekit.surgery.trace import skeleton
+from prunekit.surgery.runs import skeleton
 
 aten = torch.ops.aten
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -87,12 +87,21 @@ def load(
     return accelerate(model, runtime)[0]
 
 
-def inspect(model: nn.Module, x: Any = None) -> Inspection:
-    """Trace `model` on the example input `x` (default: the input that the model remembers)."""
+def inspect(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = ()) -> Inspection:
+    """Trace `model` on the example input `x` (default: the input that the model remembers).
+
+    `x` is a tensor, a tuple of arguments, or a dictionary of them by their names. `examples` are more of these, for
+    what `x` does not reach: another head, an early exit, an optional input. What they reach is pruned with the rest.
+    """
     with _at_work(model, x):
         plain = surgery.materialised(surgery.unwrapped(model))
-        graph = surgery.trace(plain, _example(plain, x))
+        graph = surgery.trace(plain, _example(plain, x), examples=_plain(examples))
         return Inspection(graph, surgery.cost_of(plain, graph))
+
+
+# How a network is read, if need be with ever more care: sizes written into the code are rare, and looking for them
+# takes a third of the time; tensors made of a width are rarer still, and show on real tensors alone.
+_READINGS: tuple[Mapping[str, bool], ...] = ({"probe": False}, {"probe": True}, {"values": True})
 
 
 def prune(
@@ -102,11 +111,14 @@ def prune(
     config: Config | None = None,
     *,
     images: Images | None = None,
+    examples: Iterable[Any] = (),
     **settings: Any,
 ) -> Pruned:
     """Run an installed method: trace, plan, edit, verify. `settings` are the fields of the method's config.
 
     `images`, for methods that restore from data, are normalised and unlabelled: `(N, C, H, W)` or batches of them.
+    `examples` are further inputs, for what `x` does not reach (see `inspect`); parts of the network that none of them
+    reaches are named in a warning and in the plan's notes, as `never_ran`.
     What comes back is the network alone, out of `torch.compile` and parallel wrappers. Computed weights (masks of
     `torch.nn.utils.prune`, weight norms, parametrisations) stay computed where that gives the cut weight; where it
     cannot, they become plain parameters, which a warning and the plan's note `plain_weights` say.
@@ -125,14 +137,30 @@ def prune(
     started = time.perf_counter()
     with _at_work(model, x):
         subject = _Subject.of(model)
-        example = _example(subject.plain, x)
-        if images is None:
-            # Sizes written into the code are rare, and looking for them takes a third of the time.
-            with contextlib.suppress(SurgeryError):
-                return _prune(
-                    method, subject, surgery.trace(subject.plain, example, probe=False), config, None, started
-                )
-        return _prune(method, subject, surgery.trace(subject.plain, example), config, images, started)
+        example, further = _example(subject.plain, x), _plain(examples)
+
+        def read(**care: bool) -> Pruned:
+            graph = surgery.trace(subject.plain, example, examples=further, **care)
+            return _prune(method, subject, graph, config, images, started)
+
+        pruned = _first_proven(read, _READINGS[0 if images is None else 1 :])
+    _warn_of_unseen(pruned.graph)
+    return pruned
+
+
+def _first_proven(read: Callable[..., Pruned], readings: Sequence[Mapping[str, bool]]) -> Pruned:
+    for care in readings[:-1]:
+        with contextlib.suppress(SurgeryError):
+            return read(**care)
+    return read(**readings[-1])
+
+
+def _warn_of_unseen(graph: Graph) -> None:
+    """Say what no example has reached: what it reads may be gone."""
+    names, more = ", ".join(graph.never_ran[:5]), len(graph.never_ran) - 5
+    if names:
+        text = f"never ran on the example input: {names}{f' and {more} more' if more > 0 else ''}"
+        warnings.warn(f"{text}; what they read may be gone (examples=[...] can reach them)", stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -192,6 +220,8 @@ def _prune(
     small = result.model
     if result.left:
         plan = Plan(plan.operations, {**plan.notes, "plain_weights": list(result.left)}, plan.example)
+    if graph.never_ran:
+        plan = Plan(plan.operations, {**plan.notes, "never_ran": list(graph.never_ran)}, plan.example)
     verified = time.perf_counter()
     kept = graph.kept_classes(surgery.resolve(graph, plan))
     before, after = surgery.predict(graph, graph.kept_classes({})), surgery.predict(graph, kept)
@@ -227,41 +257,54 @@ def _record_step(small: nn.Module, name: str, config: Config, plan: Plan, before
         remember(small, origin.after(step))
 
 
-def slim(model: nn.Module, x: Any = None, **settings: Any) -> tuple[nn.Module, Plan]:
-    """Network Slimming: a new, smaller model and the plan; see `prunekit.methods.slim.SlimConfig` for the settings."""
-    result = prune("slim", model, x, **settings)
+def slim(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = (), **settings: Any) -> tuple[nn.Module, Plan]:
+    """Network Slimming: a new, smaller model and the plan; see `prunekit.methods.slim.SlimConfig` for the settings.
+
+    `x` and `examples` are what `prune` takes.
+    """
+    result = prune("slim", model, x, examples=examples, **settings)
     return result.model, result.plan
 
 
-def merge(model: nn.Module, x: Any = None, **settings: Any) -> tuple[nn.Module, Plan]:
-    """Neuron Merging: a new, smaller model and the plan; see `prunekit.methods.merge.MergeConfig` for the settings."""
-    result = prune("merge", model, x, **settings)
+def merge(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = (), **settings: Any) -> tuple[nn.Module, Plan]:
+    """Neuron Merging: a new, smaller model and the plan; see `prunekit.methods.merge.MergeConfig` for the settings.
+
+    `x` and `examples` are what `prune` takes.
+    """
+    result = prune("merge", model, x, examples=examples, **settings)
     return result.model, result.plan
 
 
-def apply(model: nn.Module, plan: Plan, x: Any = None) -> nn.Module:
+def apply(model: nn.Module, plan: Plan, x: Any = None, *, examples: Iterable[Any] = ()) -> nn.Module:
     """Apply a plan, one that a method returned or one written by hand: a new model, verified.
 
     The same plan on the same model gives the same weights, bit for bit. `x` is an example input; by default the one
-    that the model remembers, or the one that the plan was made with.
+    that the model remembers, or the one that the plan was made with. Where the plan was made with further `examples`,
+    they are needed again.
 
     Raises:
         SurgeryError: the plan does not fit, or the result does not compute what was meant.
     """
     with _at_work(model, x):
         subject = _Subject.of(model)
-        return subject.proven(plan, surgery.trace(subject.plain, _example(subject.plain, x, plan)))[0].model
+        graph = surgery.trace(subject.plain, _example(subject.plain, x, plan), examples=_plain(examples))
+        small = subject.proven(plan, graph)[0].model
+    _warn_of_unseen(graph)
+    return small
 
 
-def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None) -> float:
+def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None, *, examples: Iterable[Any] = ()) -> float:
     """Prove that `small` is `model` with `plan` applied; the largest relative difference of the outputs.
+
+    It is also run on further `examples`, as they are given: other values may take other ways.
 
     Raises:
         SurgeryError: masked and sliced outputs disagree.
     """
     with _at_work(model, x):
         plain, candidate = (surgery.materialised(surgery.unwrapped(one)) for one in (model, small))
-        return surgery.verify(plain, candidate, plan, surgery.trace(plain, _example(plain, x, plan)))
+        graph = surgery.trace(plain, _example(plain, x, plan), examples=_plain(examples))
+        return surgery.verify(plain, candidate, plan, graph)
 
 
 def export(
@@ -290,6 +333,10 @@ def export(
 
     model = surgery.materialised(surgery.unwrapped(model))
     return write(model, target, _example(model, x), options=ExportOptions(**settings), images=images, force=force)
+
+
+def _plain(examples: Iterable[Any]) -> list[Any]:
+    return [surgery.plain_example(one) for one in examples]
 
 
 def _example(model: nn.Module, x: Any, plan: Plan | None = None) -> Any:

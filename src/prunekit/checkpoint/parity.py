@@ -22,7 +22,7 @@ from prunekit.checkpoint.interface import batch_of, each, named_outputs
 from prunekit.errors import CheckFailed, InputError
 from prunekit.surgery.buckets import Router
 from prunekit.surgery.gated import gated_layers
-from prunekit.surgery.trace import as_inputs
+from prunekit.surgery.runs import as_inputs
 
 Batch = tuple[Any, Tensor | None]
 """Normalised images `(N, ...)`, or a tuple of positional inputs, and the labels `(N,)` where they are known."""

@@ -48,7 +48,8 @@ def _widths(pruned: Pruned) -> Any:
 
 def _remarks(pruned: Pruned) -> Sequence[str]:
     """What the method notes beside its plan, the proof, and the time."""
-    notes = {key: value for key, value in pruned.plan.notes.items() if value not in (None, [], {}, "")}
+    said = {key: value for key, value in pruned.plan.notes.items() if key != "never_ran"}  # there was a warning
+    notes = {key: value for key, value in said.items() if value not in (None, [], {}, "")}
     lines = [f"{key}: {_short(value)}" for key, value in notes.items()]
     proof = f"masked and sliced agree to {pruned.difference:.1e}"
     seconds = f"{numbers.duration(pruned.seconds)}, verified in {numbers.duration(pruned.verify_seconds)}"

@@ -24,6 +24,8 @@ SHAPE_ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     ChannelPad: ("before", "after"),
 }
 
+_SET = "_numbers_set_by_surgery"  # where a module keeps the names of its own numbers that are no longer as it was built
+
 
 def names_of(module: nn.Module) -> tuple[str, ...]:
     """The shape attributes of a module; empty where its type is not known to have any."""
@@ -33,9 +35,29 @@ def names_of(module: nn.Module) -> tuple[str, ...]:
     return ()
 
 
+def own_numbers(module: nn.Module) -> dict[str, Any]:
+    """The plain numbers, and tuples or lists of them, that a module which is not one of PyTorch's holds."""
+    if type(module).__module__.startswith("torch."):
+        return {}
+    return {name: value for name, value in vars(module).items() if name[0] != "_" and _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (
+        isinstance(value, tuple | list) and value != () and all(type(n) is int for n in value)
+    )
+
+
+def set_numbers(module: nn.Module, values: Mapping[str, Any]) -> None:
+    """Set some of a module's own numbers, and remember which, for `read`."""
+    for name, value in values.items():
+        setattr(module, name, value)
+    setattr(module, _SET, tuple(dict.fromkeys((*vars(module).get(_SET, ()), *values))))
+
+
 def read(module: nn.Module) -> dict[str, Any]:
-    """The module's shape attributes as JSON."""
-    values = {name: getattr(module, name) for name in names_of(module)}
+    """The module's shape attributes, and those of its own numbers that surgery has set, as JSON."""
+    values = {name: getattr(module, name) for name in (*names_of(module), *vars(module).get(_SET, ()))}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -43,12 +65,27 @@ def write(module: nn.Module, values: Mapping[str, Any]) -> None:
     """Set shape attributes that `read` has given.
 
     Raises:
-        InputError: a name that is no shape attribute of this module.
+        InputError: a name that is neither a shape attribute nor a number of this module, or a number that has grown.
     """
     for name, value in values.items():
-        if name not in names_of(module):
-            raise InputError(f"'{name}' is not a shape attribute of a {type(module).__name__}")
-        setattr(module, name, tuple(value) if isinstance(value, list) else value)
+        if name in names_of(module):
+            setattr(module, name, tuple(value) if isinstance(value, list) else value)
+        else:
+            set_numbers(module, {name: _narrower(module, name, value)})
+
+
+def _narrower(module: nn.Module, name: str, value: Any) -> Any:
+    """A value for one of a module's own numbers, in the type that it has; surgery makes nothing larger."""
+    old = own_numbers(module).get(name)
+    if old is None:
+        raise InputError(f"'{name}' is not a shape attribute of a {type(module).__name__}")
+    before, after = (v if isinstance(v, tuple | list) else [v] for v in (old, value))
+    fits = len(before) == len(after) and isinstance(old, int) == isinstance(value, int)
+    if not fits or not all(type(n) is int and 0 < n <= most for n, most in zip(after, before, strict=False)):
+        raise InputError(
+            f"the file sets '{name}' of a {type(module).__name__} to {value!r:.60}; here it is {old!r:.60}"
+        )
+    return value if isinstance(old, int) else type(old)(value)
 
 
 def fit(module: nn.Module, before: Mapping[str, tuple[int, ...]]) -> None:

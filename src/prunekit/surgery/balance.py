@@ -72,7 +72,8 @@ def _bound(recording: Recording, joined: Ids) -> Ids:
     bound += [ids(labels) for pad in recording.pads.values() for labels in (pad.before, pad.after)]
     bound += [ids(labels) for link in recording.links.values() for labels in (link.stream, link.private)]
     bound += [ids(selection.inputs) for selection in recording.selections.values()]
-    bound += [ids(labels) for labels in (*recording.normalised.values(), *recording.widths.values())]
+    bound += [ids(labels) for labels in recording.widths.values()]
+    bound += [ids(labels) for run in recording.passes for labels in run.normalised.values()]
     return distinct(joined[np.concatenate(bound)])
 
 
@@ -102,7 +103,7 @@ def traced(recording: Recording, of_label: Ids, count: int) -> Traced:
     """A recording's slots and kinds."""
     slots = {key: of_label[ids(slot.labels)] for key, slot in recording.slots.items()}
     kinds = np.zeros(count, dtype=np.uint64)
-    for number, flow in enumerate(recording.flow):
+    for number, flow in enumerate(recording.passes[0].flow):
         for place, labels in enumerate((*flow.inputs, *flow.outputs)):
             if labels is not None:
                 kinds[distinct(of_label[ids(compact(labels))])] += _token(number, place)

@@ -89,7 +89,7 @@ def _liveliness(place: str, values: list[Tensor]) -> tuple[float, float]:
     if not all(bool(torch.isfinite(value).all()) for value in values):
         raise SurgeryError(f"'output{place}' is not finite on random inputs, so nothing can be verified")
     size = max(float(value.abs().max()) for value in values if value.numel())
-    if len({value.shape for value in values}) > 1:
+    if len(values) == 1 or len({value.shape for value in values}) > 1:
         return size, size
     return size, float((values[0] - values[-1]).abs().max())
 

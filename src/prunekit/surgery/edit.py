@@ -23,6 +23,7 @@ from prunekit.surgery.graph import Graph, kept_after
 from prunekit.surgery.labels import Ids, Mask
 from prunekit.surgery.layers import ChannelSelect, SelectedNorm
 from prunekit.surgery.meta import empty
+from prunekit.surgery.numbers import follow_widths
 
 
 def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
@@ -34,6 +35,7 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     with without_collection(), torch.inference_mode(False), torch.no_grad():
         kept = kept_after(graph, plan)
         small = remove(model, graph, kept, folded(model, plan, graph))
+        follow_widths(model, small, graph, kept)
         refit(small, plan)
         insert_gates(small, plan.gates)
     return small

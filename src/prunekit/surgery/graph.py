@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,22 @@ class SelectedChannels:
 
 
 @dataclass(frozen=True)
+class FurtherPass:
+    """A forward beside the first one: on another example, or in `training` mode.
+
+    The example has its values, which the forward has needed if `real`.
+    """
+
+    example: tuple[Any, ...]
+    nodes: tuple[Node, ...]
+    normalised: Mapping[int, Ids]
+    draws: tuple[Ids, ...]
+    returned: frozenset[int]
+    training: bool
+    real: bool
+
+
+@dataclass(frozen=True)
 class Graph:
     """One recorded network. Nothing in it refers to the network's weights.
 
@@ -46,7 +62,8 @@ class Graph:
     channels to the classes they normalise, and `widths` every norm module to those it sees. `draws` holds, for each op
     that draws random numbers, the classes of what it draws, of size 1 along dimensions without channels. `returned`
     are the values that the model returns. `shapes` are those of parameters and buffers; `example` is the input it was
-    recorded with, on the meta device.
+    recorded with, on the meta device. `further` are the forwards that were recorded beside, and `never_ran` names the
+    modules that none of them has reached.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -67,11 +84,20 @@ class Graph:
     example: tuple[Any, ...]
     batch: int
     balancer: Balancer | None = None
+    further: tuple[FurtherPass, ...] = ()
+    never_ran: tuple[str, ...] = ()
 
     @property
     def example_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of the example inputs, batch included."""
         return tuple(tuple(leaf.shape) for leaf in self.example if isinstance(leaf, Tensor))
+
+    def on_further(self) -> Iterator[Graph]:
+        """The graph as each further example has it: the same channels, with that example's ops and values."""
+        for run in self.further:
+            if not run.training:
+                own = {name: getattr(run, name) for name in ("example", "nodes", "normalised", "draws", "returned")}
+                yield replace(self, **own, further=())
 
     def group(self, name: str) -> ChannelGroup:
         """The group of that name, or made by the layer or parameter of that name.

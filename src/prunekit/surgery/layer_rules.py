@@ -201,10 +201,10 @@ def _select_channels(recorder: Recorder, call: Call) -> None:
 
 def is_batch_norm(op: str) -> bool:
     """Whether a recorded op is batch normalisation, on whatever device it ran."""
-    return op in _BATCH_NORMS
+    return op in BATCH_NORMS
 
 
-_BATCH_NORMS = (
+BATCH_NORMS = (
     "native_batch_norm",
     "cudnn_batch_norm",
     "miopen_batch_norm",
@@ -217,7 +217,7 @@ _BATCH_NORMS = (
 TABLE: dict[str, Rule] = {
     "convolution": convolution,
     **dict.fromkeys(("addmm", "mm"), linear),
-    **dict.fromkeys(_BATCH_NORMS, batch_norm),
+    **dict.fromkeys(BATCH_NORMS, batch_norm),
     "native_layer_norm": layer_norm,
     "native_group_norm": group_norm,
     "embedding": embedding,

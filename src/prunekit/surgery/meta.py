@@ -131,7 +131,9 @@ def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
     return empty((*rows.shape, *x.shape[1:]), x)
 
 
-def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_norm(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    if any(t is not None and t.numel() != x.size(1) for t in settings[:4]):
+        return None  # the usual way says what is wrong
     return like_input(x), empty((0,), x), empty((0,), x)
 
 
@@ -189,7 +191,9 @@ def _bmm(a: Tensor, b: Tensor) -> Tensor | None:
     return empty((a.size(0), a.size(1), b.size(2)), a) if fits else None
 
 
-def _layer_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _layer_norm(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    if list(x.shape[x.dim() - len(shape) :]) != list(shape):
+        return None
     return empty(x.shape, x), empty((0,), x), empty((0,), x)
 
 

@@ -22,7 +22,7 @@ from prunekit.surgery.labels import along, channels_along, none_like
 from prunekit.surgery.meta import DispatchMode, op_name, run_op
 from prunekit.surgery.outputs import tensors_of
 from prunekit.surgery.readers import bias_of, readings
-from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, WeightRead, tensors_in
+from prunekit.surgery.recording import Call, Flow, Node, ParameterView, Recording, WeightRead, numbers_of, tensors_in
 
 Rule = Callable[["Recorder", Call], None]
 
@@ -70,7 +70,8 @@ class Recorder(DispatchMode):
         if is_random(func) and call.results:
             self.recording.draws[node.index] = self.labels(call.results[0])
         self.recording.nodes.append(node)
-        self.recording.flow.append(Flow(arriving, tuple([self._labels.get(id(t)) for t in call.results])))
+        leaving = tuple([self._labels.get(id(t)) for t in call.results])
+        self.recording.flow.append(Flow(arriving, leaving, numbers_of(call.op, func, args, kwargs, out)))
         return out
 
     def _rule(self, call: Call) -> Rule:
@@ -93,25 +94,22 @@ class Recorder(DispatchMode):
             vector = vector[: own.num_features]
         self.recording.widths[module] = vector
 
-    def settle_links(self, first: int) -> None:
+    def settle_links(self) -> None:
         """A batch norm that alone reads the layer (or norm) in front of it shares its channels: that is no stream.
 
-        An activation or a pooling may stand between the two. `first` is the index of the first node that this recorder
-        has written.
+        An activation or a pooling may stand between the two.
         """
-        nodes = self.recording.nodes[first:]
+        nodes = self.recording.nodes
         readers = Counter(value for node in nodes for value in set(node.inputs))
         made: set[int] = set()
-        for node, flow in zip(nodes, self.recording.flow[first:], strict=True):
+        for node, flow in zip(nodes, self.recording.flow, strict=True):
             alone = len(node.inputs) == 1 and node.inputs[0] in made and readers[node.inputs[0]] == 1
             makes = node.op in _LAYERS or not self.recording.links.keys().isdisjoint(node.parameters)
             if makes or (alone and flow.passes_on):
                 made.update(node.outputs)
         for scale, link in list(self.recording.links.items()):
             if link.reads and all(readers[value] == 1 and value in made for value in link.reads):
-                self.ledger.unify(link.stream, link.private)
-                self.recording.slots[scale, 0].role = "along"
-                del self.recording.links[scale]
+                self.recording.join(scale)
             link.reads.clear()
 
     def _node(self, call: Call, out: Any) -> Node:
@@ -201,8 +199,7 @@ class Recorder(DispatchMode):
     def freeze_output(self, output: Any) -> None:
         """What the model returns keeps its channels: the caller reads them."""
         found = tensors_of(output).values()
-        if not self.recording.returned:  # values are numbered anew in a second pass
-            self.recording.returned.update(self.value(tensor) for tensor in found)
+        self.recording.returned.update(self.value(tensor) for tensor in found)
         for tensor in found:
             self.ledger.freeze(self.labels(tensor), "the model's output")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from prunekit.surgery.labels import Ledger, channels_in
@@ -59,10 +61,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Flow:
-    """The labels that arrive at a node and leave it; None for a result that is a view of a parameter."""
+    """The labels that arrive at a node and leave it; None for a result that is a view of a parameter.
+
+    `numbers` are those that the code gave to the op beside tensors, or took from it, and that no width should change.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor | None, ...]
+    numbers: tuple[float, ...] = ()
 
     @property
     def passes_on(self) -> bool:
@@ -103,6 +109,24 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from (item for item in value if isinstance(item, Tensor))
+
+
+def numbers_of(op: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> tuple[float, ...]:
+    """The numbers that an op computes with, or gives to the code. Integers count only where they cannot be sizes."""
+    if op == "_local_scalar_dense":
+        return (out,)
+    if op == "lift_fresh":  # a constant that the code has made
+        return (args[0].item(),) if args[0].numel() == 1 and not args[0].is_meta else ()
+    kinds = _counted(func)
+    found = [value for value in args if type(value) in kinds]
+    return (*found, *(value for value in kwargs.values() if type(value) in kinds))
+
+
+@functools.cache
+def _counted(func: Any) -> tuple[type, ...]:
+    fills = ("full", "full_like", "new_full", "fill", "scalar_tensor")
+    computes = torch.Tag.pointwise in func.tags or func.overloadpacket.__name__.rstrip("_") in fills
+    return (float, int) if computes else (float,)
 
 
 @dataclass
@@ -156,23 +180,59 @@ class Selection:
 
 
 @dataclass
+class Pass:
+    """One recorded forward: its inputs, its mode, whether it had values, and what happened; `complete` at its end."""
+
+    inputs: tuple[Any, ...]
+    training: bool
+    real: bool
+    nodes: list[Node] = field(default_factory=list)
+    flow: list[Flow] = field(default_factory=list)  # one for each node
+    normalised: dict[int, Tensor] = field(default_factory=dict)  # by node: the labels that it mixes
+    draws: dict[int, Tensor] = field(default_factory=dict)  # by node that draws random numbers: the labels of these
+    returned: set[int] = field(default_factory=set)  # the values that the model returns
+    complete: bool = False
+
+
+@dataclass
 class Recording:
     """Everything that one or more recorded forwards have told."""
 
     shapes: Mapping[str, tuple[int, ...]]  # of parameters and buffers
     parameters: frozenset[str]
     ledger: Ledger = field(default_factory=Ledger)
-    nodes: list[Node] = field(default_factory=list)
-    flow: list[Flow] = field(default_factory=list)  # one for each node
+    passes: list[Pass] = field(default_factory=list)  # the first is the one that costs are counted by
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     pads: dict[str, Pad] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
     selections: dict[str, Selection] = field(default_factory=dict)
-    normalised: dict[int, Tensor] = field(default_factory=dict)  # by node: the labels that it mixes
     widths: dict[str, Tensor] = field(default_factory=dict)  # by module: the channels that it normalises
     used: set[str] = field(default_factory=set)
-    draws: dict[int, Tensor] = field(default_factory=dict)  # by node that draws random numbers: the labels of these
-    returned: set[int] = field(default_factory=set)  # the values that the model returns
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The ops of the latest pass."""
+        return self.passes[-1].nodes
+
+    @property
+    def flow(self) -> list[Flow]:
+        """The labels around the ops of the latest pass."""
+        return self.passes[-1].flow
+
+    @property
+    def normalised(self) -> dict[int, Tensor]:
+        """The labels that the norms of the latest pass mix, by the number of the node."""
+        return self.passes[-1].normalised
+
+    @property
+    def draws(self) -> dict[int, Tensor]:
+        """The labels of what the latest pass draws at random, by the number of the node."""
+        return self.passes[-1].draws
+
+    @property
+    def returned(self) -> set[int]:
+        """The values that the latest pass returns."""
+        return self.passes[-1].returned
 
     def slot(self, parameter: str, dim: int, role: str, labels: Tensor) -> Tensor:
         """Say that index `i` of `parameter` along `dim` is channel `labels[i]`; returns the slot's labels."""
@@ -186,6 +246,12 @@ class Recording:
         if role == "out":
             known.role = "out"
         return known.labels
+
+    def join(self, scale: str) -> None:
+        """Let a batch norm that was thought to read a stream share the channels in front of it after all."""
+        link = self.links.pop(scale)
+        self.ledger.unify(link.stream, link.private)
+        self.slots[scale, 0].role = "along"
 
     def produced(self, parameter: str, dim: int, size: int) -> Tensor:
         """The labels of the channels that `parameter` makes, the same ones each time the layer is called."""

@@ -26,6 +26,7 @@ from prunekit.surgery.graph import Graph
 from prunekit.surgery.precise import InDouble
 from prunekit.surgery.record import track_modules
 from prunekit.surgery.reference import Reference
+from prunekit.surgery.runs import check_training
 
 
 def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed: int = 0) -> float:
@@ -34,12 +35,14 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
     `small` runs in the modes that it is in, which must be those of `model`; where any part of `model` is in training
     mode, it is inference that is proven, on copies of both in eval mode. Forwards that draw random numbers are given
     the same ones; no generator's state is changed. Tolerances: 1e-4 in float32 (a network that exceeds it is judged
-    again in float64), 1e-10 in float64.
+    again in float64), 1e-10 in float64. Both also run on the further examples of the graph, as they are; and where the
+    original runs in training mode, `small` must.
 
     Raises:
         SurgeryError: they disagree, or `small` does not run (the module where it begins is named), or is in another
             mode; or the network returns no floating-point tensor, so that nothing can be compared.
     """
+    check_training(model, small, graph)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = [random_inputs(graph.example, device, seed + i) for i in range(2)]
     # inference mode hides the ops that composite ones are made of
@@ -48,12 +51,27 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
         training = any(module.training for module in model.modules())
         proof = _Proof(model, plan, graph, small, evaluating=training)
         result = _prove(proof, inputs)
+        others = [
+            _prove(_Proof(model, plan, other, small, evaluating=training), [_as_given(other.example, device, seed)])
+            for other in graph.on_further()
+        ]
+        difference = max(one.difference for one in (result, *others))
         if not result.faint:
-            return result.difference
+            return difference
         _same_weights(edit(model, plan, graph), small)
         lively = enliven(model, inputs[0])
         again = _prove(_Proof(lively, plan, graph, edit(lively, plan, graph)), inputs)
-        return max(result.difference, again.difference)
+        return max(difference, again.difference)
+
+
+def _as_given(example: tuple[Any, ...], device: torch.device, seed: int) -> tuple[Any, ...]:
+    """An example with its own values, for others might take other ways; random ones where it has none."""
+
+    def given(own: Any, drawn: Any) -> Any:
+        return own.to(device) if isinstance(own, Tensor) and not own.is_meta else drawn
+
+    inputs: tuple[Any, ...] = tree_map(given, example, random_inputs(example, device, seed))
+    return inputs
 
 
 def _check_modes(model: nn.Module, small: nn.Module) -> None:
