@@ -163,7 +163,7 @@ def _shapes(output: Any) -> list[list[int]]:
 def prune(model: Any, x: Any, share: float) -> tuple[dict[str, Any], Any]:
     """A row of figures and the pruned model."""
     from prunekit import surgery
-    from prunekit.surgery.groups import frozen_by_reason
+    from prunekit.surgery.graph.groups import frozen_by_reason
 
     watch = Stopwatch()
     with watch:

@@ -24,7 +24,9 @@ from torch import nn
 
 from prunekit.data import open_data
 from prunekit.errors import Interrupted
-from prunekit.training import State, TrainConfig, train
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
+from prunekit.training.state import State
 
 CONFIG = TrainConfig(batch_size=64, lr=0.05, warmup=1, sparsity=1e-3, ema=0.9, accumulate=2, save_every=5, device="cpu")
 

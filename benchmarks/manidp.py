@@ -39,20 +39,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import prunekit as pk
 from prunekit.data import ImageSet
-from prunekit.latency import in_turns
+from prunekit.evaluation.latency import in_turns
+from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
+from prunekit.methods.manidp.difficulty import foresee
 from prunekit.methods.manidp.fit import add_gates, fit
-from prunekit.methods.manidp.foresight import foresee
-from prunekit.methods.manidp.recipe import GateRecipe
+from prunekit.methods.manidp.rank_correlation import spearman
 from prunekit.methods.manidp.record import observe
 from prunekit.methods.manidp.runtimes import choose
 from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed
-from prunekit.methods.manidp.statistics import spearman
 from prunekit.methods.manidp.thresholds import calibrate
-from prunekit.recipe import TrainConfig
+from prunekit.nn.gated import GatedConv, gated_layers
 from prunekit.spec import InputSpec
-from prunekit.surgery.gated import GatedConv, gated_layers
-from prunekit.training import train
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
 
 IMAGENET = InputSpec((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = InputSpec((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))

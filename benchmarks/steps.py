@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 import prunekit as pk
-from prunekit.training import EpochEvent
+from prunekit.training.events import EpochEvent
 
 
 def kept(folder: Path, name: str, fit: Callable[..., nn.Module]) -> nn.Module:

@@ -24,7 +24,9 @@ from torch import distributed as dist
 
 from prunekit.data import ImageSet, open_data
 from prunekit.errors import Interrupted
-from prunekit.training import EpochEvent, Event, StepEvent, TrainConfig, train
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
+from prunekit.training.events import EpochEvent, Event, StepEvent
 
 PLAIN = TrainConfig(epochs=2, batch_size=64, lr=0.05, accumulate=2, log_every=5, device="cpu")
 SPARSE = replace(PLAIN, sparsity=1e-3)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import prunekit as pk
 from prunekit.data import ImageSet
-from prunekit.training import TrainConfig, train
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
 
 
 class Net(nn.Module):

@@ -9,8 +9,9 @@ import torch
 
 import prunekit as pk
 from prunekit.models import build
-from prunekit.sensitivity import sensitivity
-from prunekit.training import TrainConfig, train
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
+from prunekit.workflows.sensitivity import sensitivity
 
 ALLOWED = 0.02  # the accuracy that pruning one group alone may cost
 

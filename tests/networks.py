@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import prunekit as pk
 from prunekit.errors import SurgeryError
+from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.fit import add_gates
-from prunekit.methods.manidp.recipe import GateRecipe
+from prunekit.nn.gated import GatedConv, gated_layers
 from prunekit.plan import Keep, Plan
 from prunekit.spec import InputSpec, origin_of, remember
 from prunekit.surgery import Graph, balanced, resolve
-from prunekit.surgery.gated import GatedConv, gated_layers
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 import prunekit as pk
 import test_checkpoint_hostile as files
 from prunekit import checkpoint, models
-from prunekit.checkpoint.exported_allowed import ALLOWED
-from prunekit.checkpoint.pickles import load_tensors
 from prunekit.errors import InputError, PrunekitError
+from prunekit.files.pickles import load_tensors
+from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.fit import add_gates
-from prunekit.methods.manidp.recipe import GateRecipe
+from prunekit.nn.buckets import BucketTable
+from prunekit.programs.allowed import ALLOWED
 from prunekit.spec import InputSpec
-from prunekit.surgery.buckets import BucketTable
 from test_checkpoint_hostile import Runs, argument, calls, program, torch_file, zipped
 
 HUGE = 6_000_000_000

@@ -13,15 +13,15 @@ from torch import nn
 
 import schemas
 from prunekit import checkpoint, models
-from prunekit.answers import Answers
 from prunekit.cli.app import run
 from prunekit.data import ImageSet
-from prunekit.evaluation import EvalResult, Score, evaluate
+from prunekit.evaluation.answers import Answers
+from prunekit.evaluation.score import EvalResult, Score, evaluate
 from prunekit.report.classes import class_cells, class_parts, unbalanced
-from prunekit.report.comparison import comparison_page
-from prunekit.report.tables import result_cells
+from prunekit.report.pages.comparison import comparison_page
+from prunekit.report.terminal.tables import result_cells
 from prunekit.spec import InputSpec
-from prunekit.sweeps import result_from_json
+from prunekit.workflows.sweeps import result_from_json
 
 Capture = pytest.CaptureFixture[str]
 

@@ -212,7 +212,7 @@ def test_two_training_runs_with_one_seed_give_identical_files(here: Path, capsys
 
 
 def test_the_demo(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = import_module("prunekit.evaluation")
+    module = import_module("prunekit.evaluation.score")
     monkeypatch.setattr(module, "measure_latency", partial(module.measure_latency, seconds=0.01))
     facts = document(capsys, "demo", "--epochs", "1")
     names = ["usual", "pruned", "merged", "sparse", "slim", "tuned"]

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from prunekit.cli.build import Command, build
-from prunekit.cli.fields import collect, options_of
+from prunekit.cli.framework.build import Command, build
+from prunekit.cli.framework.fields import collect, options_of
+from prunekit.cli.framework.options import OutputOptions, ReadingOptions, input_spec, parse_size
 from prunekit.cli.models import output_path
-from prunekit.cli.options import OutputOptions, ReadingOptions, input_spec, parse_size
 from prunekit.errors import InputError
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 from prunekit.spec import InputSpec
 
 

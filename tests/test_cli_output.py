@@ -13,8 +13,8 @@ from prunekit.cli.app import run
 from prunekit.errors import CheckFailed, InputError, Interrupted, SurgeryError
 from prunekit.report import numbers
 from prunekit.report.documents import document, dumps, eval_document
-from prunekit.report.output import ClosedPipeError, Output
-from prunekit.report.progress import counting
+from prunekit.report.terminal.output import ClosedPipeError, Output
+from prunekit.report.terminal.progress import counting
 
 
 def test_data_goes_out_and_notes_go_beside(capsys: pytest.CaptureFixture[str]) -> None:

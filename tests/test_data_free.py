@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from networks import lively
 from prunekit import api, models, surgery
 from prunekit.errors import InputError
-from prunekit.methods.selection import losses, pivoted, removals
+from prunekit.methods.merge.selection import losses, pivoted, removals
 from prunekit.plan import Keep, Plan
-from prunekit.restore import norms, synthetic
+from prunekit.restore import batch_norm_statistics, synthetic
+from prunekit.restore.dead_leaves import dead_leaves
 from prunekit.restore.gaussian import ACTIVATIONS, activated, hermite
-from prunekit.restore.leaves import dead_leaves
-from prunekit.restore.readings import Reading, measure
+from prunekit.restore.second_moments import Reading, measure
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def block(seed: int = 0, channels: int = 16) -> nn.Sequential:
         assert isinstance(norm, nn.BatchNorm2d)
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0, 0.5)
-    result = norms.aligned(model.eval(), torch.randn(400, 3, 12, 12, dtype=torch.float64))
+    result = batch_norm_statistics.aligned(model.eval(), torch.randn(400, 3, 12, 12, dtype=torch.float64))
     assert isinstance(result, nn.Sequential)
     return result
 
@@ -78,7 +78,7 @@ def test_moments_of_white_inputs_are_the_networks(monkeypatch: pytest.MonkeyPatc
     nn.init.uniform_(layers[1].weight, 0.5, 1.5)
     nn.init.normal_(layers[1].bias, 0, 0.5)
     x = torch.randn(2000, 3, 10, 10, dtype=torch.float64)
-    layers = norms.aligned(layers, x)
+    layers = batch_norm_statistics.aligned(layers, x)
     mean, covariance = activated(layers[0], layers[1], "relu", [(0, 0), (0, 1), (2, 0), (-1, 1)])
     whole = outputs(layers, x).relu()
     here = whole[:, :, 2:6, 2:6]
@@ -109,7 +109,7 @@ def test_a_consumer_behind_pooling_and_flatten() -> None:
         *(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.GELU(), nn.AvgPool2d(2)),
         *(nn.Flatten(), nn.Linear(12 * 16, 6)),
     )
-    model = norms.aligned(lively(model).double(), torch.randn(200, 3, 8, 8, dtype=torch.float64))
+    model = batch_norm_statistics.aligned(lively(model).double(), torch.randn(200, 3, 8, 8, dtype=torch.float64))
     images = torch.randn(200, 3, 8, 8, dtype=torch.float64)
     want, error = outputs(model, images), {}
     for restore in ("none", "moments"):
@@ -136,12 +136,12 @@ def test_dead_leaves_have_the_statistics_of_nature() -> None:
 def test_aligned_networks_see_standardised_values() -> None:
     model = lively(models.build("resnet20_cifar", {"width": 0.5}))
     images = torch.randn(50, 3, 16, 16, dtype=torch.float64)
-    copied = norms.aligned(model, images)
+    copied = batch_norm_statistics.aligned(model, images)
     seen: dict[str, Tensor] = {}
-    for name, norm in norms.norms_of(copied):
+    for name, norm in batch_norm_statistics.norms_of(copied):
         norm.register_forward_hook(lambda _m, _a, out, name=name: seen.__setitem__(name, out))
     outputs(copied, images)
-    for name, norm in norms.norms_of(copied):
+    for name, norm in batch_norm_statistics.norms_of(copied):
         scale = norm.weight.abs() * (norm.running_var / (norm.running_var + norm.eps)).sqrt()
         assert torch.allclose(seen[name].mean((0, 2, 3)), norm.bias, atol=1e-2)
         assert torch.allclose(seen[name].std((0, 2, 3)), scale, rtol=0.05)
@@ -152,7 +152,7 @@ def test_synthetic_images_restore_what_nobody_has_seen(monkeypatch: pytest.Monke
     monkeypatch.setattr(synthetic, "COUNT", 60)
     model = lively(models.build("resnet20_cifar", {"width": 0.5}))
     pictures = dead_leaves(200, (3, 16, 16), torch.Generator().manual_seed(99)).double()
-    model = norms.aligned(model, pictures)
+    model = batch_norm_statistics.aligned(model, pictures)
     want, error = outputs(model, pictures), {}
     for restore in ("none", "synthetic"):
         small = api.prune("merge", model, pictures[:1], ratio=0.5, restore=restore).model
@@ -164,7 +164,7 @@ def test_slim_is_restored_by_the_same_code(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(synthetic, "COUNT", 60)
     model = lively(models.build("resnet20_cifar", {"width": 0.5}))
     pictures = dead_leaves(100, (3, 16, 16), torch.Generator().manual_seed(99)).double()
-    model = norms.aligned(model, pictures)
+    model = batch_norm_statistics.aligned(model, pictures)
     want, error = outputs(model, pictures), {}
     for restore in ("constants", "synthetic"):
         small = api.prune("slim", model, pictures[:1], ratio=0.3, restore=restore).model
@@ -379,7 +379,7 @@ def degenerate() -> nn.Module:
     """Dead channels, a gamma of zero, no variance, and two equal filters."""
     model = lively(models.build("resnet20_cifar", {"width": 0.5})).float()
     with torch.no_grad():
-        for _, norm in norms.norms_of(model):
+        for _, norm in batch_norm_statistics.norms_of(model):
             norm.weight[0] = 0
             norm.bias[1] = -50
             norm.running_var[2] = 0
@@ -482,7 +482,7 @@ def test_resnet50_runs_through_every_way(restore: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(synthetic, "COUNT", 4)
     torch.manual_seed(0)
     model = torchvision.models.resnet50(weights=None)
-    for _, norm in norms.norms_of(model):
+    for _, norm in batch_norm_statistics.norms_of(model):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0, 0.3)
         nn.init.uniform_(norm.running_var, 0.5, 2.0)

@@ -23,7 +23,7 @@ from prunekit import surgery
 from prunekit.errors import SurgeryError
 from prunekit.plan import Fold, Keep, Plan
 from prunekit.restore.constants import Constants, constant_folds
-from prunekit.surgery.outputs import tensors_of
+from prunekit.surgery.execution.outputs import tensors_of
 
 
 def without_dead(model: nn.Module, x: Tensor) -> tuple[nn.Module, Constants]:
@@ -273,7 +273,7 @@ def test_the_proof_does_not_share_the_arithmetic_of_folds(monkeypatch: pytest.Mo
     model = Reads(nn.Conv2d(8, 6, 3, padding=1))
     graph = surgery.trace(model, X)
     keep = Keep("conv", [1, 3, 5, 7])
-    module = importlib.import_module("prunekit.surgery.fold")
+    module = importlib.import_module("prunekit.surgery.editing.compensation")
     shift, places = module.output_shift, module.places_of
     faults: list[tuple[str, Any, Fold]] = [
         ("output_shift", lambda *a: 1.1 * shift(*a), Fold("reader", "conv", offset=torch.tensor([0.5, 0.0] * 4))),

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from prunekit.data import ImageSet
 from prunekit.errors import InputError
-from prunekit.evaluation import accuracy, evaluate
-from prunekit.latency import in_turns, measure_latency
+from prunekit.evaluation.latency import in_turns, measure_latency
+from prunekit.evaluation.score import accuracy, evaluate
 from prunekit.spec import InputSpec, Origin, remember
 
 SPEC = InputSpec((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

@@ -17,13 +17,13 @@ import prunekit as pk
 import schemas
 from networks import lively, random_network
 from prunekit import models, surgery
-from prunekit.checkpoint import export as exporting
-from prunekit.checkpoint.parity import compare, require, sized
-from prunekit.checkpoint.runtimes import OnnxModel, stranger
 from prunekit.cli.app import run
 from prunekit.errors import CheckFailed, InputError, SurgeryError
+from prunekit.exporting import writer as exporting
+from prunekit.exporting.parity import compare, require, sized
+from prunekit.exporting.runtimes import OnnxModel, stranger
 from prunekit.spec import origin_of
-from prunekit.surgery.norms import fold_batch_norms
+from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
 
 ONNX = pytest.mark.skipif(
     not (pytest.importorskip("onnxscript") and pytest.importorskip("onnxruntime")),

@@ -14,16 +14,16 @@ import prunekit as pk
 import schemas
 from networks import gated
 from prunekit import models
-from prunekit.checkpoint import export as exporting
-from prunekit.checkpoint.parity import compare, hangs_on_rounding, require
-from prunekit.checkpoint.runtimes import OnnxModel
 from prunekit.cli.app import run
 from prunekit.errors import CheckFailed, InputError
+from prunekit.exporting import writer as exporting
+from prunekit.exporting.parity import compare, hangs_on_rounding, require
+from prunekit.exporting.runtimes import OnnxModel
 from prunekit.methods.manidp.costs import dynamic_cost, graph_of
 from prunekit.methods.manidp.runtimes import files
 from prunekit.methods.manidp.runtimes.buckets import Bucketed, add_buckets, bucketed
 from prunekit.methods.manidp.thresholds import use_budget
-from prunekit.surgery.gated import gated_layers
+from prunekit.nn.gated import gated_layers
 
 Capture = pytest.CaptureFixture[str]
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import prunekit as pk
 import schemas
-from prunekit.checkpoint.export import ExportOptions, written
-from prunekit.checkpoint.interface import Example, named_outputs, plain
-from prunekit.checkpoint.parity import compare, require, sized
-from prunekit.checkpoint.runtimes import OnnxModel, stranger
 from prunekit.cli.app import run
 from prunekit.errors import CheckFailed, InputError, SurgeryError
+from prunekit.exporting.interface import Example, named_outputs, plain
+from prunekit.exporting.parity import compare, require, sized
+from prunekit.exporting.runtimes import OnnxModel, stranger
+from prunekit.exporting.writer import ExportOptions, written
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")

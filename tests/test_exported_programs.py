@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import prunekit as pk
 from networks import lively
-from prunekit.checkpoint.exported import ExportedProgram
 from prunekit.checkpoint.write import to_bytes
 from prunekit.cli.app import run
 from prunekit.errors import InputError, PrunekitError
+from prunekit.nn.channels import ChannelPad
+from prunekit.programs.program import ExportedProgram
 from prunekit.spec import InputSpec, Origin, origin_of, remember
-from prunekit.surgery.layers import ChannelPad
 
 Capture = pytest.CaptureFixture[str]
 

@@ -13,8 +13,8 @@ import prunekit
 
 ROOT = Path(prunekit.__file__).parent
 LAYERS = [
-    *("errors", "spec", "plan", "recipe", "surgery", "models", "data", "checkpoint", "answers", "latency"),
-    *("evaluation", "training", "restore", "methods", "api", "passes", "sensitivity", "sweeps", "report", "cli"),
+    *("errors", "spec", "plan", "files", "nn", "surgery", "models", "data", "programs", "exporting", "checkpoint"),
+    *("evaluation", "training", "restore", "methods", "api", "workflows", "report", "cli"),
 ]
 
 
@@ -51,7 +51,14 @@ def test_every_package_has_a_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["prunekit", "prunekit.cli", "prunekit.methods.slim", "prunekit.methods.merge", "prunekit.recipe"]
+    "module",
+    [
+        "prunekit",
+        "prunekit.cli",
+        "prunekit.methods.slim.method",
+        "prunekit.methods.merge.method",
+        "prunekit.training.config",
+    ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"

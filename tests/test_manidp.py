@@ -20,20 +20,22 @@ from prunekit import surgery
 from prunekit.data import ImageSet, open_data
 from prunekit.errors import InputError, Interrupted, SurgeryError, TrainingError
 from prunekit.methods.manidp.assess import assess
+from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
+from prunekit.methods.manidp.difficulty import foresee, hardness
 from prunekit.methods.manidp.fit import add_gates, fit
-from prunekit.methods.manidp.foresight import foresee, hardness
 from prunekit.methods.manidp.gating import plan_gates
 from prunekit.methods.manidp.objective import ManifoldObjective, unlikeness
-from prunekit.methods.manidp.recipe import GateRecipe
+from prunekit.methods.manidp.rank_correlation import ranks, spearman
 from prunekit.methods.manidp.record import observe, watched
 from prunekit.methods.manidp.static import prune_static
-from prunekit.methods.manidp.statistics import ranks, spearman
 from prunekit.methods.manidp.thresholds import calibrate, use_budget
+from prunekit.nn.gated import GatedConv, gated_layers, remove_gates
 from prunekit.plan import Gate, Keep, Plan
 from prunekit.spec import InputSpec, origin_of, remember
-from prunekit.surgery.gated import GatedConv, gated_layers, remove_gates
-from prunekit.training import Event, TrainConfig, train
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
+from prunekit.training.events import Event
 from prunekit.training.world import World
 
 ARCHITECTURES = (

@@ -16,8 +16,8 @@ from prunekit.methods.manidp.costs import dynamic_cost, graph_of
 from prunekit.methods.manidp.runtimes import choose
 from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed, k_means
 from prunekit.methods.manidp.runtimes.gather import GatheredConv, gathered
-from prunekit.surgery.buckets import NAME, BucketTable
-from prunekit.surgery.gated import gated_layers
+from prunekit.nn.buckets import NAME, BucketTable
+from prunekit.nn.gated import gated_layers
 
 
 def always_gather(runner: nn.Module) -> nn.Module:
@@ -158,7 +158,7 @@ def test_load_takes_a_runtime_and_a_budget(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("sizes", [{"buckets": 0, "channels": 1, "images": 1}, {"buckets": "x"}, [], 3])
 def test_hostile_tables_are_input_errors(sizes: Any) -> None:
-    from prunekit.surgery.buckets import restore_buckets
+    from prunekit.nn.buckets import restore_buckets
 
     with pytest.raises(InputError, match="sub-networks that cannot be"):
         restore_buckets(

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 import prunekit as pk
 from networks import lively
 from prunekit.errors import InputError
+from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import dynamic_cost, graph_of
 from prunekit.methods.manidp.fit import add_gates, fit
-from prunekit.methods.manidp.informed import answers_moved, inform
-from prunekit.methods.manidp.recipe import GateRecipe
-from prunekit.methods.manidp.shares import shares
-from prunekit.surgery.gated import gated_layers
-from prunekit.training import TrainConfig
+from prunekit.methods.manidp.informed_start import answers_moved, inform
+from prunekit.methods.manidp.keep_ratios import shares
+from prunekit.nn.gated import gated_layers
+from prunekit.training.config import TrainConfig
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.surgery.copying import copied
-from prunekit.surgery.meta import DispatchMode, run_op
-from prunekit.surgery.runs import skeleton
+from prunekit.surgery.execution.dispatch import DispatchMode, run_op
+from prunekit.surgery.tracing.runs import skeleton
 
 aten = torch.ops.aten
 

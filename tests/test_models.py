@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from prunekit import models
 from prunekit.errors import InputError
+from prunekit.nn.channels import ChannelPad
 from prunekit.spec import InputSpec, origin_of
-from prunekit.surgery.layers import ChannelPad
 
 # As published by He et al. 2016, Zagoruyko & Komodakis 2016, and with Network Slimming (VGG-19: 20.04 M).
 PARAMETERS = {

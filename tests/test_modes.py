@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prunekit.methods.modes import main_mode_start, warning
+from prunekit.methods.slim.gamma_histogram import main_mode_start, warning
 
 RNG = np.random.default_rng(0)
 DENSE = np.abs(RNG.normal(1.0, 0.15, 2000))

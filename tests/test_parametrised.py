@@ -18,8 +18,8 @@ from prunekit.errors import InputError
 from prunekit.plan import Fold, Keep, Plan
 from prunekit.surgery import edit, materialised, trace
 from prunekit.surgery.copying import named_tensors
-from prunekit.surgery.graph import kept_after
-from prunekit.surgery.reparametrised import close
+from prunekit.surgery.editing.reparametrised import close
+from prunekit.surgery.graph.graph import kept_after
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -13,9 +13,9 @@ from prunekit import models
 from prunekit.api import make_config
 from prunekit.cli.app import run as cli
 from prunekit.errors import InputError, TrainingError
-from prunekit.passes import Images, PassResult, Recipe, run_passes
-from prunekit.recipe import TrainConfig
-from prunekit.training import EpochEvent, Event
+from prunekit.training.config import TrainConfig
+from prunekit.training.events import EpochEvent, Event
+from prunekit.workflows.passes import Images, PassResult, Recipe, run_passes
 
 TUNING = TrainConfig(epochs=1, batch_size=32, lr=0.02, log_every=1000)
 

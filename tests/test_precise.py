@@ -12,7 +12,7 @@ from networks import random_network
 from prunekit import surgery
 from prunekit.errors import SurgeryError
 from prunekit.plan import Keep, Plan
-from prunekit.surgery.precise import InDouble
+from prunekit.surgery.proof.precision import InDouble
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -46,7 +46,7 @@ def test_judged_in_double_where_in_doubt(network: type[nn.Module], monkeypatch: 
     plan = Plan([Keep(group.name, [u for u in range(group.size) if u != group.free[0]])])
     small = surgery.edit(model, plan, graph)
     asked: list[torch.dtype] = []
-    module = sys.modules["prunekit.surgery.compare"]
+    module = sys.modules["prunekit.surgery.proof.comparison"]
     genuine = module._gap
 
     def doubtful(want: Tensor, have: Tensor, scale: float) -> float:

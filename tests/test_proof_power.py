@@ -20,7 +20,7 @@ from networks import lively
 from prunekit import surgery
 from prunekit.errors import SurgeryError
 from prunekit.plan import Fold, Gate, Keep, Plan, Refit
-from prunekit.surgery.outputs import tensors_of
+from prunekit.surgery.execution.outputs import tensors_of
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
 

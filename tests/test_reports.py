@@ -20,21 +20,23 @@ from networks import lively
 from prunekit import checkpoint, models, surgery
 from prunekit.cli.app import run
 from prunekit.cli.commands.sweep import read_ratios
-from prunekit.cli.fields import from_text
+from prunekit.cli.framework.fields import from_text
 from prunekit.data import open_data
 from prunekit.errors import InputError, SurgeryError
-from prunekit.evaluation import accuracy
+from prunekit.evaluation.score import accuracy
 from prunekit.methods import registry
 from prunekit.plan import Keep, Plan
-from prunekit.report import numbers, page, pictures, svg
-from prunekit.report.chart import Axis, Chart, Point, Reference, Series
+from prunekit.report import numbers
 from prunekit.report.documents import dumps
-from prunekit.report.output import Output
-from prunekit.report.tables import csv_text, markdown, table
+from prunekit.report.pages import page
+from prunekit.report.pictures import png, svg
+from prunekit.report.pictures.chart import Axis, Chart, Point, Reference, Series
+from prunekit.report.terminal.output import Output
+from prunekit.report.terminal.tables import csv_text, markdown, table
 from prunekit.report.text import printable
-from prunekit.sensitivity import filter_norms, sensitivity
 from prunekit.spec import origin_of, remember
-from prunekit.sweeps import Variant, sweep
+from prunekit.workflows.sensitivity import filter_norms, sensitivity
+from prunekit.workflows.sweeps import Variant, sweep
 
 Capture = pytest.CaptureFixture[str]
 
@@ -173,7 +175,7 @@ def _reference(name: str) -> tuple[Reference, ...]:
 def test_names_in_a_picture_are_text(here: Path) -> None:
     nasty = "_$\\frac{ 字"
     chart = Chart(nasty, Axis(nasty, nasty, names=(nasty,)), Axis(nasty), _line(nasty), _reference(nasty))
-    pictures.draw([chart, chart], here / "a.svg", title=nasty)
+    png.draw([chart, chart], here / "a.svg", title=nasty)
     assert (here / "a.svg").read_text().count("frac") >= 2
 
 
@@ -315,7 +317,7 @@ def test_names_are_text_in_pages_and_charts(name: str) -> None:
 def test_pictures_take_names_as_they_are(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     names = [name for name in NAMES.values() if printable(name).isascii()]
-    pictures.draw([named_chart(name) for name in names[::4]], tmp_path / "names.png", title=NAMES["mathematics"])
+    png.draw([named_chart(name) for name in names[::4]], tmp_path / "names.png", title=NAMES["mathematics"])
 
 
 def test_a_hostile_file_is_inspected_in_peace(network: Path, here: Path, capsys: Capture) -> None:
@@ -393,7 +395,7 @@ def test_what_a_method_refuses_is_a_point_without_figures() -> None:
 
 
 def _measured(model: torch.nn.Module, name: str) -> Any:
-    from prunekit.evaluation import evaluate
+    from prunekit.evaluation.score import evaluate
 
     return evaluate(model, name=name)
 

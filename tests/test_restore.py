@@ -14,14 +14,14 @@ from networks import Dense, FlattenHead, Residual, lively, random_network, rando
 from prunekit import api, models, surgery
 from prunekit.checkpoint import load
 from prunekit.errors import InputError
+from prunekit.nn.channels import SelectedNorm
 from prunekit.plan import Keep, Plan, Refit
-from prunekit.restore import sites
-from prunekit.restore.calibrate import calibrate
+from prunekit.restore import refit_targets
+from prunekit.restore.calibration import calibrate
 from prunekit.restore.images import bytes_per_image
 from prunekit.restore.least_squares import Chunks, fit_towards
 from prunekit.restore.samples import inputs_at, outputs_at, positions
 from prunekit.restore.streams import find_join
-from prunekit.surgery.layers import SelectedNorm
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ def test_layers_that_add_into_a_stream_repair_it(monkeypatch: pytest.MonkeyPatch
     for _ in range(2):
         plan = calibrate(model, graph, Plan(keeps), images, rows=4000)
         errors.append((outputs(surgery.edit(model, plan, graph), unseen) - want).square().mean())
-        monkeypatch.setattr(sites, "find_join", lambda *_: None)
+        monkeypatch.setattr(refit_targets, "find_join", lambda *_: None)
     assert errors[0] < 0.95 * errors[1], errors
 
 

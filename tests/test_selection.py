@@ -11,8 +11,8 @@ from torch import nn
 import prunekit as pk
 from networks import lively
 from prunekit import models, surgery
+from prunekit.nn.channels import SelectedNorm
 from prunekit.plan import Keep, Plan
-from prunekit.surgery.layers import SelectedNorm
 
 X = torch.zeros(2, 3, 32, 32, dtype=torch.float64)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import TrainingError
-from prunekit.recipe import TrainConfig
+from prunekit.training.config import TrainConfig
 from prunekit.training.learner import Learner
 from prunekit.training.objective import Objective
 from prunekit.training.world import join

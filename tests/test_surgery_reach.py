@@ -17,7 +17,7 @@ from prunekit import surgery
 from prunekit.cli.app import run as command
 from prunekit.errors import InputError, SurgeryError
 from prunekit.plan import Keep, Plan
-from prunekit.surgery.runs import check_training
+from prunekit.surgery.tracing.runs import check_training
 
 X = torch.randn(1, 3, 8, 8, dtype=torch.float64)
 

@@ -20,19 +20,12 @@ from torch.nn import functional as F
 from prunekit.data import ImageSet, open_data
 from prunekit.errors import InputError, TrainingError
 from prunekit.spec import InputSpec
-from prunekit.training import (
-    EpochEvent,
-    Event,
-    MetricsFile,
-    SaveEvent,
-    StartEvent,
-    State,
-    StepEvent,
-    TensorBoard,
-    TrainConfig,
-    train,
-)
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
+from prunekit.training.events import EpochEvent, Event, SaveEvent, StartEvent, StepEvent
 from prunekit.training.schedule import learning_rate
+from prunekit.training.sinks import MetricsFile, TensorBoard
+from prunekit.training.state import State
 from prunekit.training.world import join
 
 QUICK = TrainConfig(epochs=1, batch_size=64, lr=0.05, augment="none", device="cpu")
@@ -82,7 +75,7 @@ def reference(
     model: nn.Module, data: ImageSet, steps: int, optimizer: torch.optim.Optimizer, hook: Callable[[], object]
 ) -> None:
     """A plain loop over the same batches as the first `steps` of `QUICK`'s first epoch."""
-    from prunekit.training.feed import Feed
+    from prunekit.training.loader import Feed
 
     dtype = next(model.parameters()).dtype
     batches = Feed(data, QUICK, join("cpu"), dtype).epoch(0, 0)

@@ -16,7 +16,8 @@ from prunekit import checkpoint, models
 from prunekit.cli.app import run
 from prunekit.data import ImageSet, open_data
 from prunekit.errors import InputError, TrainingError
-from prunekit.training import TrainConfig, train
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
 
 QUICK = {"epochs": 1, "batch_size": 8, "device": "cpu", "augment": "none", "log_every": 1}
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
-from prunekit.training import is_main_process
-from prunekit.training.world import World, join
+from prunekit.training.world import World, is_main_process, join
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,17 +17,11 @@ from torch import Tensor, nn
 from prunekit.data import ImageSet, open_data
 from prunekit.errors import Interrupted, TrainingError
 from prunekit.spec import Origin, remember
-from prunekit.training import (
-    EpochEvent,
-    Event,
-    MetricsFile,
-    SaveEvent,
-    StartEvent,
-    State,
-    StepEvent,
-    TrainConfig,
-    train,
-)
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
+from prunekit.training.events import EpochEvent, Event, SaveEvent, StartEvent, StepEvent
+from prunekit.training.sinks import MetricsFile
+from prunekit.training.state import State
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prunekit.checkpoint import save
     from prunekit.data import open_data
     from prunekit.errors import CheckFailed, InputError, PrunekitError, SurgeryError, TrainingError
-    from prunekit.evaluation import EvalResult, evaluate
+    from prunekit.evaluation.score import EvalResult, evaluate
     from prunekit.plan import Fold, Keep, Plan, Refit
 
 __version__ = "0.1.0"
@@ -23,7 +23,7 @@ _HOME = {
     "prunekit.checkpoint": ("save",),
     "prunekit.data": ("open_data",),
     "prunekit.errors": ("CheckFailed", "InputError", "PrunekitError", "SurgeryError", "TrainingError"),
-    "prunekit.evaluation": ("EvalResult", "evaluate"),
+    "prunekit.evaluation.score": ("EvalResult", "evaluate"),
     "prunekit.plan": ("Fold", "Keep", "Plan", "Refit"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

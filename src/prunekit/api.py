@@ -18,17 +18,17 @@ from prunekit import surgery
 from prunekit.errors import InputError, PrunekitError, SurgeryError
 from prunekit.methods import registry
 from prunekit.methods.base import Config, Method
+from prunekit.nn.gated import gated_layers
 from prunekit.plan import Plan
 from prunekit.restore.images import Images
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost, Graph
-from prunekit.surgery.gated import gated_layers
-from prunekit.surgery.reparametrised import Result
-from prunekit.surgery.trace import example_of
+from prunekit.surgery.editing.reparametrised import Result
+from prunekit.surgery.tracing.tracer import example_of
 
 if TYPE_CHECKING:
-    from prunekit.checkpoint.export import Exported
-    from prunekit.checkpoint.parity import Batch
+    from prunekit.exporting.parity import Batch
+    from prunekit.exporting.writer import Exported
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _at_work(model: nn.Module, x: Any) -> Iterator[None]:
 
     An exported program may be refused where its network is not, and a forward may fail on the type of `x`.
     """
-    from prunekit.checkpoint.exported import ExportedProgram
+    from prunekit.programs.program import ExportedProgram
 
     try:
         with surgery.uncompiled(), torch.inference_mode(False):
@@ -258,7 +258,7 @@ def _record_step(small: nn.Module, name: str, config: Config, plan: Plan, before
 
 
 def slim(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = (), **settings: Any) -> tuple[nn.Module, Plan]:
-    """Network Slimming: a new, smaller model and the plan; see `prunekit.methods.slim.SlimConfig` for the settings.
+    """Network Slimming: a new, smaller model and the plan; `prunekit.methods.slim.method.SlimConfig` has the settings.
 
     `x` and `examples` are what `prune` takes.
     """
@@ -267,7 +267,7 @@ def slim(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = (), **set
 
 
 def merge(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = (), **settings: Any) -> tuple[nn.Module, Plan]:
-    """Neuron Merging: a new, smaller model and the plan; see `prunekit.methods.merge.MergeConfig` for the settings.
+    """Neuron Merging: a new, smaller model and the plan; `prunekit.methods.merge.method.MergeConfig` has the settings.
 
     `x` and `examples` are what `prune` takes.
     """
@@ -320,7 +320,7 @@ def export(
 
     `x` is an example input `(N, ...)`, or a tuple of all positional inputs; by default an image as the model remembers
     it. Before it is kept, the file is run and every output compared with the model's on `images` (normalised batches,
-    with their labels), or else on random inputs; see `prunekit.checkpoint.export`. `settings` are the fields of its
+    with their labels), or else on random inputs; see `prunekit.exporting.writer`. `settings` are the fields of its
     `ExportOptions`.
 
     Raises:
@@ -328,8 +328,8 @@ def export(
         SurgeryError: the model cannot be exported.
         CheckFailed: the file's outputs are not the model's. Nothing is written.
     """
-    from prunekit.checkpoint.export import ExportOptions
-    from prunekit.checkpoint.export import export as write
+    from prunekit.exporting.writer import ExportOptions
+    from prunekit.exporting.writer import export as write
 
     model = surgery.materialised(surgery.unwrapped(model))
     return write(model, target, _example(model, x), options=ExportOptions(**settings), images=images, force=force)
@@ -341,7 +341,7 @@ def _plain(examples: Iterable[Any]) -> list[Any]:
 
 def _example(model: nn.Module, x: Any, plan: Plan | None = None) -> Any:
     """The example input: as given, or as the plan or the model remembers it."""
-    from prunekit.checkpoint.exported import filled
+    from prunekit.programs.program import filled
 
     if x is not None:
         return surgery.plain_example(x)

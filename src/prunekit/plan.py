@@ -1,6 +1,6 @@
 """What surgery is asked to do: a frozen list of operations on channel groups and layers.
 
-A method returns a `Plan`; `prunekit.surgery.edit` applies it to a copy of the network. Operations address groups and
+A method returns a `Plan`; `prunekit.surgery.editing` applies it to a copy of the network. Operations address groups and
 layers by dotted names: that of the module, or of the parameter where one module has several that would answer to it.
 The JSON form holds the structure alone: values of folds and refits are in the weights.
 """

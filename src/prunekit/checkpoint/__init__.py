@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunekit.checkpoint.read import load
-from prunekit.checkpoint.write import atomic_write, save
+from prunekit.checkpoint.write import save
+from prunekit.files.writing import atomic_write
 
 __all__ = ["atomic_write", "load", "save"]

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import models
-from prunekit.checkpoint import exported_archive, foreign, pickles, sniff, weights
+from prunekit.checkpoint import foreign, sniff, weights
 from prunekit.checkpoint.artefact import Header
 from prunekit.errors import InputError
+from prunekit.files import pickles
 from prunekit.models.torchvision_zoo import check_no_download
+from prunekit.programs import archive
 from prunekit.spec import InputSpec, Origin, origin_of, remember
 
 # Layers without weights stand between those with some, a few to each.
@@ -239,7 +241,7 @@ def _read_safetensors(stream: BinaryIO, request: Request) -> nn.Module:
 
 def _read_exported(stream: BinaryIO, request: Request) -> nn.Module:
     _check_no_key(request.key, request.name)
-    program, about = exported_archive.read(stream, request.name)
+    program, about = archive.read(stream, request.name)
     shape = [size for size in program.sizes[1:] if size is not None]
     known = len(shape) == len(program.sizes) - 1
     origin = Origin("", input=InputSpec(tuple(shape)) if known else None)

@@ -8,8 +8,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from prunekit.checkpoint.archive import Archive
 from prunekit.errors import InputError
+from prunekit.files.archive import Archive
 
 EXPECTED = "expected a prunekit file, a state dict, .safetensors or .pt2"
 

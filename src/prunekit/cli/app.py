@@ -14,9 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from prunekit import __version__
-from prunekit.cli.build import Command, build, build_group, one_line_each
+from prunekit.cli.framework.build import Command, build, build_group, one_line_each
 from prunekit.errors import PrunekitError, unknown_name
-from prunekit.report.output import ClosedPipeError, Output, discard_stdout
+from prunekit.report.terminal.output import ClosedPipeError, Output, discard_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.models import spec_of
 from prunekit.errors import InputError
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
     from torch import nn
 
     from prunekit.cli.commands.eval import EvalOptions
     from prunekit.data import ImageSet
-    from prunekit.evaluation import EvalResult
+    from prunekit.evaluation.score import EvalResult
     from prunekit.methods.manidp.record import Record
 
 
@@ -63,19 +63,19 @@ def measure(
 def show(output: Output, result: EvalResult) -> None:
     """The gates of a result as tables for people."""
     if result.gates is not None:
-        from prunekit.report.gates import gates_table
+        from prunekit.report.terminal.gates import gates_table
 
         output.table(gates_table(result.model, result.gates), data=True)
 
 
 def _has_gates(model: nn.Module) -> bool:
-    from prunekit.surgery.gated import gated_layers
+    from prunekit.nn.gated import gated_layers
 
     return any(gated_layers(model))
 
 
 def _budgets(model: nn.Module) -> list[str]:
-    from prunekit.surgery.gated import gated_layers
+    from prunekit.nn.gated import gated_layers
 
     return list(next(layer for _, layer in gated_layers(model)).budgets)
 
@@ -100,8 +100,8 @@ def _run_as(
     """Accuracy and latency of the runtime asked for; an approximate runtime answers otherwise than the masks do."""
     import torch
 
-    from prunekit.evaluation import accuracy
-    from prunekit.latency import measure_latency
+    from prunekit.evaluation.latency import measure_latency
+    from prunekit.evaluation.score import accuracy
     from prunekit.methods.manidp.runtimes.choose import accelerate
 
     runner, facts["runtime"] = accelerate(model, str(options.runtime), batch=options.latency_batch)
@@ -119,7 +119,7 @@ def _run_as(
 
 def _latencies(output: Output, model: nn.Module, options: EvalOptions) -> dict[str, float]:
     """Median milliseconds of each runtime and of the dense network without gates, timed in turns."""
-    from prunekit.latency import threads_limited
+    from prunekit.evaluation.latency import threads_limited
     from prunekit.methods.manidp.runtimes import choose
 
     batch = options.latency_batch
@@ -135,8 +135,8 @@ def _latencies(output: Output, model: nn.Module, options: EvalOptions) -> dict[s
 
 
 def _write_csv(path: Path, record: Record, images: ImageSet) -> None:
-    from prunekit.checkpoint import atomic_write
-    from prunekit.report.tables import csv_text
+    from prunekit.files.writing import atomic_write
+    from prunekit.report.terminal.tables import csv_text
 
     columns = ("image", "label", "correct", "loss", "macs", "kept")
     kept = record.kept.sum(1).tolist()

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from prunekit.data import ImageSet
-    from prunekit.training import TrainConfig, TrainResult
+    from prunekit.training.config import TrainConfig
+    from prunekit.training.entry import TrainResult
 
 
 def remember_run(model: nn.Module, images: ImageSet, config: TrainConfig, result: TrainResult) -> None:

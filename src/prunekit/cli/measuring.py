@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from prunekit.cli.framework.options import DataOptions, ReadingOptions, choose_device, option
 from prunekit.cli.models import STREAM, describe_source, read_model, spec_of
-from prunekit.cli.options import DataOptions, ReadingOptions, choose_device, option
 from prunekit.errors import InputError
-from prunekit.report.output import Output
-from prunekit.report.progress import counting
+from prunekit.report.terminal.output import Output
+from prunekit.report.terminal.progress import counting
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.cli.options import Split
+    from prunekit.cli.framework.options import Split
     from prunekit.data import ImageSet
-    from prunekit.evaluation import EvalResult
+    from prunekit.evaluation.score import EvalResult
 
 Models = Annotated[
     list[str],
@@ -97,7 +97,7 @@ def measure(
     output: Output, model: nn.Module, name: str, images: ImageSet | None, options: MeasureOptions
 ) -> EvalResult:
     """Measure one network, called `name`, with the progress shown."""
-    from prunekit.evaluation import evaluate
+    from prunekit.evaluation.score import evaluate
 
     spec_of(model)
     with counting(output, f"evaluating {name}") as progress:

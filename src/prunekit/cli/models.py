@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunekit.cli.options import OutputOptions, ReadingOptions, input_spec
+from prunekit.cli.framework.options import OutputOptions, ReadingOptions, input_spec
 from prunekit.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.report.output import Output
+    from prunekit.report.terminal.output import Output
     from prunekit.spec import InputSpec
 
 STREAM = "-"
@@ -91,7 +91,7 @@ def output_path(source: str, options: OutputOptions, suffix: str, output: Output
 
 def check_kind(model: nn.Module, target: str) -> None:
     """Raise `InputError`, before any work, where the name of an artefact says that it is something else."""
-    from prunekit.checkpoint.exported import ExportedProgram
+    from prunekit.programs.program import ExportedProgram
 
     named, is_program = Path(target).suffix.lower() == _PROGRAM, isinstance(model, ExportedProgram)
     if target == STREAM or named == is_program:
@@ -118,7 +118,7 @@ def write_model(model: nn.Module, target: str, output: Output, *, force: bool) -
 
 def check_report(path: str | None, *, force: bool) -> None:
     """Raise `InputError` before any work where a report cannot go to `path`."""
-    from prunekit.checkpoint.write import check_target
+    from prunekit.files.writing import check_target
 
     if path is not None:
         check_target(Path(path), force)
@@ -126,7 +126,7 @@ def check_report(path: str | None, *, force: bool) -> None:
 
 def write_report(path: str, text: str, *, force: bool) -> None:
     """Write a report as a file, whole or not at all."""
-    from prunekit.checkpoint import atomic_write
+    from prunekit.files.writing import atomic_write
 
     atomic_write(path, lambda stream: stream.write(text.encode()), force=force)
 

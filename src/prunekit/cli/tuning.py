@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.events import sinks
+from prunekit.cli.framework.events import sinks
+from prunekit.cli.framework.options import DataOptions, OutputOptions, ReadingOptions, Split, option
 from prunekit.cli.models import read_teacher, spec_of
-from prunekit.cli.options import DataOptions, OutputOptions, ReadingOptions, Split, option
 from prunekit.errors import InputError
-from prunekit.recipe import TrainConfig
+from prunekit.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from prunekit.data import ImageSet
-    from prunekit.passes import PassResult
-    from prunekit.report.output import Output
+    from prunekit.report.terminal.output import Output
+    from prunekit.workflows.passes import PassResult
 
 TUNING = "Tuning (with --data)"
 
@@ -93,9 +93,9 @@ def calibration_images(job: Job, train_set: ImageSet | None = None) -> Tensor | 
 
 def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
     """Run the passes; the tuned network, what each did, and the accuracy before. The steps' folder stays."""
-    from prunekit.evaluation import accuracy
-    from prunekit.passes import Images, Recipe, run_passes
-    from prunekit.report.passes import say_pass
+    from prunekit.evaluation.score import accuracy
+    from prunekit.report.terminal.passes import say_pass
+    from prunekit.workflows.passes import Images, Recipe, run_passes
 
     train_set, test_set, options = job.images("train"), job.images("test"), job.passes
     images = Images(train_set, job.images("val"), test_set, calibration_images(job, train_set))
@@ -119,12 +119,12 @@ def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
 def draw(folder: str, before: nn.Module, after: nn.Module, notes: dict[str, Any]) -> None:
     """Pictures of the gammas and the widths before and after."""
     from prunekit import api
-    from prunekit.report import pictures
+    from prunekit.report.pictures import png
 
     widths = [
         {layer.name: layer.channels for layer in api.inspect(m).cost.layers if layer.channels} for m in (before, after)
     ]
-    gammas = pictures.gammas_chart(pictures.gammas_of(before), pictures.gammas_of(after), notes.get("threshold"))
+    gammas = png.gammas_chart(png.gammas_of(before), png.gammas_of(after), notes.get("threshold"))
     Path(folder).mkdir(parents=True, exist_ok=True)
-    pictures.draw([pictures.widths_chart(*widths)], Path(folder) / "widths.png")
-    pictures.draw([gammas], Path(folder) / "gammas.png")
+    png.draw([png.widths_chart(*widths)], Path(folder) / "widths.png")
+    png.draw([gammas], Path(folder) / "gammas.png")

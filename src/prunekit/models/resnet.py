@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from prunekit.models.common import conv1x1, conv3x3, initialise, scaled
-from prunekit.surgery.layers import ChannelPad
+from prunekit.nn.channels import ChannelPad
 
 Shortcut = Literal["pad", "conv"]
 ReluOrder = Literal["output", "input"]

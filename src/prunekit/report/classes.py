@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from prunekit.report import numbers, page
-from prunekit.report.tables import table
+from prunekit.report import numbers
+from prunekit.report.pages import page
+from prunekit.report.terminal.tables import table
 
 if TYPE_CHECKING:
-    from prunekit.answers import Answers
-    from prunekit.evaluation import EvalResult
+    from prunekit.evaluation.answers import Answers
+    from prunekit.evaluation.score import EvalResult
 
 _MATRIX = 30  # a matrix of more classes cannot be read: the most frequent mistakes can
 _MISTAKES = 20

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from prunekit.plan import Fold
 from prunekit.surgery import Graph
 from prunekit.surgery.aliases import aliases
-from prunekit.surgery.carriers import CarrierFinder
 from prunekit.surgery.copying import copied, named_tensors
-from prunekit.surgery.draws import Draws, own_randomness
-from prunekit.surgery.following import FollowWeights, Key
-from prunekit.surgery.labels import Ids, Mask
-from prunekit.surgery.layer_rules import is_batch_norm
-from prunekit.surgery.meta import unfused_attention
-from prunekit.surgery.readers import Reading
-from prunekit.surgery.verify import random_inputs
+from prunekit.surgery.editing.carriers import CarrierFinder
+from prunekit.surgery.execution.dispatch import unfused_attention
+from prunekit.surgery.execution.draws import Draws, own_randomness
+from prunekit.surgery.execution.weights import FollowWeights, Key
+from prunekit.surgery.graph.labels import Ids, Mask
+from prunekit.surgery.ops import Reading
+from prunekit.surgery.proof.verification import random_inputs
+from prunekit.surgery.tracing.rules.layers import is_batch_norm
 
 _STEADY = 1e-4  # how much a "constant" may move with the input, relative to 1 + its size
 _BATCH = 2

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.plan import Refit
 from prunekit.restore.gaussian import ACTIVATIONS, activated
-from prunekit.restore.plain import obstacle, reads
-from prunekit.restore.readings import Reading, gram_of
-from prunekit.restore.sites import norm_behind
-from prunekit.restore.spreads import spreads
+from prunekit.restore.moment_propagation import spreads
+from prunekit.restore.plain_layers import obstacle, reads
+from prunekit.restore.refit_targets import norm_behind
+from prunekit.restore.second_moments import Reading, gram_of
 from prunekit.restore.streams import find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
-from prunekit.surgery.fold import places_of
-from prunekit.surgery.layer_rules import is_batch_norm
+from prunekit.surgery.editing.compensation import places_of
+from prunekit.surgery.tracing.rules.layers import is_batch_norm
 
 RIDGE = 0.03  # of the mean variance; 0.1 and 0.3 did worse on held-out training images
 _LARGEST = 5000  # inputs of a consumer that are solved for at once; beyond, all taps share one matrix

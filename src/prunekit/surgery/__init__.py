@@ -4,15 +4,15 @@ It operates and never decides: which channels go is a method's business.
 """
 
 from prunekit.surgery.cost import Cost, LayerCost, cost_of, measure, predict
-from prunekit.surgery.edit import edit
-from prunekit.surgery.graph import Graph, resolve
-from prunekit.surgery.groups import ChannelGroup, Member
-from prunekit.surgery.narrow import balanced
-from prunekit.surgery.parametrised import materialised
-from prunekit.surgery.reparametrised import pruned
-from prunekit.surgery.trace import trace
+from prunekit.surgery.editing.editor import edit
+from prunekit.surgery.editing.parametrised import materialised
+from prunekit.surgery.editing.reparametrised import pruned
+from prunekit.surgery.graph.graph import Graph, resolve
+from prunekit.surgery.graph.groups import ChannelGroup, Member
+from prunekit.surgery.proof.verification import verify
+from prunekit.surgery.tracing.narrow import balanced
+from prunekit.surgery.tracing.tracer import trace
 from prunekit.surgery.unwrap import check_types, plain_example, uncompiled, unwrapped
-from prunekit.surgery.verify import verify
 
 __all__ = [
     "ChannelGroup",

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.surgery.graph import Graph
-from prunekit.surgery.labels import Mask
-from prunekit.surgery.trace import trace
+from prunekit.surgery.graph.graph import Graph
+from prunekit.surgery.graph.labels import Mask
+from prunekit.surgery.tracing.tracer import trace
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.errors import InputError
-from prunekit.surgery import attributes
-from prunekit.surgery.buckets import describe_buckets, restore_buckets
-from prunekit.surgery.gated import describe_gates, restore_gates
-from prunekit.surgery.layers import SelectedNorm
-from prunekit.surgery.parametrised import match_computed
+from prunekit.nn.buckets import describe_buckets, restore_buckets
+from prunekit.nn.channels import SelectedNorm
+from prunekit.nn.gated import describe_gates, restore_gates
+from prunekit.surgery.editing import attributes
+from prunekit.surgery.editing.parametrised import match_computed
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

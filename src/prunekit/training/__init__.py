@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from prunekit.recipe import TrainConfig
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import TrainResult, train
 from prunekit.training.events import EpochEvent, Event, SaveEvent, Sink, StartEvent, StepEvent
-from prunekit.training.loop import TrainResult, train
 from prunekit.training.sinks import MetricsFile, TensorBoard
 from prunekit.training.state import State
 from prunekit.training.world import is_main_process

@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from prunekit.data import ImageSet
-from prunekit.recipe import TrainConfig
-from prunekit.training.feed import shares
+from prunekit.training.config import TrainConfig
 from prunekit.training.forward import answer, backward, class_scores, dtype_of
+from prunekit.training.loader import shares
 from prunekit.training.objective import Objective, at_least_float
 from prunekit.training.optimizer import build_optimizer
 from prunekit.training.penalty import GammaPenalty

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.recipe import TrainConfig
+from prunekit.training.config import TrainConfig
 from prunekit.training.forward import answer, class_scores
 from prunekit.training.world import World
 

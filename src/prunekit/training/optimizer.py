@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn, optim
 
 from prunekit.errors import TrainingError
-from prunekit.recipe import TrainConfig
+from prunekit.training.config import TrainConfig
 
 
 def build_optimizer(

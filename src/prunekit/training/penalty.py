@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit import surgery
 from prunekit.errors import TrainingError, unknown_name
-from prunekit.surgery.trace import example_of
+from prunekit.surgery.tracing.tracer import example_of
 from prunekit.training.optimizer import pull
 
 _SMALL = 0.01  # of the largest |gamma|: what counts as sparse in reports

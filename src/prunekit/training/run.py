@@ -13,10 +13,10 @@ import torch
 from prunekit.data import ImageSet
 from prunekit.data.randomness import seed_of
 from prunekit.errors import Interrupted, TrainingError
-from prunekit.recipe import TrainConfig
+from prunekit.training.config import TrainConfig
 from prunekit.training.events import EpochEvent, Event, SaveEvent, Sink, StartEvent, StepEvent
-from prunekit.training.feed import Feed, resident
 from prunekit.training.learner import Learner
+from prunekit.training.loader import Feed, resident
 from prunekit.training.schedule import learning_rate
 from prunekit.training.signals import StopSignals
 from prunekit.training.state import State

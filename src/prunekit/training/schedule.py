@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from prunekit.recipe import TrainConfig
+from prunekit.training.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int, steps_per_epoch: int) -> float:

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from prunekit.checkpoint import atomic_write
-from prunekit.checkpoint.pickles import load_tensors
 from prunekit.data import ImageSet
 from prunekit.errors import TrainingError
+from prunekit.files.pickles import load_tensors
+from prunekit.files.writing import atomic_write
 from prunekit.spec import origin_of
 
 _FORMAT = 1

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.build import Command
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.options import DATA, READING, DataOptions, ReadingOptions, option
 from prunekit.cli.measuring import MeasureOptions, Models, measure_all
 from prunekit.cli.models import check_report, write_report
-from prunekit.cli.options import DATA, READING, DataOptions, ReadingOptions, option
 from prunekit.errors import InputError
 from prunekit.report.documents import document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
-    from prunekit.evaluation import EvalResult
+    from prunekit.evaluation.score import EvalResult
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ReportOptions:
         check_report(self.html, force=self.force)
         check_report(self.picture, force=self.force)
         if self.picture is not None:
-            from prunekit.report.pictures import check_picture
+            from prunekit.report.pictures.png import check_picture
 
             check_picture(self.picture)
             if data.data is None:
@@ -64,7 +64,7 @@ def run(
 
 
 def _show(output: Output, results: list[EvalResult], format: str) -> None:
-    from prunekit.report import tables
+    from prunekit.report.terminal import tables
 
     if format == "table":
         output.table(tables.results_table(results), data=True)
@@ -77,7 +77,7 @@ def _show(output: Output, results: list[EvalResult], format: str) -> None:
 
 def _write(results: list[EvalResult], data: DataOptions, report: ReportOptions) -> list[str]:
     """The page and the picture, where they were asked for; the files written."""
-    from prunekit.report import comparison
+    from prunekit.report.pages import comparison
 
     written = []
     if report.html is not None:
@@ -85,9 +85,9 @@ def _write(results: list[EvalResult], data: DataOptions, report: ReportOptions) 
         write_report(report.html, page, force=report.force)
         written.append(report.html)
     if report.picture is not None:
-        from prunekit.report import pictures
+        from prunekit.report.pictures import png
 
-        pictures.draw(comparison.comparison_charts(results), Path(report.picture), force=report.force)
+        png.draw(comparison.comparison_charts(results), Path(report.picture), force=report.force)
         written.append(report.picture)
     return written
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli.build import Command
+from prunekit.cli.framework.build import Command
 from prunekit.errors import unknown_name
 from prunekit.report.documents import document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.build import Command
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.options import option
 from prunekit.cli.history import remember_run
-from prunekit.cli.options import option
 from prunekit.errors import InputError
 from prunekit.report import numbers
 from prunekit.report.documents import document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.evaluation import EvalResult
+    from prunekit.evaluation.score import EvalResult
 
 # file name -> what the model is
 _CHAPTERS = {
@@ -66,7 +66,7 @@ def run(output: Output, options: DemoOptions) -> None:
         facts = {"output": str(folder), "results": [r.to_json() for r in results], "seconds": seconds}
         output.document(document("demo", facts))
         return
-    from prunekit.report.tables import results_table
+    from prunekit.report.terminal.tables import results_table
 
     output.table(results_table(results, columns=_COLUMNS), data=True)
     output.note(f"{numbers.duration(seconds)} in all. The models are in {folder}: try")
@@ -107,8 +107,9 @@ def _trained(output: Output, label: str, options: DemoOptions, **settings: Any) 
 
 def _train(output: Output, model: nn.Module, label: str, options: DemoOptions, **settings: Any) -> None:
     from prunekit.data import open_data
-    from prunekit.report.training import watching
-    from prunekit.training import TrainConfig, train
+    from prunekit.report.terminal.training import watching
+    from prunekit.training.config import TrainConfig
+    from prunekit.training.entry import train
 
     config = TrainConfig(batch_size=64, device="cpu", seed=options.seed, **settings)
     images = open_data("digits", "train")
@@ -132,7 +133,7 @@ def _keep(output: Output, model: nn.Module, path: Path, options: DemoOptions) ->
     """Write the model and measure it on the test digits."""
     from prunekit import checkpoint
     from prunekit.data import open_data
-    from prunekit.evaluation import evaluate
+    from prunekit.evaluation.score import evaluate
 
     checkpoint.save(model, path, force=options.force)
     output.note(f"{path}: {_CHAPTERS[path.stem]}")

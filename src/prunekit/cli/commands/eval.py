@@ -7,17 +7,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli import gates
-from prunekit.cli.build import Command
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.options import DATA, READING, DataOptions, ReadingOptions, option
 from prunekit.cli.measuring import MeasureOptions, Models, measured
-from prunekit.cli.options import DATA, READING, DataOptions, ReadingOptions, option
 from prunekit.errors import CheckFailed, InputError
-from prunekit.methods.manidp.recipe import RUNTIMES
+from prunekit.methods.manidp.config import RUNTIMES
 from prunekit.report import numbers
 from prunekit.report.documents import eval_document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
-    from prunekit.evaluation import EvalResult
+    from prunekit.evaluation.score import EvalResult
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def run(output: Output, models: Models, data: DataOptions, options: EvalOptions,
     if output.json:
         output.document(eval_document([_facts(result, options) for result in results]))
     else:
-        from prunekit.report.tables import results_table
+        from prunekit.report.terminal.tables import results_table
 
         output.table(results_table(results), data=True)
         if options.per_class:

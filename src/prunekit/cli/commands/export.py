@@ -9,23 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from prunekit.cli.build import Command
-from prunekit.cli.inputs import example_inputs
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.inputs import example_inputs
+from prunekit.cli.framework.options import (
+    DATA,
+    READING,
+    DataOptions,
+    ModelArgument,
+    OutputOptions,
+    ReadingOptions,
+    option,
+)
 from prunekit.cli.models import STREAM, output_path, read_model, spec_of
-from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions, option
 from prunekit.errors import InputError
 from prunekit.report.documents import document
-from prunekit.report.output import Output
-from prunekit.report.progress import counting
+from prunekit.report.terminal.output import Output
+from prunekit.report.terminal.progress import counting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from prunekit.checkpoint.export import Exported, ExportOptions, Format
-    from prunekit.checkpoint.parity import Batch
-    from prunekit.cli.options import Split
+    from prunekit.cli.framework.options import Split
     from prunekit.data import ImageSet
-    from prunekit.latency import Latency
+    from prunekit.evaluation.latency import Latency
+    from prunekit.exporting.parity import Batch
+    from prunekit.exporting.writer import Exported, ExportOptions, Format
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
 _BATCH_SIZE = 256
@@ -76,7 +84,7 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Export, compare, write, and show both side by side."""
-    from prunekit.checkpoint.export import ExportOptions
+    from prunekit.exporting.writer import ExportOptions
 
     _check(file, where, data, check)
     format = _format(file, where)
@@ -115,7 +123,7 @@ def _check(file: FileOptions, where: OutputOptions, data: DataOptions, check: Ch
 
 def _format(file: FileOptions, where: OutputOptions) -> Format:
     """What was asked for: by --format, by the suffix of --output, or else ONNX."""
-    from prunekit.checkpoint.export import format_of
+    from prunekit.exporting.writer import format_of
 
     named = format_of(where.out) if where.out not in (None, STREAM) and not file.buckets else None
     asked = cast("Format | None", file.format)
@@ -131,7 +139,7 @@ def _target(model: str, file: FileOptions, where: OutputOptions, format: Format,
     """The file to write, or with --buckets the folder, checked before any work."""
     if not file.buckets:
         return output_path(model, where, "", output, kind=f".{format}")
-    from prunekit.checkpoint.write import check_folder
+    from prunekit.files.writing import check_folder
     from prunekit.methods.manidp.runtimes.files import OURS
 
     target = output_path(model, dataclasses.replace(where, dry_run=True), "buckets", output, kind="")
@@ -143,7 +151,7 @@ def _target(model: str, file: FileOptions, where: OutputOptions, format: Format,
 def _use_gates(network: nn.Module, file: FileOptions) -> None:
     """Set the thresholds that --budget names; raises `InputError` for flags of gates without gates."""
     from prunekit.methods.manidp.thresholds import use_budget
-    from prunekit.surgery.gated import gated_layers
+    from prunekit.nn.gated import gated_layers
 
     if (file.buckets or file.budget is not None) and not any(gated_layers(network)):
         flag = "--buckets" if file.buckets else "--budget"
@@ -161,7 +169,7 @@ def _exported(
     *,
     buckets: bool,
 ) -> Exported | ExportedBuckets:
-    from prunekit.checkpoint.export import exported
+    from prunekit.exporting.writer import exported
     from prunekit.methods.manidp.runtimes.files import export_buckets
 
     if buckets:
@@ -187,7 +195,7 @@ def _latencies(
     check: CheckOptions,
 ) -> dict[str, Latency]:
     """Of the model in PyTorch, and of the file in what runs it, with the same number of threads."""
-    from prunekit.latency import measure_latency, threads_limited
+    from prunekit.evaluation.latency import measure_latency, threads_limited
     from prunekit.methods.manidp.runtimes.buckets import Bucketed, bucketed
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
@@ -205,7 +213,7 @@ def _runtime(format: Format, content: bytes) -> nn.Module:
     """A file in what runs it, in this process."""
     import torch
 
-    from prunekit.checkpoint.runtimes import OnnxModel
+    from prunekit.exporting.runtimes import OnnxModel
 
     return OnnxModel(content) if format == "onnx" else torch.export.load(io.BytesIO(content)).module()
 
@@ -246,7 +254,7 @@ def _report(
         }
         output.document(document("export", facts))
         return
-    from prunekit.report.exporting import parity_line, side_by_side
+    from prunekit.report.terminal.exporting import parity_line, side_by_side
 
     output.table(side_by_side(done, times, size), data=written is None)
     output.note(parity_line(done))

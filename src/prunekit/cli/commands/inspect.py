@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.build import Command
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
 from prunekit.cli.models import check_report, describe_source, read_model, spec_of, write_report
-from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
 from prunekit.errors import InputError, PrunekitError
 from prunekit.report.documents import document
-from prunekit.report.output import Output
-from prunekit.report.progress import counting
+from prunekit.report.terminal.output import Output
+from prunekit.report.terminal.progress import counting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +49,7 @@ def run(
 ) -> None:
     """Trace the model, and show its layers, its channel groups, what is frozen and its history."""
     from prunekit import api
-    from prunekit.surgery.groups import frozen_by_reason
+    from prunekit.surgery.graph.groups import frozen_by_reason
 
     options.check(data)
     network, size = read_model(model, reading)
@@ -65,14 +65,14 @@ def run(
         "sensitivity": _sensitivity(output, network, found, options, data, reading) if options.sensitivity else None,
     }
     if options.html is not None:
-        from prunekit.report.inspection_page import inspection_page
+        from prunekit.report.pages.inspection import inspection_page
 
         write_report(options.html, inspection_page(facts), force=options.force)
         output.note(f"wrote {options.html}")
     if output.json:
         output.document(document("inspect", facts))
         return
-    from prunekit.report.inspection import inspection
+    from prunekit.report.terminal.inspection import inspection
 
     output.table(inspection(facts), data=True)
 
@@ -102,7 +102,7 @@ def _original(network: nn.Module) -> dict[str, Any] | None:
     from prunekit import api
     from prunekit.checkpoint import weights
     from prunekit.spec import origin_of
-    from prunekit.surgery.trace import example_of
+    from prunekit.surgery.tracing.tracer import example_of
 
     origin = origin_of(network)
     if origin is None or not origin.arch or origin.input is None:
@@ -138,8 +138,8 @@ def _sensitivity(
     reading: ReadingOptions,
 ) -> dict[str, Any]:
     """The accuracy as it is, and for each group with some of its channels gone."""
-    from prunekit.evaluation import accuracy
-    from prunekit.sensitivity import sensitivity
+    from prunekit.evaluation.score import accuracy
+    from prunekit.workflows.sensitivity import sensitivity
 
     images = data.open(output, "test", spec_of(network), reading)
     chosen = images.sample(min(options.images, len(images)), seed=0)

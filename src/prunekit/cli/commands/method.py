@@ -6,16 +6,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.build import Command
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
 from prunekit.cli.models import STREAM, check_kind, output_path, read_model, spec_of, write_model
-from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
 from prunekit.cli.tuning import TUNING, Job, PassOptions, Tuning, calibration_images, check, draw, tune
 from prunekit.report.documents import document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
     from prunekit.api import Pruned
-    from prunekit.passes import PassResult
+    from prunekit.workflows.passes import PassResult
 
 
 def command_for(name: str) -> Command:
@@ -64,7 +64,7 @@ def _prune(job: Job) -> None:
         facts = {"output": written, "settings": job.config.to_json(), **_facts(pruned)}
         output.document(document(job.name, facts))
     else:
-        from prunekit.report.pruning import report
+        from prunekit.report.terminal.pruning import report
 
         report(output, pruned, dry_run=dry_run)
         if written not in (None, STREAM):
@@ -73,16 +73,16 @@ def _prune(job: Job) -> None:
 
 def _tune(job: Job) -> None:
     """Prune and tune in passes, write the last network, and say what each pass did."""
-    from prunekit.passes import clear
-    from prunekit.report.passes import report_passes
+    from prunekit.report.terminal.passes import report_passes
+    from prunekit.workflows.passes import clear
 
     started, output = time.perf_counter(), job.output
     tuned, results, start = tune(job)
     if job.passes.pictures and output.first:
-        from prunekit.report import pictures
+        from prunekit.report.pictures import png
 
         draw(job.passes.pictures, job.network, tuned, results[-1].notes)
-        pictures.draw([pictures.passes_chart(results, start)], Path(job.passes.pictures) / "passes.png")
+        png.draw([png.passes_chart(results, start)], Path(job.passes.pictures) / "passes.png")
     written = write_model(tuned, job.target, output, force=job.where.force)
     if output.first:
         clear(job.steps)
@@ -96,7 +96,7 @@ def _tune(job: Job) -> None:
 
 def _facts(pruned: Pruned) -> dict[str, Any]:
     """What a program may want to know about a finished surgery."""
-    from prunekit.surgery.groups import frozen_by_reason
+    from prunekit.surgery.graph.groups import frozen_by_reason
 
     return {
         "before": pruned.before.to_json(),

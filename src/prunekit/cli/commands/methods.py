@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from prunekit.cli.build import Command
+from prunekit.cli.framework.build import Command
 from prunekit.report.documents import document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 
 def run(output: Output) -> None:
@@ -18,7 +18,7 @@ def run(output: Output) -> None:
     if output.json:
         output.document(document("methods", {"methods": found}))
         return
-    from prunekit.report.tables import table
+    from prunekit.report.terminal.tables import table
 
     rows = [(method["name"], method["package"], method["summary"] or method["error"]) for method in found]
     output.table(table(["method", "package", "what it does"], rows, left=3), data=True)
@@ -37,7 +37,7 @@ def _method(name: str) -> dict[str, Any]:
 
 
 def _setting(field: dataclasses.Field[Any]) -> dict[str, Any]:
-    from prunekit.cli.fields import flags_of
+    from prunekit.cli.framework.fields import flags_of
 
     default = None if field.default is dataclasses.MISSING else field.default
     return {

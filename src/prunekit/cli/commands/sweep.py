@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunekit.cli.build import Command
-from prunekit.cli.fields import from_text
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.fields import from_text
+from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
 from prunekit.cli.measuring import MeasureOptions, measure, open_images, warn_of_balance
 from prunekit.cli.models import STREAM, beside, check_report, describe_source, read_model, spec_of, write_report
-from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
 from prunekit.errors import InputError
 from prunekit.report.documents import document, dumps
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from prunekit.evaluation import EvalResult
-    from prunekit.sweeps import SweepPoint, Variant
+    from prunekit.evaluation.score import EvalResult
+    from prunekit.workflows.sweeps import SweepPoint, Variant
 
 _MOST = 1000  # points: more is a slip of the pen
 
@@ -64,7 +64,7 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Measure the model, then every method at every ratio that is not known yet."""
-    from prunekit import sweeps
+    from prunekit.workflows import sweeps
 
     options.check()
     ratios, variants, target = read_ratios(sweep.ratios), _variants(method), _target(model, sweep, data)
@@ -119,7 +119,7 @@ def _variants(given: list[str] | None) -> list[Variant]:
     """The methods asked for, their settings checked."""
     from prunekit import api
     from prunekit.methods import registry
-    from prunekit.sweeps import Variant
+    from prunekit.workflows.sweeps import Variant
 
     variants: dict[str, Variant] = {}
     for text in given or registry.names():
@@ -141,7 +141,7 @@ def _target(source: str, sweep: SweepOptions, data: DataOptions) -> Path:
     check_report(sweep.html, force=sweep.force)
     check_report(sweep.picture, force=sweep.force)
     if sweep.picture is not None:
-        from prunekit.report.pictures import check_picture
+        from prunekit.report.pictures.png import check_picture
 
         check_picture(sweep.picture)
         if data.data is None:
@@ -161,7 +161,7 @@ class _Kept:
 
     def points(self, *, resume: bool, force: bool) -> list[SweepPoint]:
         """The points of an earlier run with `resume`; none where a new sweep begins."""
-        from prunekit.sweeps import SweepPoint, result_from_json
+        from prunekit.workflows.sweeps import SweepPoint, result_from_json
 
         if not self.path.exists():
             return []
@@ -221,15 +221,15 @@ def _report(
     sweep: SweepOptions,
     facts: dict[str, Any],
 ) -> None:
-    from prunekit.report import sweeping
+    from prunekit.report.pages import sweeping
 
     title = f"{base.model}: methods over ratios"
     if sweep.html is not None:
         write_report(sweep.html, sweeping.sweep_page(title, base, points), force=sweep.force)
     if sweep.picture is not None:
-        from prunekit.report import pictures
+        from prunekit.report.pictures import png
 
-        pictures.draw(sweeping.sweep_charts(base, points), Path(sweep.picture), title=title, force=sweep.force)
+        png.draw(sweeping.sweep_charts(base, points), Path(sweep.picture), title=title, force=sweep.force)
     if output.json:
         output.document(facts)
         return

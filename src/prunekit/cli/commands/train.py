@@ -10,22 +10,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunekit.cli.build import Command
-from prunekit.cli.events import sinks
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.events import sinks
+from prunekit.cli.framework.options import (
+    DATA,
+    READING,
+    DataOptions,
+    OutputOptions,
+    ReadingOptions,
+    input_spec,
+    option,
+)
 from prunekit.cli.history import remember_run
 from prunekit.cli.models import STREAM, check_kind, output_path, read_model, read_teacher, spec_of, write_model
-from prunekit.cli.options import DATA, READING, DataOptions, OutputOptions, ReadingOptions, input_spec, option
 from prunekit.errors import InputError
-from prunekit.recipe import TrainConfig
 from prunekit.report import numbers
 from prunekit.report.documents import document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
+from prunekit.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
     from prunekit.data import ImageSet
-    from prunekit.training import TrainResult
+    from prunekit.training.entry import TrainResult
 
 ModelOrNothing = Annotated[
     str | None,
@@ -76,7 +84,7 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Train, write the artefact, and say how it went."""
-    from prunekit.training import train
+    from prunekit.training.entry import train
 
     config.check()
     job = prepare(output, model, data, config, where, reading, options)

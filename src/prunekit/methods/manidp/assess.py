@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from prunekit.methods.manidp.costs import DynamicCost
+from prunekit.methods.manidp.rank_correlation import spearman
 from prunekit.methods.manidp.record import Record
-from prunekit.methods.manidp.statistics import spearman
 
 _SHARES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
 

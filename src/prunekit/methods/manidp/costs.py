@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from prunekit import surgery
 from prunekit.errors import InputError
+from prunekit.nn.gated import gated_layers
 from prunekit.spec import origin_of
-from prunekit.surgery.gated import gated_layers
-from prunekit.surgery.graph import Graph
-from prunekit.surgery.groups import ChannelGroup
-from prunekit.surgery.recording import Node
-from prunekit.surgery.trace import example_of
+from prunekit.surgery.graph.graph import Graph
+from prunekit.surgery.graph.groups import ChannelGroup
+from prunekit.surgery.graph.recording import Node
+from prunekit.surgery.tracing.tracer import example_of
 
 # Ops f with f(0) = 0, element by element or position by position.
 _ZERO_STAYS = frozenset(

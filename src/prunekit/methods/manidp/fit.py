@@ -9,18 +9,19 @@ from pathlib import Path
 from torch import nn
 
 from prunekit import surgery
-from prunekit.checkpoint.exported import ExportedProgram
 from prunekit.data import ImageSet
 from prunekit.errors import InputError
-from prunekit.evaluation import evaluate
+from prunekit.evaluation.score import evaluate
+from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.gating import plan_gates
-from prunekit.methods.manidp.informed import IMAGES, inform
+from prunekit.methods.manidp.informed_start import IMAGES, inform
 from prunekit.methods.manidp.objective import ManifoldObjective
-from prunekit.methods.manidp.recipe import GateRecipe
-from prunekit.recipe import TrainConfig
+from prunekit.programs.program import ExportedProgram
 from prunekit.spec import origin_of, remember
-from prunekit.training import Sink, TrainResult, train
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import TrainResult, train
+from prunekit.training.events import Sink
 
 
 def add_gates(model: nn.Module, recipe: GateRecipe) -> nn.Module:

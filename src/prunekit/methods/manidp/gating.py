@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.methods.manidp.recipe import GateRecipe
+from prunekit.methods.manidp.config import GateRecipe
+from prunekit.nn.gated import gated_layers
 from prunekit.plan import Gate, Plan
-from prunekit.surgery.gated import gated_layers
-from prunekit.surgery.graph import Graph
-from prunekit.surgery.layer_rules import is_batch_norm
-from prunekit.surgery.recording import Node
+from prunekit.surgery.graph.graph import Graph
+from prunekit.surgery.graph.recording import Node
+from prunekit.surgery.tracing.rules.layers import is_batch_norm
 
 
 def plan_gates(model: nn.Module, graph: Graph, recipe: GateRecipe) -> Plan:

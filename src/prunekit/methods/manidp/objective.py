@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.errors import InputError
+from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import dynamic_cost, graph_of
-from prunekit.methods.manidp.recipe import GateRecipe
-from prunekit.recipe import TrainConfig
-from prunekit.surgery.gated import GatedConv, gated_layers
+from prunekit.nn.gated import GatedConv, gated_layers
+from prunekit.training.config import TrainConfig
 from prunekit.training.objective import Objective, at_least_float
 from prunekit.training.world import World
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.methods.manidp.costs import DynamicCost
-from prunekit.surgery.gated import GatedConv, gated_layers
+from prunekit.nn.gated import GatedConv, gated_layers
 
 
 @dataclass(frozen=True)

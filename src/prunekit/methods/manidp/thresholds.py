@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.record import Record, observe
-from prunekit.surgery.gated import gated_layers
+from prunekit.nn.gated import gated_layers
 
 _ROUNDS = 8
 _HALVINGS = 30

@@ -6,13 +6,21 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.build import Command
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.options import (
+    DATA,
+    READING,
+    DataOptions,
+    ModelArgument,
+    OutputOptions,
+    ReadingOptions,
+    option,
+)
 from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
-from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions, option
 from prunekit.errors import InputError
 from prunekit.report import numbers
 from prunekit.report.documents import document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
     from prunekit.methods.manidp.thresholds import Calibration
@@ -43,7 +51,7 @@ def run(
 ) -> None:
     """Find the thresholds of each budget, store them, and use those of the first."""
     from prunekit.methods.manidp.costs import dynamic_cost, graph_of
-    from prunekit.methods.manidp.foresight import foresee
+    from prunekit.methods.manidp.difficulty import foresee
     from prunekit.methods.manidp.thresholds import use_budget
 
     if not options.target_macs and options.buckets is None:

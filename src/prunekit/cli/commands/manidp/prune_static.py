@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from prunekit.cli.build import Command
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
 from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
-from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
 from prunekit.errors import InputError
 from prunekit.report.documents import document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 
 def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOptions, reading: ReadingOptions) -> None:
@@ -16,7 +16,7 @@ def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOp
     from prunekit.methods.manidp.costs import dynamic_cost, graph_of
     from prunekit.methods.manidp.record import observe
     from prunekit.methods.manidp.static import prune_static
-    from prunekit.report.progress import counting
+    from prunekit.report.terminal.progress import counting
 
     target = output_path(model, where, "static", output)
     network, _ = read_model(model, reading)

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from prunekit.cli.build import Command
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
 from prunekit.cli.models import describe_source, read_model, spec_of
-from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
 from prunekit.errors import InputError
 from prunekit.report.documents import document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
-    from prunekit.cli.options import Split
+    from prunekit.cli.framework.options import Split
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ def run(
     output: Output, model: ModelArgument, data: DataOptions, options: ReportOptions, reading: ReadingOptions
 ) -> None:
     """Watch the gates over the images and write what they did."""
-    from prunekit.checkpoint import atomic_write
     from prunekit.cli.models import beside
+    from prunekit.files.writing import atomic_write
     from prunekit.methods.manidp.costs import dynamic_cost, graph_of
-    from prunekit.methods.manidp.portrait import portray
+    from prunekit.methods.manidp.gate_report import portray
     from prunekit.methods.manidp.thresholds import use_budget
-    from prunekit.report.gates_page import gates_page
+    from prunekit.report.pages.gates import gates_page
 
     target = Path(options.out) if options.out else beside(model, "gates").with_suffix(".html")
     if target.exists() and not options.force:
@@ -51,7 +51,7 @@ def run(
     images = data.open(output, cast("Split", options.split), spec_of(network), reading)
     portrait = portray(network, cost, images)
     if options.pictures is not None:
-        from prunekit.report.gates_pictures import draw_gates
+        from prunekit.report.pictures.gates import draw_gates
 
         draw_gates(portrait, Path(options.pictures))
     content = gates_page(describe_source(model), portrait, images).encode()

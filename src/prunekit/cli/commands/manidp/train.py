@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunekit.cli.build import Command
 from prunekit.cli.commands.train import Job, RunOptions, finish, prepare
-from prunekit.cli.events import sinks
-from prunekit.cli.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions, option
-from prunekit.methods.manidp.recipe import GateRecipe
-from prunekit.recipe import TrainConfig
+from prunekit.cli.framework.build import Command
+from prunekit.cli.framework.events import sinks
+from prunekit.cli.framework.options import (
+    DATA,
+    READING,
+    DataOptions,
+    ModelArgument,
+    OutputOptions,
+    ReadingOptions,
+    option,
+)
+from prunekit.methods.manidp.config import GateRecipe
 from prunekit.report import numbers
 from prunekit.report.documents import document
-from prunekit.report.output import Output
+from prunekit.report.terminal.output import Output
+from prunekit.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def _show(output: Output, job: Job, gated: object) -> None:
     from torch import nn
 
     from prunekit.methods.manidp.costs import dynamic_cost, graph_of
-    from prunekit.report.tables import table
+    from prunekit.report.terminal.tables import table
     from prunekit.spec import origin_of
 
     assert isinstance(gated, nn.Module)

@@ -17,11 +17,11 @@ from prunekit import surgery
 from prunekit.errors import InputError
 from prunekit.methods.manidp.costs import DynamicCost, graph_of
 from prunekit.methods.manidp.record import observe
+from prunekit.nn.buckets import NAME, BucketTable, Router
+from prunekit.nn.gated import gated_layers, remove_gates
 from prunekit.plan import Keep, Plan
-from prunekit.surgery.buckets import NAME, BucketTable, Router
 from prunekit.surgery.copying import copied
-from prunekit.surgery.gated import gated_layers, remove_gates
-from prunekit.surgery.norms import fold_batch_norms
+from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
 
 _ROUNDS = 25  # of k-means
 _STEPS, _BATCH, _LR = 600, 128, 3e-3  # of the router's training

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, unknown_name
-from prunekit.latency import in_turns
+from prunekit.evaluation.latency import in_turns
+from prunekit.methods.manidp.config import RUNTIMES
 from prunekit.methods.manidp.costs import graph_of
-from prunekit.methods.manidp.recipe import RUNTIMES
 from prunekit.methods.manidp.runtimes.buckets import bucketed
 from prunekit.methods.manidp.runtimes.gather import gathered
 from prunekit.methods.manidp.runtimes.layout import in_best_layout
+from prunekit.nn.buckets import NAME
+from prunekit.nn.gated import gated_layers, remove_gates
 from prunekit.spec import origin_of
-from prunekit.surgery.buckets import NAME
-from prunekit.surgery.gated import gated_layers, remove_gates
-from prunekit.surgery.norms import fold_batch_norms
+from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
 
 _TIMINGS = 15
 

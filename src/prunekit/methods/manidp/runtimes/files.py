@@ -18,15 +18,15 @@ from typing import Any
 from torch import nn
 
 from prunekit import surgery
-from prunekit.checkpoint.export import ExportOptions, Format, random_batches, running, written
-from prunekit.checkpoint.interface import INPUT, OUTPUT
-from prunekit.checkpoint.parity import Batch, Parity, compare, require
-from prunekit.checkpoint.write import atomic_folder
 from prunekit.errors import InputError
+from prunekit.exporting.interface import INPUT, OUTPUT
+from prunekit.exporting.parity import Batch, Parity, compare, require
+from prunekit.exporting.writer import ExportOptions, Format, random_batches, running, written
+from prunekit.files.writing import atomic_folder
 from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.runtimes.buckets import Bucketed, bucketed
 from prunekit.spec import Origin, origin_of, remember
-from prunekit.surgery.trace import example_of
+from prunekit.surgery.tracing.tracer import example_of
 
 INDEX = "buckets.json"
 OURS = re.compile(r"(router|bucket-\d+)\.(onnx|pt2)|buckets\.json")

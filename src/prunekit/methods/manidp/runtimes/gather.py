@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.errors import InputError
-from prunekit.latency import least_seconds
+from prunekit.evaluation.latency import least_seconds
 from prunekit.methods.manidp.costs import channels_of, dynamic_cost, graph_of
-from prunekit.surgery.gated import GatedConv, gated_layers
-from prunekit.surgery.graph import Graph
-from prunekit.surgery.norms import fold_batch_norms
+from prunekit.nn.gated import GatedConv, gated_layers
+from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
+from prunekit.surgery.graph.graph import Graph
 
 _TIMINGS = 7
 _MULTIPLE = 8  # channels that kept counts are rounded up to

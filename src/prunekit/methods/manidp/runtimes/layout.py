@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from prunekit.latency import least_seconds
+from prunekit.evaluation.latency import least_seconds
 
 
 class InLayout(nn.Module):

@@ -1,0 +1,1 @@
+"""How any command is made: options from dataclasses, settings from files, events of a run."""

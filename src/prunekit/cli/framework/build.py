@@ -1,0 +1,196 @@
+"""From a plain function to a command: examples lead its help, its options stand in sections."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from prunekit.cli.framework import config
+from prunekit.cli.framework.fields import collect, options_of
+from prunekit.errors import InputError, unknown_name
+from prunekit.report.terminal.output import Output
+
+_COMMON = "Common options"
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """What every command takes."""
+
+    json: bool = field(default=False, metadata={"help": "One JSON document on standard output."})
+    quiet: bool = field(default=False, metadata={"flag": "--quiet,-q", "help": "No notes and no progress."})
+    debug: bool = field(default=False, metadata={"help": "Show the traceback of an error."})
+    config: str | None = field(default=None, metadata={"metavar": "FILE", "help": "Read settings from this TOML file."})
+    print_config: bool = field(default=False, metadata={"help": "Print all settings as such a file, and do nothing."})
+
+
+@dataclass(frozen=True)
+class Command:
+    """What makes a command: the function that runs it, and examples for its help.
+
+    `run` takes an `Output` first. A parameter that is a dataclass stands for the options that its fields make
+    (see `prunekit.cli.framework.fields`), under the heading in `sections` and with the flags in `flags`; any other
+    becomes an argument or option by its annotation.
+    """
+
+    run: Callable[..., Any]
+    examples: tuple[str, ...] = ()
+    sections: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, str] = field(default_factory=dict)
+
+
+class SectionedCommand(TyperCommand):
+    """A command whose settings may come from a file, and whose help has sections: its own first, common ones last."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Parse `args`; what they leave open comes from the file that `--config` names."""
+        path = config.named_file(args)
+        if path is not None and not extra.get("resilient_parsing"):
+            known = parent.command.list_commands(parent) if parent is not None else [str(self.name)]
+            extra["default_map"] = config.read(path, str(self.name), self.params, known)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, or show its settings where `--print-config` asks for them."""
+        if ctx.params.get("print_config"):
+            Output().data(config.written(self.params, ctx.params))
+            return None
+        return super().invoke(ctx)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete a flag or a value."""
+        return one_line_each(super().shell_complete(ctx, incomplete))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then each section of options."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                title = _COMMON if parameter.name == "help" else getattr(parameter, "rich_help_panel", None)
+                is_argument = parameter.param_type_name == "argument"
+                sections.setdefault(title or ("Arguments" if is_argument else "Options"), []).append(record)
+        common = sections.pop(_COMMON, [])
+        for title, records in [*sections.items(), (_COMMON, common)]:
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def one_line_each(completions: Any) -> Any:
+    """The same completions with short explanations: a shell takes a second line for another completion."""
+    for completion in completions:
+        if completion.help:
+            completion.help = textwrap.shorten(completion.help, 70, placeholder=" …")
+    return completions
+
+
+def build(name: str, summary: str, command: Command) -> Any:
+    """The parsing object for `command`, called `name`; `summary` is one line."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(
+        name,
+        cls=SectionedCommand,
+        help=_help_text(summary, command.examples),
+        short_help=summary,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )(_callback(command))
+    return typer.main.get_command(app)
+
+
+def build_group(name: str, summary: str, commands: Mapping[str, tuple[str, Command]]) -> Any:
+    """The parsing object for a group of commands, each with one line of help."""
+    group = SubGroup(name=name, help=_group_help(summary, commands), short_help=summary, rich_markup_mode=None)
+    group.context_settings = {"help_option_names": ["-h", "--help"]}
+    for own, (line, command) in commands.items():
+        group.add_command(build(own, line, command), own)
+    return group
+
+
+class SubGroup(TyperGroup):
+    """A group whose unknown commands are answered with the nearest ones."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is to run."""
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            raise unknown_name(f"command of {self.name}", args[0], known)
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands in the order they were given in."""
+        del ctx
+        return list(self.commands)
+
+
+def _group_help(summary: str, commands: Mapping[str, tuple[str, Command]]) -> str:
+    return _help_text(summary, tuple(command.examples[0] for _, command in commands.values()))
+
+
+def _help_text(summary: str, examples: tuple[str, ...]) -> str:
+    """The summary and the examples; `\\b` keeps the lines of a paragraph as they are."""
+    lines = "\n".join(f"  {example}" for example in examples)
+    return f"{summary}\n\n\b\nExamples:\n{lines}\n" if lines else summary
+
+
+def _callback(command: Command) -> Callable[..., Any]:
+    """What the parser calls: makes the `Output` and the settings objects of flat options, and calls `run`."""
+    declared = list(inspect.signature(command.run, eval_str=True).parameters.values())[1:]
+    groups: dict[str, type] = {
+        p.name: p.annotation
+        for p in declared
+        if isinstance(p.annotation, type) and dataclasses.is_dataclass(p.annotation)
+    }
+    flat: list[inspect.Parameter] = []
+    for parameter in declared:
+        if parameter.name in groups:
+            section = command.sections.get(parameter.name)
+            _extend(flat, options_of(parameter.annotation, section=section, flags=command.flags))
+        else:
+            _extend(flat, [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)])
+    _extend(flat, options_of(CommonOptions, section=_COMMON))
+
+    @wraps(command.run)
+    def callback(**values: Any) -> Any:
+        common = collect(CommonOptions, values)
+        settings = {name: collect(group, values) for name, group in groups.items()}
+        others = {p.name: values[p.name] for p in declared if p.name not in groups}
+        return command.run(Output(quiet=common.quiet, json=common.json), **settings, **others)
+
+    callback.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    callback.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return callback
+
+
+def _extend(flat: list[inspect.Parameter], more: list[inspect.Parameter]) -> None:
+    """Add parameters. One that has the name and type of an earlier one shares its flag: a method and its tuning draw
+    from one `--seed`.
+
+    Raises:
+        InputError: two parameters of other types want one name, or two names one flag.
+    """
+    known = {parameter.name: parameter for parameter in flat}
+    flags = {flag: parameter.name for parameter in flat for flag in _flags(parameter)}
+    for parameter in more:
+        earlier = known.get(parameter.name)
+        if earlier is None:
+            taken = [flag for flag in _flags(parameter) if flag in flags]
+            if taken:
+                raise InputError(f"two settings want the flag {taken[0]}: '{flags[taken[0]]}' and '{parameter.name}'")
+            flat.append(parameter)
+        elif earlier.annotation != parameter.annotation:
+            raise InputError(f"a setting '{parameter.name}' is there already, of another type: it needs another name")
+
+
+def _flags(parameter: inspect.Parameter) -> list[str]:
+    """All flags of an option; none of an argument."""
+    declared = getattr(parameter.default, "param_decls", None) or ()
+    return [flag for one in declared for flag in one.split("/") if flag.startswith("-")]

@@ -1,0 +1,32 @@
+"""Everywhere that the events of a training run go."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prunekit.report.terminal.output import Output
+    from prunekit.training.events import Event, Sink
+
+
+@contextlib.contextmanager
+def sinks(output: Output, metrics: Path, tensorboard: str | None) -> Iterator[Sink]:
+    """The screen, the file of metrics, and TensorBoard when asked."""
+    from prunekit.report.terminal.training import watching
+    from prunekit.training.sinks import MetricsFile, TensorBoard
+
+    with contextlib.ExitStack() as stack:
+        receivers: list[Sink] = [stack.enter_context(watching(output)), MetricsFile(metrics)]
+        if tensorboard is not None:
+            board = TensorBoard(tensorboard)
+            stack.callback(board.close)
+            receivers.append(board)
+
+        def everywhere(event: Event) -> None:
+            for receive in receivers:
+                receive(event)
+
+        yield everywhere

@@ -1,0 +1,157 @@
+"""Option groups that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from prunekit.errors import InputError
+from prunekit.spec import InputSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from prunekit.data import ImageSet
+    from prunekit.report.terminal.output import Output
+
+READING = "How the model is read"
+DATA = "Data"
+
+Split = Literal["train", "val", "test"]
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model file, - for standard input, torchvision:NAME[@WEIGHTS] or prunekit:NAME.",
+        show_default=False,
+    ),
+]
+
+
+def option(default: Any = None, **metadata: Any) -> Any:
+    """A dataclass field with what `prunekit.cli.framework.fields` reads from it."""
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How a file that does not say so itself becomes a network, and how images are prepared for it."""
+
+    arch: str | None = option(
+        metavar="NAME",
+        help="What a bare state dict is: a bundled or torchvision name, path/to/file.py:callable or "
+        "package.module:callable.",
+    )
+    arch_args: str | None = option(metavar="KEY=VALUE,...", help="Arguments of the architecture.")
+    trust_pickle: bool = option(
+        False, help="Load a pickled module although that runs code from the file. Only for files you trust."
+    )
+    key: str | None = option(
+        metavar="KEY", help="Which of several networks in a checkpoint is meant, such as params_ema or state.model."
+    )
+    input_size: str | None = option(metavar="SIZE", help="Input size: 224, 32x32 or 3x32x32.")
+    mean: str | None = option(metavar="M,...", help="Mean of each channel, for pixels from 0 to 1.")
+    std: str | None = option(metavar="S,...", help="Standard deviation of each channel.")
+
+    def arguments(self) -> dict[str, Any] | None:
+        """`--arch-args` read; None where there are none."""
+        from prunekit.models import parse_args
+
+        return parse_args(self.arch_args) if self.arch_args else None
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images."""
+
+    data: str | None = option(
+        metavar="WHERE",
+        help="The images: digits (bundled), a folder with one sub-folder a class, or a torchvision data set.",
+    )
+    data_root: str | None = option(metavar="FOLDER", help="Where a torchvision data set lies.")
+    skip_bad: bool = option(False, help="Leave unreadable images out instead of stopping at the first.")
+
+    def open(self, output: Output, split: Split, spec: InputSpec | None, reading: ReadingOptions) -> ImageSet:
+        """The images of `split`, prepared as `spec` says, with a warning where some were left out.
+
+        They are resized only where `--input-size` was given, or where they come from a folder. Raises
+        `InputError` without `--data`.
+        """
+        from prunekit.data import open_data
+
+        if self.data is None:
+            raise InputError("no data given", hint="say which with --data digits, a folder or a torchvision data set")
+        resize = reading.input_size is not None
+        images = open_data(
+            self.data, split, root=self.data_root, input_spec=spec, skip_bad=self.skip_bad, resize=resize
+        )
+        if images.skipped:
+            output.warn(f"{len(images.skipped)} unreadable images left out, the first: {images.skipped[0]}")
+        return images
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the artefact goes."""
+
+    out: str | None = option(flag="--output,-o", metavar="PATH", help="The file to write; - for standard output.")
+    force: bool = option(False, help="Replace the file if it exists.")
+    dry_run: bool = option(False, help="Say what would be done; write nothing.")
+
+
+def input_spec(reading: ReadingOptions, known: InputSpec | None) -> InputSpec | None:
+    """What the model reads: `known`, with whatever `--input-size`, `--mean` and `--std` say instead."""
+    shape = known.shape if known else ()
+    if reading.input_size is not None:
+        shape = parse_size(reading.input_size, channels=shape[0] if shape else 3)
+    if not shape:
+        if reading.mean or reading.std:
+            raise InputError("--mean and --std need an input size", hint="add --input-size, such as 3x32x32")
+        return None
+    mean = _statistics("mean", reading.mean, shape[0]) or (known.mean if known else ())
+    std = _statistics("std", reading.std, shape[0]) or (known.std if known else ())
+    if min(std, default=1.0) <= 0:
+        raise InputError(f"--std must be positive, found {reading.std}")
+    return dataclasses.replace(known or InputSpec(shape), shape=shape, mean=mean, std=std)
+
+
+def parse_size(text: str, *, channels: int) -> tuple[int, ...]:
+    """`224`, `32x48` (height, width) or `3x32x32` (channels first) as a shape (C, H, W)."""
+    parts = re.split(r"[x,×]", text.strip().lower())
+    if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) > 3:
+        raise InputError(f"--input-size '{text}' is not a size", hint="expected 224, 32x32 or 3x32x32")
+    numbers = tuple(int(part) for part in parts)
+    return {1: (channels, *numbers * 2), 2: (channels, *numbers), 3: numbers}[len(numbers)]
+
+
+def _statistics(name: str, text: str | None, channels: int) -> tuple[float, ...]:
+    if text is None:
+        return ()
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--{name} '{text}' is not a list of numbers", hint="expected for example .5,.5,.5") from None
+    if len(values) == 1:
+        values *= channels
+    if len(values) != channels:
+        raise InputError(f"--{name} has {len(values)} values, the images have {channels} channels")
+    return values
+
+
+def choose_device(asked: str | None) -> torch.device:
+    """The device asked for, checked; without a wish a GPU where there is one, else the CPU."""
+    import torch
+
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise InputError(f"--device '{asked}' cannot be used: {str(error).splitlines()[0]}") from error
+    return device

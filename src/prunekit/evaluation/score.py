@@ -1,0 +1,218 @@
+"""What a network is worth: its accuracy, its cost and its measured speed, as one result object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from prunekit.data import ImageSet, check_classes
+from prunekit.errors import InputError
+from prunekit.evaluation.answers import Answers
+from prunekit.evaluation.latency import Latency, device_of, measure_latency
+from prunekit.programs.program import filled
+from prunekit.spec import origin_of
+from prunekit.surgery import cost
+from prunekit.surgery.copying import copied
+
+Progress = Callable[[int, int], None]
+"""Called after each batch with the images done so far and the images in all."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One network, measured.
+
+    `accuracy` (top-1) and `accuracy_top5` are shares from 0 to 1, `loss` the mean cross-entropy in nats over
+    `images` images; all three are None without data, and `accuracy_top5` also where there are fewer than six
+    classes to choose from. `params` counts parameters, `macs` multiply-accumulates for one input, `bytes` the
+    weights' size (or the file's, where the network came from one), and `latency_ms` the measured time of a
+    forward pass. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None elsewhere.
+    `balanced_accuracy` is the mean of the classes' accuracies, and `answers` has what each image was named.
+    """
+
+    model: str
+    accuracy: float | None
+    accuracy_top5: float | None
+    loss: float | None
+    images: int
+    params: int
+    macs: int
+    bytes: int
+    latency_ms: Latency | None
+    gates: dict[str, Any] | None = None
+    balanced_accuracy: float | None = None
+    answers: Answers | None = field(default=None, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form; its keys are the field names without `answers`, `gates` only where there are some."""
+        fields = {**vars(self), "latency_ms": self.latency_ms.to_json() if self.latency_ms else None}
+        del fields["answers"]
+        if self.gates is None:
+            del fields["gates"]
+        return fields
+
+    def scored(self, score: Score | None) -> EvalResult:
+        """The same network, scored otherwise; None without data."""
+        if score is None:
+            return self
+        return replace(self, **vars(score), balanced_accuracy=score.answers.balanced_accuracy)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a network names images: shares from 0 to 1, and the mean cross-entropy in nats."""
+
+    accuracy: float
+    accuracy_top5: float | None
+    loss: float
+    images: int
+    answers: Answers = field(repr=False)
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageSet | None = None,
+    *,
+    example: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    batch_size: int = 256,
+    latency: bool = False,
+    latency_batch: int = 1,
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+    name: str | None = None,
+    on_progress: Progress | None = None,
+) -> EvalResult:
+    """Measure `model`, or rather a copy of it in evaluation mode: it is left as it is.
+
+    `example` is one input batch, `(1, C, H, W)` or a tuple of inputs; by default zeros of the shape that the
+    model remembers or that `data` has. `device` None means where the model's weights are. `threads` limits
+    PyTorch's CPU threads during the timing only.
+
+    Raises `InputError` when the data does not fit the model, when no input shape is known, or when memory
+    runs out.
+    """
+    inputs = _inputs(model, data, example)
+    measured = cost.measure(model, inputs if len(inputs) > 1 else filled(model, inputs[0]))
+    subject = _prepared(model, inputs, device)
+    with _evaluating(subject):
+        score = accuracy(subject, data, batch_size=batch_size, on_progress=on_progress) if data is not None else None
+        timing = measure_latency(subject, inputs, batch=latency_batch, threads=threads) if latency else None
+    result = EvalResult(
+        model=name or _name_of(model),
+        accuracy=None,
+        accuracy_top5=None,
+        loss=None,
+        images=0,
+        params=measured.params,
+        macs=measured.macs,
+        bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, torch.Tensor)),
+        latency_ms=timing,
+    )
+    return result.scored(score)
+
+
+def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_progress: Progress | None = None) -> Score:
+    """Top-1 and top-5 accuracy and mean cross-entropy of `model` on all of `data`, where the weights are.
+
+    The model is used in the mode it is in: the caller says `eval()`.
+    """
+    right = right5 = seen = classes = 0
+    loss = 0.0
+    answers: list[tuple[torch.Tensor, torch.Tensor]] = []
+    with torch.inference_mode():
+        for images, labels in data.batches(batch_size, device=device_of(model)):
+            logits = _logits(model, images, batch_size)
+            check_classes(logits.shape[1], data)
+            classes = logits.shape[1]
+            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+            best = logits.topk(min(5, classes)).indices
+            hits = best == labels[:, None]
+            answers.append((labels, best[:, 0]))
+            right += int(hits[:, 0].sum())
+            right5 += int(hits.any(1).sum())
+            seen += len(labels)
+            if on_progress:
+                on_progress(seen, len(data))
+    if not seen:
+        raise InputError("the data set has no images", hint="check the folder or the split that was asked for")
+    known, named = (torch.cat(parts).cpu() for parts in zip(*answers, strict=True))
+    top5 = right5 / seen if classes > 5 else None
+    return Score(right / seen, top5, loss / seen, seen, Answers(data.classes, known, named))
+
+
+def _logits(model: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """The model's output, `(N, classes)`, in float32; an `InputError` where it cannot read the images."""
+    shape = "x".join(map(str, images.shape[1:]))
+    try:
+        logits = model(images)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"out of memory with batches of {batch_size} images of {shape}", hint="try a smaller --batch-size"
+        ) from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the model cannot read images of {shape}: {reason}",
+            hint="say the size it was made for with --input-size",
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise InputError(f"expected a classifier with outputs (images, classes), found {found}")
+    return logits.float()
+
+
+def _inputs(
+    model: nn.Module, data: ImageSet | None, example: torch.Tensor | Sequence[torch.Tensor] | None
+) -> tuple[torch.Tensor, ...]:
+    if isinstance(example, torch.Tensor):
+        return (example,)
+    if example is not None:
+        return tuple(example)
+    origin = origin_of(model)
+    spec = data.input_spec if data is not None else origin.input if origin else None
+    if spec is None:
+        raise InputError(
+            "the model does not say what it reads, so its cost cannot be measured",
+            hint="give an example input, or --input-size on the command line",
+        )
+    return (torch.zeros(1, *spec.shape),)
+
+
+def _prepared(model: nn.Module, inputs: Sequence[torch.Tensor], device: str | torch.device | None) -> nn.Module:
+    """A copy of the model where it is to run, in channels-last order if its forward can work with that.
+
+    Measured on a CPU, one thread: ResNet-56 reads 1,000 images in 4.8 s instead of 6.6 s. A `view` across
+    channels, in somebody's forward, needs the plain order.
+    """
+    place = device_of(model) if device is None else torch.device(device)
+    subject = copied(model).to(place).to(memory_format=torch.channels_last)
+    try:
+        with _evaluating(subject), torch.inference_mode():
+            subject(*(x.to(place) for x in inputs))
+    except RuntimeError:
+        subject.to(memory_format=torch.contiguous_format)
+    return subject
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each module's own after; exported programs, which refuse `eval()`, stay."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _name_of(model: nn.Module) -> str:
+    origin = origin_of(model)
+    return origin.arch if origin else type(model).__name__

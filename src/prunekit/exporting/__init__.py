@@ -1,0 +1,1 @@
+"""Files that need neither prunekit nor the model's code, compared with the model before they are kept."""

@@ -1,0 +1,169 @@
+"""The writers of exported files: a network and an example input in, the bytes of a file out.
+
+Both carry, beside the network, how its images are prepared and what its classes are called; neither carries the
+names of the source files that it was made from, which the exporters would put in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.errors import InputError, SurgeryError
+from prunekit.exporting.interface import named_outputs, plain
+from prunekit.spec import Origin
+
+ABOUT = "prunekit.json"  # the extra file of a .pt2, and the key in ONNX's metadata
+BATCH = "batch"  # what a free first dimension is called
+_TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+
+
+def about(origin: Origin | None, *, history: bool = False) -> str:
+    """What a file says about its network, as JSON: `arch`, `input` (shape, mean, std), `classes`, perhaps `history`."""
+    if origin is None:
+        return "{}"
+    spec = origin.input.to_json() if origin.input else None
+    facts = {"arch": origin.arch, "input": spec, "classes": list(origin.classes)}
+    return json.dumps({**facts, "history": [dict(step) for step in origin.history]} if history else facts)
+
+
+def to_pt2(model: nn.Module, inputs: tuple[Any, ...], shapes: Mapping[str, Any] | None, notes: str) -> bytes:
+    """The content of a `.pt2` file.
+
+    `inputs` are the positional arguments of `forward`; `shapes`, torch.export's `dynamic_shapes` by argument, says
+    which of their dimensions may have any size (None: none).
+
+    Raises:
+        SurgeryError: torch cannot export the model.
+    """
+    buffer = io.BytesIO()
+    with _giving(model, plain):
+        torch.export.save(_program(model, inputs, shapes), buffer, extra_files={ABOUT: notes})
+    return buffer.getvalue()
+
+
+def to_onnx(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    shapes: Mapping[str, Any] | None,
+    opset: int | None,
+    notes: str,
+    names: tuple[Sequence[str], Sequence[str]],
+) -> tuple[bytes, int]:
+    """The content of an ONNX file, and its operator set; `inputs` and `shapes` as in `to_pt2`.
+
+    `names` are those of the input tensors and of the output tensors, in order.
+
+    Raises:
+        InputError: a package is missing, or the operator set cannot be reached.
+        SurgeryError: the model cannot be exported.
+    """
+    try:
+        import onnxscript
+    except ImportError as error:
+        raise InputError("ONNX needs the package onnxscript", hint="pip install 'prunekit[onnx]'") from error
+    del onnxscript  # torch.onnx imports it by itself; asking first gives the clearer error
+    with _giving(model, lambda output: tuple(named_outputs(output).values())):
+        program = _program(model, inputs, shapes)
+    with _silence():
+        try:
+            written = torch.onnx.export(
+                program, dynamo=True, verbose=False, opset_version=opset, input_names=names[0], output_names=names[1]
+            )
+            assert written is not None
+            proto = written.model_proto
+        except Exception as error:  # the exporter's own errors are of many kinds
+            raise SurgeryError(f"the model cannot be written as ONNX: {_short(error)}") from error
+    found = next(entry.version for entry in proto.opset_import if not entry.domain)
+    if opset is not None and found != opset:
+        raise InputError(
+            f"--opset {opset} cannot be reached: the exporter gives {found}", hint="18 and later always can"
+        )
+    _tidy(proto, notes)
+    try:
+        return proto.SerializeToString(), int(found)
+    except Exception as error:  # protobuf's own limit of 2 GB
+        raise SurgeryError(f"the model is too large for one ONNX file: {_short(error)}") from error
+
+
+@contextlib.contextmanager
+def _giving(model: nn.Module, form: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside, the model's output has another form: a file is read where the classes of the original are not known."""
+    handle = model.register_forward_hook(lambda _module, _inputs, output: form(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: Mapping[str, Any] | None) -> Any:
+    try:
+        with torch.no_grad(), _silence():
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+    except Exception as error:  # what torch.export raises is of many kinds, and says why
+        raise _refusal(error, free=shapes is not None) from error
+    for node in program.graph.nodes:
+        for key in _TRACES:
+            node.meta.pop(key, None)
+    return program
+
+
+def _refusal(error: Exception, *, free: bool) -> SurgeryError:
+    """Why torch.export will not, and what may be done."""
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return SurgeryError(
+            "the model cannot be exported: its code decides by values that it computes, such as how many boxes are "
+            "left over, and an exported graph decides nothing",
+            hint="export the part in front of that, such as a detector's backbone and heads",
+        )
+    hint = "--fixed-batch 1 exports what works for one batch size alone" if free else None
+    return SurgeryError(f"the model cannot be exported: {_short(error)}", hint=hint)
+
+
+def _tidy(proto: Any, notes: str) -> None:
+    """Take out where each node came from, call the free dimension what it is, and say what the network reads."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for function in proto.functions:
+        del function.metadata_props[:]
+        for node in function.node:
+            del node.metadata_props[:]
+    values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
+    free = {d.dim_param for v in proto.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
+    for value in values:
+        del value.metadata_props[:]
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in free:
+                dimension.dim_param = BATCH
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = ABOUT, notes
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter warns, logs and prints about its own internals."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _short(error: BaseException) -> str:
+    """The cause in the end, without what colours a terminal."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200] or type(error).__name__

@@ -1,0 +1,42 @@
+"""An exported program that was changed, written as an exported program again."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+
+from prunekit.errors import InputError
+from prunekit.exporting import formats
+from prunekit.exporting.parity import compare, require
+from prunekit.nn.gated import gated_layers
+from prunekit.programs import archive
+from prunekit.programs.program import ExportedProgram
+from prunekit.spec import origin_of
+from prunekit.surgery.proof.verification import random_inputs
+
+
+def to_bytes(program: ExportedProgram) -> bytes:
+    """The `.pt2` of `program`, which takes the batch sizes that it took before; read again and compared.
+
+    Raises:
+        InputError: it has several inputs, gates, or an input whose size nobody has said.
+        SurgeryError: torch cannot export it.
+        CheckFailed: what was written computes something else.
+    """
+    if len(program.inputs) != 1:
+        raise InputError(f"the program takes {len(program.inputs)} inputs, and those of one are written")
+    if any(gated_layers(program)):
+        raise InputError("an exported program does not keep gates apart", hint="put them into the checkpoint's network")
+    example = program.example(origin_of(program))
+    free = {
+        place: torch.export.Dim(formats.BATCH, min=1) if place == 0 else torch.export.Dim.AUTO
+        for place, size in enumerate(program.sizes)
+        if size is None
+    }
+    shapes = {"inputs": (free,)} if free else None
+    content = formats.to_pt2(program, (example,), shapes, formats.about(origin_of(program), history=True))
+    again, _ = archive.read(io.BytesIO(content), "the new file")
+    inputs = [(random_inputs((example,), example.device, seed)[0], None) for seed in range(2)]
+    require(compare(program, again, inputs))
+    return content

@@ -1,0 +1,124 @@
+"""A gated network's behaviour on a data set, gathered for a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.data import ImageSet
+from prunekit.methods.manidp.assess import GateResult, assess
+from prunekit.methods.manidp.costs import DynamicCost
+from prunekit.methods.manidp.objective import gram, pooled
+from prunekit.methods.manidp.record import Record, observe, watched
+from prunekit.methods.manidp.thresholds import SPAN, Thresholds
+from prunekit.nn.gated import GatedConv, gated_layers
+
+_SHIFTS = (-SPAN, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+_SWEPT = 2000  # images at each point of the sweep
+_ALIGNED = 256  # images whose manifolds are compared
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """`result` and `record` at the present thresholds; `sweep` has (mean MACs, accuracy) as all thresholds grow
+    together; `alignment` has for each layer the correlation of the cosines between images' features and of those
+    between their saliencies; `classes` the mean MACs and accuracy by class name.
+    """
+
+    result: GateResult
+    record: Record
+    sweep: tuple[tuple[float, float], ...]
+    alignment: dict[str, float]
+    classes: dict[str, tuple[float, float]]
+
+    def cheapest(self, count: int) -> list[int]:
+        """The images of the lowest MACs, cheapest first."""
+        order: list[int] = self.record.macs.argsort(stable=True)[:count].tolist()
+        return order
+
+    def dearest(self, count: int) -> list[int]:
+        """The images of the highest MACs, dearest first."""
+        order: list[int] = self.record.macs.argsort(descending=True, stable=True)[:count].tolist()
+        return order
+
+
+def portray(model: nn.Module, cost: DynamicCost, images: ImageSet) -> Portrait:
+    """Watch `model`, in eval mode, on labelled `images`. Its thresholds are moved for the sweep and put back."""
+    record = observe(model, cost, images.batches(250))
+    return Portrait(
+        result=assess(record, cost),
+        record=record,
+        sweep=_sweep(model, cost, images.sample(min(_SWEPT, len(images)))),
+        alignment=_alignment(model, cost, images.sample(min(_ALIGNED, len(images)))),
+        classes=_by_class(record, images),
+    )
+
+
+def _sweep(model: nn.Module, cost: DynamicCost, images: ImageSet) -> tuple[tuple[float, float], ...]:
+    layers = [layer for _, layer in gated_layers(model)]
+    before = [layer.threshold.clone() for layer in layers]
+    family = Thresholds.around(model, observe(model, cost, images.batches(250), saliencies=True))
+    points = []
+    for shift in _SHIFTS:
+        for layer, value in zip(layers, family.at(shift), strict=True):
+            layer.threshold.fill_(value)
+        found = observe(model, cost, images.batches(250))
+        points.append((found.mean_macs, found.accuracy))
+    for layer, threshold in zip(layers, before, strict=True):
+        layer.threshold.copy_(threshold)
+    return tuple(points)
+
+
+@torch.no_grad()
+def _alignment(model: nn.Module, cost: DynamicCost, images: ImageSet) -> dict[str, float]:
+    layers = [layer for _, layer in gated_layers(model)]
+    features: list[Tensor] = []
+    hooks = [layer.norm.register_forward_hook(_keeping(features, layer)) for layer in layers]
+    try:
+        with watched(layers) as seen:
+            model(next(images.batches(len(images)))[0])
+            pairs = zip(cost.layers, features, seen, strict=True)
+            return {name: _correlation(gram(f.double()), gram(pi.double())) for name, f, pi in pairs}
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _keeping(features: list[Tensor], layer: GatedConv) -> Callable[[nn.Module, object, Tensor], None]:
+    def keep(_: nn.Module, __: object, y: Tensor) -> None:
+        features.append(pooled(layer, y))
+
+    return keep
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's correlation of two symmetric matrices, off the diagonal; 0 where one is constant."""
+    row, column = torch.triu_indices(len(a), len(a), offset=1)
+    both = torch.stack([a[row, column], b[row, column]])
+    both = both - both.mean(1, keepdim=True)
+    norms = both.norm(dim=1)
+    return float(both[0] @ both[1] / norms.prod()) if bool((norms > 1e-9).all()) else 0.0
+
+
+def _by_class(record: Record, images: ImageSet) -> dict[str, tuple[float, float]]:
+    found = {}
+    for label, name in enumerate(images.classes):
+        members = images.labels.cpu() == label
+        if bool(members.any()):
+            share = float(record.correct[members].double().mean())
+            found[name] = (float(record.macs[members].mean()), share)
+    return found
+
+
+def histogram(values: Sequence[float] | Tensor, bins: int = 30) -> list[tuple[float, int]]:
+    """Middles of equal bins, and how many values fall into each."""
+    series = torch.as_tensor(values, dtype=torch.float64)
+    low, high = float(series.min()), float(series.max())
+    if low == high:
+        return [(low, len(series))]
+    counts = torch.histc(series, bins, low, high).tolist()
+    width = (high - low) / bins
+    return [(low + (number + 0.5) * width, int(count)) for number, count in enumerate(counts)]

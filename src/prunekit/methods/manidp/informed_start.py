@@ -1,0 +1,142 @@
+"""An informed start for gates: they close what the network needs least, and its layers are refitted to do without.
+
+Where every saliency starts as one, training has to find out which channels go while the network breaks for each wrong
+guess. Here the order comes from the network itself: how far its answers move with a channel's scale, over some images.
+Gates foresee how hard an image is (see `foresight`) and leave more channels to the hard ones. Then every layer in turn
+is refitted, by the least squares that restore pruned networks, to give from the masked inputs what the original gave.
+No labels are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+from prunekit.methods.manidp.difficulty import hardness, lean
+from prunekit.methods.manidp.keep_ratios import shares
+from prunekit.nn.gated import GatedConv, gated_layers
+from prunekit.restore.layerwise_refit import note_targets, refit_in_order
+from prunekit.restore.refit_targets import Site
+
+IMAGES = 1000  # that an informed start looks at
+SPREAD = 0.1  # saliencies start evenly spaced in 1 +- SPREAD: an order, and hardly a change of scale
+ROWS = 16_000  # positions of a layer's output that its refit learns from
+RIDGE = 3e-2  # of the mean second moment of a layer's inputs
+_DIRECTIONS = 4  # in which the movement of the answers is measured
+_CHUNK = 250  # images at a time
+
+
+def inform(gated: nn.Module, images: Tensor, keep: float, ease: float = 0.0, seed: int = 0) -> dict[str, float]:
+    """Order the channels of each gate of `gated`, close some, and refit its layers, **in place**.
+
+    The network then costs about what the share `keep` of each layer's channels costs. Returned is the share of each
+    layer, by name: the more, the more its channels move the answers for each MAC.
+
+    `gated` is as it was made, and so computes what the network without gates does; `images` `(N, C, H, W)` are
+    normalised as it reads them. With `ease` zero every image keeps the same channels; the larger it is, the fewer the
+    easy ones keep.
+    """
+    training = gated.training
+    gated.eval()
+    strengths = answers_moved(gated, images, seed)
+    with torch.no_grad():
+        read, hard = _looked_at(gated, images)
+        graph, sites = graph_of(gated), _sites(gated)
+        targets = note_targets(gated, graph, sites, images, ROWS, seed)
+        kept = shares(strengths, dynamic_cost(gated, graph), keep)
+        for name, layer in gated_layers(gated):
+            pi = _set_order(layer, strengths[name])
+            pi = pi + lean(layer, read[name], hard, ease)[:, None]
+            ordered = pi.flatten().sort(descending=True).values
+            layer.threshold.copy_(ordered[math.ceil(kept[name] * len(ordered) - 1e-6) - 1])
+        refit_in_order(gated, graph, sites, targets, images, RIDGE)
+    gated.train(training)
+    return kept
+
+
+def answers_moved(gated: nn.Module, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """For each gated layer `(channels,)`, how far the logits move with a channel's saliency: the mean square, over
+    images and random directions `v`, of `d(v . logits) / d pi`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = dict(gated_layers(gated))
+    sums = {name: torch.zeros(()) for name in layers}
+    with _leaves(layers) as saliencies:
+        for batch in torch.split(images, _CHUNK):
+            logits = gated(batch)
+            for left in reversed(range(_DIRECTIONS)):
+                direction = torch.randn(logits.shape, generator=generator).to(logits)
+                moved = torch.autograd.grad(
+                    (direction * logits).sum(), list(saliencies.values()), retain_graph=left > 0
+                )
+                for name, slope in zip(saliencies, moved, strict=True):
+                    sums[name] = sums[name].to(slope.device) + slope.double().square().sum(0)
+    return sums
+
+
+@contextlib.contextmanager
+def _leaves(layers: dict[str, GatedConv]) -> Iterator[dict[str, Tensor]]:
+    """Inside, saliencies are leaves of the graph of gradients; gives those of the last batch."""
+    found: dict[str, Tensor] = {}
+
+    def leaf(_: nn.Module, __: Any, pi: Tensor, *, name: str) -> Tensor:
+        found[name] = pi.detach().requires_grad_()
+        return found[name]
+
+    hooks = [layer.gate.register_forward_hook(partial(leaf, name=name)) for name, layer in layers.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _looked_at(gated: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What the hidden layer of each gate gives, `(N, hidden)`, and the log of the entropy of the answers, `(N,)`."""
+    read: dict[str, list[Tensor]] = {}
+
+    def keep(gate: Any, args: tuple[Tensor, ...], _: Tensor, *, name: str) -> None:
+        read.setdefault(name, []).append(gate.hidden(args[0].flatten(2).mean(2)))
+
+    hooks = [layer.gate.register_forward_hook(partial(keep, name=name)) for name, layer in gated_layers(gated)]
+    logits = torch.cat([gated(batch) for batch in torch.split(images, _CHUNK)])
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(parts) for name, parts in read.items()}, hardness(logits)
+
+
+def _set_order(layer: GatedConv, strength: Tensor) -> Tensor:
+    """Evenly spaced saliencies in the order of `strength`, undone by the batch norm."""
+    bias, norm = layer.gate.excite.bias, layer.norm
+    assert isinstance(norm, _NormBase)
+    steps = torch.linspace(1 - SPREAD, 1 + SPREAD, len(bias), dtype=torch.float64, device=bias.device)
+    pi = torch.empty_like(steps).scatter_(0, strength.argsort(stable=True), steps).to(bias)
+    bias.copy_(pi)
+    for values in (norm.weight, norm.bias):
+        if values is not None:
+            values.div_(pi.to(values))
+    return pi
+
+
+def _sites(gated: nn.Module) -> list[Site]:
+    """The convolutions and linear layers that are no part of a gate."""
+    layers = dict(gated_layers(gated))
+    gates = {id(part) for layer in layers.values() for part in layer.gate.modules()}
+    norms = {id(layer.layer): f"{name}.norm" for name, layer in layers.items() if _keeps_mean(layer.norm)}
+    return [
+        Site(name, kept=None, norm=norms.get(id(module)), join=None, rectified=False)
+        for name, module in gated.named_modules()
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and id(module) not in gates
+    ]
+
+
+def _keeps_mean(norm: nn.Module) -> bool:
+    return isinstance(getattr(norm, "running_mean", None), Tensor)

@@ -1,0 +1,1 @@
+"""Neuron Merging (Kim et al., NeurIPS 2020) and its stronger relatives."""

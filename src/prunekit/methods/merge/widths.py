@@ -1,0 +1,233 @@
+"""The filters that stay in each layer: an order by some criterion, and how many of it, the same share or by loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
+from prunekit.methods.merge.candidates import Layer
+from prunekit.methods.merge.selection import losses, pivoted, removals
+from prunekit.methods.ranking import round_widths
+from prunekit.restore.second_moments import Reading
+from prunekit.surgery import Cost, Graph, predict
+
+if TYPE_CHECKING:
+    from prunekit.methods.merge.method import MergeConfig
+
+Kept = dict[str, list[int]]
+# The least that widths by loss leave of a layer, for readings are not to be trusted all the way: of measured ones as a
+# share of the layer, of modelled ones as a share of what the same ratio of every layer would leave.
+_LEAST_MEASURED, _LEAST_MODELLED = 1 / 8, 1 / 2
+# By what part savings are counted in MACs, the rest in parameters, where both are limited.
+_MIXES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A layer and its units from the best to the worst."""
+
+    layer: Layer
+    order: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        """The group's name."""
+        return self.layer.group.name
+
+    def best(self, number: int) -> list[int]:
+        """The best units, ascending."""
+        return sorted(int(unit) for unit in self.order[:number])
+
+
+def rank(layers: Sequence[Layer], criterion: str, readings: Mapping[str, Reading]) -> list[Ranked]:
+    """Each layer's units by the criterion; by `l2-norm` where `pivot` has no reading of them."""
+    ranked = []
+    for layer in layers:
+        reading = readings.get(layer.group.name)
+        if criterion == "pivot" and reading is not None:
+            ranked.append(Ranked(layer, pivoted(reading)))
+        else:
+            scores = importance(layer.weight, "l2-norm" if criterion == "pivot" else criterion)
+            ranked.append(Ranked(layer, np.argsort(-scores, kind="stable")))
+    return ranked
+
+
+def importance(weight: Tensor, criterion: str) -> NDArray[np.float64]:
+    """A score for each filter, `(C,)`: `l1-norm`, `l2-norm`, or `l2-GM`, the sum of distances to all filters."""
+    flat = weight.flatten(1).double().cpu()
+    if criterion == "l2-GM":
+        scores = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
+    else:
+        scores = flat.norm(p=1 if criterion == "l1-norm" else 2, dim=1)
+    result: NDArray[np.float64] = scores.numpy()
+    return result
+
+
+def choose(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading]) -> Kept:
+    """The kept units of every layer that loses some.
+
+    With `readings`, widths follow the loss that they predict, within the parameters and MACs that the same ratio of
+    every layer would leave; without, every layer loses the same share.
+
+    Raises:
+        InputError: a budget that cannot be met, or a layer that cannot be narrowed.
+    """
+    if isinstance(config.ratio, dict):
+        return _rounded(ranked, _by_group(graph, ranked, config), config)
+    budget = read_budget(config, predict(graph, graph.kept_classes({})))
+    return _by_loss(graph, ranked, config, budget, readings) if readings else _uniform(graph, ranked, config, budget)
+
+
+def _uniform(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget) -> Kept:
+    def keeps_at(ratio: float) -> Kept:
+        kept = {one.name: _largest(one, ratio, config.min_channels) for one in ranked}
+        return _rounded(ranked, {name: units for name, units in kept.items() if units is not None}, config)
+
+    if budget.kind == "ratio":
+        return keeps_at(budget.amount)
+    step = 1 + _steps_to(graph, budget, 998, lambda k: keeps_at((k + 1) / 1000))
+    return keeps_at(step / 1000)
+
+
+def _by_loss(
+    graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget, readings: Mapping[str, Reading]
+) -> Kept:
+    uniform = _uniform(graph, ranked, config, budget)
+    start = _descent(graph, ranked, config, readings, uniform)
+    if budget.kind != "ratio":
+        way = start.by(float(budget.kind == "macs"))
+        return way.keeps_at(_steps_to(graph, budget, len(way.order), way.keeps_at))
+    goal = predict(graph, graph.kept_classes(uniform))
+
+    def within(kept: Kept) -> bool:
+        cost = predict(graph, graph.kept_classes(kept))
+        return cost.params <= goal.params and cost.macs <= goal.macs
+
+    def end(way: _Descent) -> tuple[bool, float, int]:
+        count = fewest(len(way.order), lambda count: within(way.keeps_at(count)))
+        return not within(way.keeps_at(count)), way.loss(count), count
+
+    ways = [start.by(part) for part in _MIXES]  # the best is where both limits bind, or one that lets the other be
+    ends = [end(way) for way in ways]
+    best = ends.index(min(ends))
+    return ways[best].keeps_at(ends[best][-1])
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """Layers that lose one unit after the other. `order` names the layer of `known` that does, by what its `curves`
+    predict and its units cost in parameters and MACs, `costs[0]` and `costs[1]`; those of `blind`, of which nothing is
+    known, keep pace.
+    """
+
+    known: Sequence[Ranked]
+    blind: Sequence[Ranked]
+    curves: Sequence[NDArray[np.float64]]
+    costs: NDArray[np.float64]
+    config: MergeConfig
+    least: Sequence[int]
+    order: Sequence[int] = ()
+
+    def by(self, part: float) -> _Descent:
+        """With the order in which least is lost for what is saved: `part` of it counted in MACs, the rest in
+        parameters.
+        """
+        costs = ((1 - part) * self.costs[0] + part * self.costs[1]).tolist()
+        return replace(self, order=removals(self.curves, costs, self.least))
+
+    def keeps_at(self, count: int) -> Kept:
+        """What stays after so many steps."""
+        gone = zip(self.known, self._gone(count), strict=True)
+        kept = {one.name: one.best(one.layer.group.size - int(n)) for one, n in gone if n}
+        pace = count / max(1, len(self.order))
+        others = {one.name: _largest(one, pace, self.config.min_channels) for one in self.blind}
+        kept.update({name: units for name, units in others.items() if units is not None})
+        return _rounded([*self.known, *self.blind], kept, self.config)
+
+    def loss(self, count: int) -> float:
+        """What the layers together are predicted to have lost by then."""
+        return sum(float(curve[len(curve) - 1 - n]) for curve, n in zip(self.curves, self._gone(count), strict=True))
+
+    def _gone(self, count: int) -> NDArray[np.int64]:
+        return np.bincount(np.array(self.order[:count], dtype=np.int64), minlength=len(self.known))
+
+
+def _descent(
+    graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading], uniform: Kept
+) -> _Descent:
+    def least(one: Ranked) -> int:
+        size = one.layer.group.size
+        share = _LEAST_MEASURED * size
+        if readings[one.name].modelled:
+            share = _LEAST_MODELLED * len(uniform.get(one.name, range(size)))
+        return max(config.min_channels, math.ceil(share))
+
+    known = [one for one in ranked if one.name in readings]
+    curves = [losses(readings[one.name], one.order) for one in known]
+    blind = [one for one in ranked if one.name not in readings]
+    return _Descent(known, blind, curves, _unit_costs(graph, known), config, [least(one) for one in known])
+
+
+def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> NDArray[np.float64]:
+    """What one unit of each layer costs, as a share of all parameters and of all MACs: `(2, layers)`."""
+    whole, costs = predict(graph, graph.kept_classes({})), []
+    for one in ranked:
+        size = one.layer.group.size
+        half = predict(graph, graph.kept_classes({one.name: one.best(max(1, size // 2))}))
+        saved = np.array([(whole.params - half.params) / whole.params, (whole.macs - half.macs) / whole.macs])
+        costs.append(saved / max(1, size - size // 2))
+    return np.stack(costs, 1)
+
+
+def _steps_to(graph: Graph, budget: Budget, limit: int, keeps_at: Callable[[int], Kept]) -> int:
+    """The fewest steps whose network meets the target.
+
+    Raises:
+        InputError: even the last one leaves more.
+    """
+
+    def cost(step: int) -> Cost:
+        return predict(graph, graph.kept_classes(keeps_at(step)))
+
+    step = fewest(limit, lambda k: budget.met_by(cost(k)))
+    if not budget.met_by(cost(step)):
+        raise InputError(f"the target of {budget.amount:,.0f} {budget.kind} cannot be met by merging these layers")
+    return step
+
+
+def _by_group(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig) -> Kept:
+    assert isinstance(config.ratio, dict)
+    by_name = {one.name: one for one in ranked}
+    kept = {}
+    for name, ratio in config.ratio.items():
+        group = graph.group(name)
+        if group.name not in by_name:
+            raise InputError(f"channel group '{name}' cannot be merged: see 'left' in prunekit inspect")
+        index = _largest(by_name[group.name], check_ratio(ratio), config.min_channels)
+        if index is not None:
+            kept[group.name] = index
+    return kept
+
+
+def _largest(one: Ranked, ratio: float, least: int) -> list[int] | None:
+    """The filters that stay, ascending. The paper truncates the number for convolutions, rounds it for linear ones."""
+    size = one.layer.group.size
+    wanted = size * (1 - ratio)
+    number = max(least, 1, round(wanted) if isinstance(one.layer.module, nn.Linear) else int(wanted))
+    return None if number >= size else one.best(number)
+
+
+def _rounded(ranked: Sequence[Ranked], kept: Mapping[str, Sequence[int]], config: MergeConfig) -> Kept:
+    places = {one.name: np.empty(len(one.order)) for one in ranked}
+    for one in ranked:
+        places[one.name][one.order] = -np.arange(len(one.order), dtype=np.float64)
+    return round_widths([one.layer.group for one in ranked], places, kept, config.round_to)

@@ -1,0 +1,1 @@
+"""Network Slimming (Liu et al., ICCV 2017)."""

@@ -1,0 +1,1 @@
+"""Modules that stay in a network after surgery: padding, selections, gates, buckets."""

@@ -1,0 +1,214 @@
+"""An exported program (`torch.export.save`, `.pt2`) as an `nn.Module` that runs it node by node."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.programs.judge import ExcessError, judge, twin
+from prunekit.programs.layers import Layer, agreeing, layer_of
+from prunekit.programs.ops import dtype, value
+from prunekit.programs.steps import Step, check_order, decode, look_up, names
+from prunekit.spec import Origin
+
+# Numbers in the inputs that a program is fixed to.
+_LARGEST_BATCH = 1 << 26
+
+
+class ExportedProgram(nn.Module):
+    """Runs the graph of an exported program on its own weights, which keep their dotted names; layers are modules.
+
+    `inputs` are the names of what it takes, `sizes` those of the first (None where any will do).
+    `batch` is the batch size that the program is fixed to, None when it takes any. Larger and smaller batches
+    then run in chunks of that size, the last one filled up.
+    """
+
+    def __init__(self, graph: Mapping[str, Any], signature: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """`graph` and `signature` are those of the file's JSON; `tensors` its weights and constants by name.
+
+        Raises `UnsupportedError` for what is not plainly a network, and any other exception where the JSON is
+        damaged.
+        """
+        super().__init__()
+        self._bound: dict[str, str] = {}
+        inputs: list[str] = []
+        for spec in signature["input_specs"]:
+            ((kind, content),) = spec.items()
+            name = value({"as_tensor": content["arg"]} if kind != "user_input" else content["arg"]).name
+            if kind == "user_input":
+                inputs.append(name)
+            else:
+                self._bound[name] = content[_PATHS[kind]]
+        self.inputs = tuple(inputs)
+        self._outputs = tuple(
+            value(spec["user_output"]["arg"]) for spec in signature["output_specs"] if "user_output" in spec
+        )
+        steps = decode(graph["nodes"], keep=names(self._outputs))
+        check_order(steps, self._outputs, {*inputs, *self._bound})
+        self._judged: set[Any] = set()
+        self._judge_claims(steps, [graph["tensor_values"][name] for name in inputs], tensors)
+        self._steps = self._furnish(steps, graph["tensor_values"], tensors)
+        self.sizes = _sizes(graph["tensor_values"][inputs[0]])
+        # a program of several inputs, or of a size that is none, cannot be fed in chunks
+        self.batch = (self.sizes[0] or None) if len(inputs) == 1 else None
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The program's output: one value, or a tuple of its values."""
+        if len(inputs) != len(self.inputs):
+            raise TypeError(f"the program takes {len(self.inputs)} inputs, {len(inputs)} given")
+        if self.batch is None or inputs[0].shape[0] == self.batch:
+            return self._run(inputs)
+        return self._run_in_chunks(inputs[0], self.batch)
+
+    def example(self, origin: Origin | None) -> Tensor:
+        """Random images that the program takes, `(N, ...)`, shaped as `origin` says where the program leaves it open.
+
+        Raises:
+            InputError: nobody says how large they are.
+        """
+        shape: tuple[int | None, ...] = origin.input.shape if origin and origin.input else self.sizes[1:]
+        if any(size is None for size in shape):
+            raise InputError(
+                "the program does not say how large its input is", hint="add --input-size, such as 3x224x224"
+            )
+        kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+        sizes = (self.batch or 2, *(size or 1 for size in shape))
+        return torch.randn(sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(kind)
+
+    def _furnish(
+        self, steps: tuple[Step, ...], values: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[Step, ...]:
+        """Register the weights, those of layers in modules of their kinds, and let the steps call these."""
+        found = [layer_of(step.call, step.args, step.kwargs, self._bound, tensors, values) for step in steps]
+        layers = agreeing(layer for layer in found if layer is not None)
+        for path in self._bound.values():
+            owner, _, leaf = path.rpartition(".")
+            _register(_at(self, owner, layers), leaf, tensors[path])
+        for name in layers:  # those without weights
+            _at(self, name, layers)
+        return tuple(
+            dataclasses.replace(step, args=(layer.reads,), kwargs={}, layer=layer.name)
+            if layer is not None and layer.name in layers
+            else step
+            for step, layer in zip(steps, found, strict=True)
+        )
+
+    def _run_in_chunks(self, x: Tensor, size: int) -> Tensor:
+        outputs = []
+        for chunk in torch.split(x, size):
+            filling = chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])
+            outputs.append(self._run((torch.cat((chunk, filling)),))[: len(chunk)])
+        return torch.cat(outputs)
+
+    def _run(self, inputs: Sequence[Tensor]) -> Any:
+        self._judge(inputs)
+        values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
+        device = inputs[0].device
+        values.update((name, attrgetter(path)(self)) for name, path in self._bound.items())
+        for step in self._steps:
+            step.run(values, device, self.get_submodule)
+        outputs = tuple(look_up(output, values, device) for output in self._outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _judge_claims(
+        self, steps: tuple[Step, ...], described: list[Mapping[str, Any]], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Refuse a program that on inputs of the sizes in its file would ask for more than the file holds."""
+        sizes = [shape for shape in map(_claimed, described) if shape is not None]
+        if len(sizes) < len(described):
+            return  # known when there are inputs
+        if sum(map(math.prod, sizes)) > _LARGEST_BATCH:
+            raise ExcessError(f"inputs of {' and '.join(map(str, sizes))}")
+        inputs = [
+            torch.empty(shape, dtype=dtype(tensor["dtype"]), device="meta")
+            for shape, tensor in zip(sizes, described, strict=True)
+        ]
+        values = dict(zip(self.inputs, inputs, strict=True))
+        values |= {name: twin(tensors[path]) for name, path in self._bound.items()}
+        judge(steps, values, self.get_submodule, sum(map(_nbytes, tensors.values())))
+        self._judged.add(_kinds(inputs))
+
+    def _judge(self, inputs: Sequence[Tensor]) -> None:
+        """Refuse inputs that make the program ask for more than they justify, where the file left their sizes open."""
+        if _is_traced(inputs) or (kinds := _kinds(inputs)) in self._judged:
+            return
+        held = sum(map(_nbytes, (*self.parameters(), *self.buffers(), *inputs)))
+        values = {name: twin(tensor) for name, tensor in zip(self.inputs, inputs, strict=True)}
+        values |= {name: twin(attrgetter(path)(self)) for name, path in self._bound.items()}
+        # a thread of its own: whoever records this forward is not to see it twice
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(judge, self._steps, values, self._layer_twin, held).result()
+        self._judged.add(kinds)
+
+    def _layer_twin(self, name: str) -> nn.Module:
+        """A copy of the layer on the meta device, without the hooks of whoever watches this forward."""
+        layer = self.get_submodule(name)
+        memo: dict[int, Any] = {id(tensor): twin(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
+        memo |= {id(hooks): {} for m in layer.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)}
+        return copy.deepcopy(layer, memo)
+
+
+_PATHS = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
+
+
+def filled(model: nn.Module, x: Tensor) -> Tensor:
+    """The example input `(1, ...)`, repeated to the batch size where `model` is a program that always runs so many:
+    its cost would else be that of a batch.
+    """
+    batch = model.batch if isinstance(model, ExportedProgram) else None
+    return x if batch is None else x[:1].repeat(batch, *(1,) * (x.dim() - 1))
+
+
+def _at(root: nn.Module, path: str, layers: Mapping[str, Layer]) -> nn.Module:
+    """The module at `path`; where there is none it is made, and all on the way, as the layers of these names are."""
+    module, parts = root, path.split(".") if path else []
+    for depth, part in enumerate(parts, start=1):
+        if part not in module._modules:
+            layer = layers.get(".".join(parts[:depth]))
+            module.add_module(part, nn.Module() if layer is None else layer.make())
+        module = module.get_submodule(part)
+    return module
+
+
+def _register(module: nn.Module, leaf: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor)
+
+
+def _sizes(tensor: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """The sizes of the program's first input; None where it takes any."""
+    return tuple(size.get("as_int") for size in tensor["sizes"])
+
+
+def _claimed(tensor: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """An input's sizes: those that the file fixes, for others those it was made with; None where one is unknown."""
+    sizes = [
+        size["as_int"] if "as_int" in size else ((size.get("as_expr") or {}).get("hint") or {}).get("as_int")
+        for size in tensor["sizes"]
+    ]
+    known = tuple(size for size in sizes if size is not None)
+    return known if len(known) == len(sizes) else None
+
+
+def _kinds(inputs: Iterable[Tensor]) -> Any:
+    return tuple((tuple(x.shape), x.dtype) for x in inputs)
+
+
+def _is_traced(inputs: Iterable[Tensor]) -> bool:
+    """Whether an exporter follows this forward, with sizes that are no numbers."""
+    return torch.compiler.is_compiling() or not all(type(size) is int for x in inputs for size in x.shape)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

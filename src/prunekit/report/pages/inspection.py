@@ -1,0 +1,100 @@
+"""What `inspect` found, as a page: widths before and after, channel groups, what is frozen and why, and the history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prunekit.report import numbers
+from prunekit.report.pages import page
+from prunekit.report.terminal.inspection import TITLES, describe_step, some
+
+
+def inspection_page(facts: Mapping[str, Any]) -> str:
+    """The document of `inspect` as one self-contained page."""
+    spec, original = facts["input"], facts["original"]
+    about = [
+        facts["arch"] or "unknown architecture",
+        "x".join(map(str, spec["shape"])) if spec else "",
+        numbers.data_size(facts["bytes"]),
+    ]
+    parts = [
+        page.paragraph(", ".join(part for part in about if part and part != numbers.NONE)),
+        page.cards([_card(key, title, facts, original) for key, title in TITLES.items()]),
+        page.heading("Layers"),
+        _layers(facts["layers"], original["widths"] if original else {}),
+        page.heading("Channel groups"),
+        _groups(facts["groups"]),
+    ]
+    if facts["sensitivity"]:
+        parts += [page.heading("Sensitivity"), *_sensitivity(facts["sensitivity"])]
+    if facts["history"]:
+        rows = [(str(number), describe_step(step)) for number, step in enumerate(facts["history"], start=1)]
+        parts += [page.heading("History"), page.table(["", "what was done"], rows, left=2)]
+    return page.page(str(facts["model"]), parts)
+
+
+def _card(key: str, title: str, facts: Mapping[str, Any], original: Mapping[str, Any] | None) -> tuple[str, str]:
+    figure = numbers.count(facts[key])
+    if original is None:
+        return title, figure
+    return f"{title}: {numbers.change(original[key], facts[key])} of {numbers.count(original[key])}", figure
+
+
+def _layers(layers: Sequence[Mapping[str, Any]], widths: Mapping[str, int]) -> str:
+    """Convolutions and linear layers with bars of their widths; all others when asked for."""
+    widest = max([*(layer["channels"] for layer in layers), *widths.values(), 1])
+    wide = [layer for layer in layers if layer["channels"]]
+    rows = [
+        (
+            layer["name"],
+            layer["kind"],
+            _width(layer["channels"], widths.get(layer["name"], layer["channels"]), widest),
+            f"{layer['params']:,}",
+            f"{layer['macs']:,}",
+        )
+        for layer in wide
+    ]
+    shown = page.table(["layer", "kind", "channels", "parameters", "MACs"], rows, left=2, raw=(2,))
+    others = [(layer["name"], layer["kind"], f"{layer['params']:,}") for layer in layers if not layer["channels"]]
+    if others:
+        shown += page.folded(f"{len(others)} other layers", page.table(["layer", "kind", "parameters"], others, left=2))
+    return shown
+
+
+def _width(now: int, before: int, widest: int) -> str:
+    """The figure and its bar: all of the bar is the width before, its bright part the width now."""
+    text = f"{now} of {before}" if now != before else str(now)
+    return page.bar(text, before / widest, now / max(before, now))
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            group["name"],
+            some(group["producers"]),
+            some(group["consumers"]),
+            "; ".join(f"{count} frozen: {reason}" for reason, count in group["frozen"].items()),
+            str(group["channels"]),
+            str(group["removable"]),
+        )
+        for group in groups
+    ]
+    return page.table(["group", "made by", "read by", "why not", "channels", "removable"], rows, left=4)
+
+
+def _sensitivity(found: Mapping[str, Any]) -> list[str]:
+    """A row a group: the accuracy that is left when it alone loses channels, with a bar for the largest loss."""
+    groups, whole = found["groups"], found["accuracy"]
+    ratios = groups[0]["ratios"]
+    rows = []
+    for group in groups:
+        left = min(group["accuracy"])
+        bar = page.bar(numbers.percent(left), 1.0, left / max(whole, left, 1e-9))
+        rows.append((group["group"], bar, str(group["channels"]), *(numbers.percent(a) for a in group["accuracy"])))
+    text = (
+        f"{numbers.percent(whole)} on {found['images']:,} images with all channels. Each row prunes one group alone, "
+        "smallest filters first, and restores nothing."
+    )
+    columns = ["group", "least left", "channels", *(f"−{ratio:.0%}" for ratio in ratios)]
+    return [page.paragraph(text), page.table(columns, rows, raw=(1,))]

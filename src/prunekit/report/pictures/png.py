@@ -1,0 +1,168 @@
+"""Charts as files, drawn by Matplotlib (the extra `pictures`), and those of a pruning: gammas, widths, passes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunekit.errors import InputError
+from prunekit.files.writing import atomic_write
+from prunekit.report import numbers
+from prunekit.report.pictures.chart import Axis, Chart, Point, Reference, Series, ticks
+from prunekit.report.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from prunekit.workflows.passes import PassResult
+
+_PICTURES = (".png", ".svg", ".pdf")
+_COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#a61e4d")
+_MUTED = "#9aa5b1"
+_BINS = 60
+_MANY = 100  # points, from which on they are small
+_LETTERS = 60  # that have room along an axis
+MACS, ACCURACY = Axis("MACs", written=numbers.count), Axis("accuracy", "%")
+
+
+def require_matplotlib() -> Any:
+    """Matplotlib's object-oriented `Figure`, which needs no display.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("pictures need Matplotlib", hint="pip install 'prunekit[pictures]'") from error
+    return Figure
+
+
+def check_picture(path: str) -> None:
+    """Raise `InputError` where Matplotlib is missing or cannot write such a file."""
+    require_matplotlib()
+    suffix = Path(path).suffix.lower()
+    if suffix not in _PICTURES:
+        raise InputError(f"{Path(path).name} has the suffix '{suffix}'", hint=f"pictures are {', '.join(_PICTURES)}")
+
+
+def gammas_of(model: nn.Module) -> torch.Tensor:
+    """|gamma| of every batch norm, `(channels,)`."""
+    scales = [m.weight.detach().abs().flatten() for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
+    return torch.cat(scales).cpu() if scales else torch.zeros(0)
+
+
+def gammas_chart(before: torch.Tensor, after: torch.Tensor, threshold: float | None) -> Chart:
+    """Histograms of |gamma| before and after, with the threshold between what went and what stayed."""
+    top = float(max([t.max() for t in (before, after) if t.numel()], default=torch.tensor(1.0))) or 1.0
+
+    def counted(values: torch.Tensor) -> tuple[Point, ...]:
+        counts = torch.histc(values.double(), _BINS, 0, top).tolist()
+        return tuple(Point((i + 0.5) * top / _BINS, count) for i, count in enumerate(counts))
+
+    series = (Series("before", counted(before), "bars", muted=True), Series("after", counted(after), "steps"))
+    lines = () if threshold is None else (Reference(f"threshold {threshold:.3g}", threshold, "x"),)
+    return Chart("Batch-norm scales", Axis("|gamma|"), Axis("channels"), series, lines)
+
+
+def widths_chart(before: Mapping[str, int], after: Mapping[str, int]) -> Chart:
+    """Output channels of each layer before and after, in execution order."""
+    now = tuple(Point(i, after.get(name, 0)) for i, name in enumerate(before))
+    then = tuple(Point(i, width) for i, width in enumerate(before.values()))
+    series = (Series("before", then, "bars", width=0.8, muted=True), Series("after", now, "bars", width=0.5))
+    return Chart("Widths", Axis("layer", names=tuple(before)), Axis("channels"), series)
+
+
+def passes_chart(passes: Sequence[PassResult], start_accuracy: float) -> Chart:
+    """Accuracy against MACs over the passes, right after pruning and after tuning."""
+    start = Point(passes[0].before.macs, 100 * start_accuracy, note="before")
+    tuned = (start, *(Point(p.after.macs, 100 * p.accuracy_tuned) for p in passes))
+    pruned = tuple(Point(p.after.macs, 100 * p.accuracy_pruned) for p in passes)
+    series = (Series("tuned", tuned, "line"), Series("right after pruning", pruned, muted=True))
+    return Chart("Accuracy over the passes", Axis("MACs", written=numbers.count, descending=True), ACCURACY, series)
+
+
+def draw(charts: Sequence[Chart], path: Path, *, title: str = "", force: bool = True) -> None:
+    """Write the charts side by side as one picture, in the format that the suffix of `path` says.
+
+    Raises:
+        InputError: Matplotlib is missing, or the file cannot be written.
+    """
+    widths = [max(6.0, min(0.22 * len(chart.x.names), 40.0)) for chart in charts]
+    figure = require_matplotlib()(figsize=(sum(widths), 4.2), layout="constrained")
+    if title:
+        figure.suptitle(_text(title))
+    grid = figure.subplots(1, len(charts), squeeze=False, width_ratios=widths)[0]
+    for axes, chart in zip(grid, charts, strict=True):
+        _draw(axes, chart)
+    kind = path.suffix.lower().removeprefix(".")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts that the font does not have
+        atomic_write(path, lambda stream: figure.savefig(stream, dpi=120, format=kind), force=force)
+
+
+def _draw(axes: Axes, chart: Chart) -> None:
+    axes.set(xlabel=_text(chart.x.title), ylabel=_text(chart.y.title), title=_text(chart.title))
+    axes.spines[["top", "right"]].set_visible(False)
+    bright = iter(_COLOURS * len(chart.series))
+    for series in chart.series:
+        _add(axes, series, _MUTED if series.muted else next(bright))
+    for line in chart.references:
+        across = axes.axhline if line.along == "y" else axes.axvline
+        across(line.value, color="black", linestyle="--", linewidth=1, label=_text(line.label))
+    _write_ticks(axes, chart)
+    _annotate(axes, chart.points)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+
+
+def _add(axes: Axes, series: Series, colour: str) -> None:
+    xs, ys = [p.x for p in series.points], [p.y for p in series.points]
+    label = _text(series.name) or None
+    if series.form == "bars":
+        axes.bar(xs, ys, width=series.step * series.width, color=colour, label=label)
+    elif series.form == "steps":
+        edges = [xs[0] - series.step / 2, *(x + series.step / 2 for x in xs)]
+        axes.stairs(ys, edges, color=colour, label=label, linewidth=1.6)
+    else:
+        size, alpha = (6.0, 1.0) if len(xs) < _MANY else (2.0, 0.4)
+        style = "o-" if series.form == "line" else "o"
+        axes.plot(xs, ys, style, color=colour, label=label, markersize=size, alpha=alpha)
+
+
+def _write_ticks(axes: Axes, chart: Chart) -> None:
+    """The same ones as on a page; names stand upright, all of them."""
+    for axis, drawn, (low, high) in ((chart.x, axes.xaxis, axes.get_xlim()), (chart.y, axes.yaxis, axes.get_ylim())):
+        if axis.names:
+            drawn.set_ticks(range(len(axis.names)), [_text(name) for name in axis.names], rotation=90, fontsize=6)
+        else:
+            found = ticks(low, high, axis, lambda found: sum(len(text) + 2 for _, text in found) <= _LETTERS)
+            drawn.set_ticks([value for value, _ in found], [_text(text) for _, text in found])
+    if chart.x.descending:
+        axes.invert_xaxis()
+
+
+def _annotate(axes: Axes, points: Sequence[Point]) -> None:
+    """Write each point's name beside it: above one another where points lie together, leftwards at the right end."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    taken: list[tuple[float, float]] = []
+    for point in sorted((p for p in points if p.name), key=lambda p: p.y):
+        across, up = (point.x - left) / (right - left), (point.y - low) / (high - low)
+        while any(abs(across - a) < 0.2 and abs(up - b) < 0.04 for a, b in taken):
+            up += 0.04
+        taken.append((across, up))
+        side = "right" if across > 0.75 else "left"
+        place = (point.x + (right - left) * (-0.015 if side == "right" else 0.015), low + up * (high - low))
+        axes.annotate(_text(point.name), place, fontsize=8, ha=side, va="center")
+
+
+def _text(name: str) -> str:
+    """A name as it is: Matplotlib reads $ as mathematics, and hides what begins with an underscore."""
+    escaped = printable(name).replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped

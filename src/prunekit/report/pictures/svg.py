@@ -1,0 +1,163 @@
+"""Charts as SVG, drawn by hand so that a page needs nothing else; colours are those of `page`'s style."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from prunekit.report.pictures.chart import Axis, Chart, Point, Reference, Series, ticks
+from prunekit.report.text import for_html
+
+_WIDTH, _HEIGHT = 480, 330
+_LEFT, _RIGHT, _TOP, _BOTTOM = 88, 20, 36, 56
+_COLOURS = 6
+_RADIUS = 9  # of a marker with a text in it
+_LETTER = 8.6  # about the width of one, in the size of the labels
+_MANY = 100  # points, from which on they are small
+
+
+class _Scale:
+    """From figures to places on paper, with a little room at both ends."""
+
+    def __init__(self, extent: tuple[float, float], axis: Axis, start: float, end: float) -> None:
+        low, high = extent
+        room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
+        self.low, self.high = low - room, high + room
+        if low >= 0:
+            self.low = max(self.low, 0.0)
+        self.start, self.end = (end, start) if axis.descending else (start, end)
+        self.axis = axis
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    def across(self) -> list[tuple[float, str]]:
+        """Places and texts below the paper: none reaches over its edge or into another one."""
+
+        def fits(found: Sequence[tuple[float, str]]) -> bool:
+            ends = sorted((self(value) - _wide(text) / 2, self(value) + _wide(text) / 2) for value, text in found)
+            apart = all(right + _LETTER < left for (_, right), (left, _) in pairwise(ends))
+            return apart and all(left >= 0 and right <= _WIDTH for left, right in ends)
+
+        return [(self(value), text) for value, text in ticks(self.low, self.high, self.axis, fits)]
+
+    def up(self) -> list[tuple[float, str]]:
+        """Places and texts beside the paper."""
+
+        def fits(found: Sequence[tuple[float, str]]) -> bool:
+            return all(_wide(text) <= _LEFT - 24 for _, text in found)
+
+        return [(self(value), text) for value, text in ticks(self.low, self.high, self.axis, fits)]
+
+
+def draw(chart: Chart) -> str:
+    """The chart as one `<svg>`; empty where there are no points."""
+    if not chart.points:
+        return ""
+    across = _Scale(chart.extent("x"), chart.x, _LEFT, _WIDTH - _RIGHT)
+    up = _Scale(chart.extent("y"), chart.y, _HEIGHT - _BOTTOM, _TOP)
+    parts = [f'<text class="title" x="{_LEFT}" y="18">{for_html(chart.title)}</text>', *_axes(across, up)]
+    taken: list[tuple[float, float]] = []
+    for series, colour in zip(chart.series, _colours(chart.series), strict=True):
+        parts += _series(series, colour, across, up, taken)
+    parts += [_reference(line, across, up) for line in chart.references]
+    label = for_html(chart.description)
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def legend(series: Sequence[Series]) -> str:
+    """Which colour is whose."""
+    keys = zip(series, _colours(series), strict=True)
+    return (
+        "<p>" + "".join(f'<span class="key f{colour}"></span>{for_html(line.name)}' for line, colour in keys) + "</p>"
+    )
+
+
+def _colours(series: Sequence[Series]) -> list[str]:
+    """The name of each one's colour in the style: `b` for what is muted, numbers for the others."""
+    bright = [line for line in series if not line.muted]
+    return ["b" if line.muted else str(bright.index(line) % _COLOURS) for line in series]
+
+
+def _axes(across: _Scale, up: _Scale) -> list[str]:
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    parts = []
+    for place, text in up.up():
+        parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{place}" y2="{place}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{round(place + 5, 1)}" text-anchor="end">{for_html(text)}</text>')
+    for place, text in across.across():
+        parts.append(f'<line class="axis" x1="{place}" x2="{place}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(f'<text x="{place}" y="{bottom + 20}" text-anchor="middle">{for_html(text)}</text>')
+    middle, height = (_LEFT + right) / 2, (_TOP + bottom) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 10}" text-anchor="middle">{for_html(across.axis.title)}</text>')
+    turned = f'transform="translate(16 {height}) rotate(-90)"'
+    parts.append(f'<text {turned} text-anchor="middle">{for_html(up.axis.title)}</text>')
+    return parts
+
+
+def _reference(line: Reference, across: _Scale, up: _Scale) -> str:
+    """A dashed line and its label, which stands where the line leaves the paper."""
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    if line.along == "y":
+        place = up(line.value)
+        ends, text = f'x1="{_LEFT}" x2="{right}" y1="{place}" y2="{place}"', f'x="{right}" y="{round(place - 5, 1)}"'
+        side = "end"
+    else:
+        place = across(line.value)
+        ends = f'x1="{place}" x2="{place}" y1="{_TOP}" y2="{bottom}"'
+        side = "start" if place < (_LEFT + right) / 2 else "end"
+        text = f'x="{round(place + (6 if side == "start" else -6), 1)}" y="{_TOP + 12}"'
+    return (
+        f'<line class="reference" {ends}/><text class="over" {text} text-anchor="{side}">{for_html(line.label)}</text>'
+    )
+
+
+def _series(series: Series, colour: str, across: _Scale, up: _Scale, taken: list[tuple[float, float]]) -> list[str]:
+    if series.form == "bars":
+        return [_bar(point, series, colour, across, up) for point in series.points]
+    if series.form == "steps":
+        half = series.step / 2
+        corners = [(across(p.x + side * half), up(p.y)) for p in series.points for side in (-1, 1)]
+        return [_polyline(corners, colour)]
+    places = [(across(p.x), up(p.y), p) for p in series.points]
+    parts = [_polyline([(x, y) for x, y, _ in places], colour)] if series.form == "line" and len(places) > 1 else []
+    radius = 4 if len(places) < _MANY else 2
+    for x, y, point in places:
+        drawn = _marked(x, y, point.mark, colour, taken) if point.mark else _dot(x, y, colour, radius)
+        parts.append(f"<g><title>{for_html(point.note or series.name)}</title>{drawn}</g>")
+    return parts
+
+
+def _polyline(places: Sequence[tuple[float, float]], colour: str) -> str:
+    path = " ".join(f"{x},{y}" for x, y in places)
+    return f'<polyline class="l{colour}" stroke-width="2" points="{path}"/>'
+
+
+def _bar(point: Point, series: Series, colour: str, across: _Scale, up: _Scale) -> str:
+    half = series.step * series.width / 2
+    left, right = sorted((across(point.x - half), across(point.x + half)))
+    top, wide = up(point.y), round(max(1.0, right - left - 1), 1)
+    shape = f'x="{left}" y="{top}" width="{wide}" height="{round(up(0.0) - top, 1)}"'
+    return f'<rect class="f{colour}" {shape}><title>{for_html(point.note or series.name)}</title></rect>'
+
+
+def _dot(x: float, y: float, colour: str, radius: int) -> str:
+    return f'<circle class="f{colour}" cx="{x}" cy="{y}" r="{radius}"/>'
+
+
+def _marked(x: float, y: float, mark: str, colour: str, taken: list[tuple[float, float]]) -> str:
+    """A marker with its text, moved aside where one stands already, and tied to its true place."""
+    place = x
+    step = 2 * _RADIUS if x < _WIDTH / 2 else -2 * _RADIUS
+    while any(math.hypot(place - other, y - height) < 2 * _RADIUS - 1 for other, height in taken):
+        place += step
+    taken.append((place, y))
+    tie = f'<line class="l{colour}" stroke-width="2" x1="{x}" x2="{place}" y1="{y}" y2="{y}"/>' if place != x else ""
+    text = f'<text class="mark" x="{place}" y="{y + 4}" text-anchor="middle">{for_html(mark)}</text>'
+    return f"{tie}{_dot(place, y, colour, _RADIUS)}{text}"
+
+
+def _wide(text: str) -> float:
+    return _LETTER * len(text)

@@ -1,0 +1,38 @@
+"""The passes of prune and tune, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prunekit.report import numbers
+from prunekit.report.terminal.output import Output
+from prunekit.report.terminal.tables import table
+
+if TYPE_CHECKING:
+    from prunekit.workflows.passes import PassResult
+
+
+def say_pass(output: Output, done: PassResult) -> None:
+    """One line when a pass is over."""
+    output.note(
+        f"pass {done.number}: {numbers.percent(done.accuracy_pruned)} after pruning, "
+        f"{numbers.percent(done.accuracy_tuned)} after tuning, {done.after.macs:,} MACs"
+    )
+
+
+def report_passes(output: Output, passes: Sequence[PassResult], start: float) -> None:
+    """All passes as one table."""
+    first = passes[0].before
+    rows = [("before", "", numbers.percent(start), f"{first.params:,}", f"{first.macs:,}")]
+    rows += [
+        (
+            f"pass {done.number}",
+            numbers.percent(done.accuracy_pruned),
+            numbers.percent(done.accuracy_tuned),
+            f"{done.after.params:,}",
+            f"{done.after.macs:,}",
+        )
+        for done in passes
+    ]
+    output.table(table(["", "after pruning", "after tuning", "parameters", "MACs"], rows), data=False)

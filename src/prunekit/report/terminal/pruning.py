@@ -1,0 +1,64 @@
+"""What a surgery changed, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+
+from prunekit.report import numbers
+from prunekit.report.terminal.inspection import TITLES, some
+from prunekit.report.terminal.output import Output
+from prunekit.report.terminal.tables import table
+
+if TYPE_CHECKING:
+    from prunekit.api import Pruned
+
+
+def report(output: Output, pruned: Pruned, *, dry_run: bool) -> None:
+    """The figures before and after, and what happened beside; with `dry_run` the plan, as the data asked for."""
+    parts: list[Any] = [_change(pruned)]
+    if dry_run:
+        parts.insert(0, _widths(pruned))
+    output.table(Group(*parts), data=dry_run)
+    for line in _remarks(pruned):
+        output.note(line)
+
+
+def _change(pruned: Pruned) -> Any:
+    before, after = pruned.before.to_json(), pruned.after.to_json()
+    rows = [
+        (title, f"{before[key]:,}", f"{after[key]:,}", numbers.change(before[key], after[key]))
+        for key, title in TITLES.items()
+    ]
+    return table(["", "before", "after", "change"], rows)
+
+
+def _widths(pruned: Pruned) -> Any:
+    """The plan: how many channels each group keeps."""
+    kept = {pruned.graph.group(keep.group).name: len(keep.index) for keep in pruned.plan.keeps}
+    rows = [
+        (group.name, str(group.size), str(kept.get(group.name, group.size)))
+        for group in pruned.graph.groups
+        if group.free
+    ]
+    return table(["channel group", "channels", "kept"], rows)
+
+
+def _remarks(pruned: Pruned) -> Sequence[str]:
+    """What the method notes beside its plan, the proof, and the time."""
+    said = {key: value for key, value in pruned.plan.notes.items() if key != "never_ran"}  # there was a warning
+    notes = {key: value for key, value in said.items() if value not in (None, [], {}, "")}
+    lines = [f"{key}: {_short(value)}" for key, value in notes.items()]
+    proof = f"masked and sliced agree to {pruned.difference:.1e}"
+    seconds = f"{numbers.duration(pruned.seconds)}, verified in {numbers.duration(pruned.verify_seconds)}"
+    return [*lines, f"{proof}; pruned in {seconds}"]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return some([str(item) for item in value])
+    if isinstance(value, dict):
+        return some([f"{key} {_short(item)}" for key, item in value.items()])
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""What the trace found: labels, the groups they form, and what must stay in balance."""

@@ -1,0 +1,356 @@
+"""The network as surgery sees it: groups of channels, the parameters they sit in, and what each op costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from prunekit.errors import SurgeryError, unknown_name
+from prunekit.plan import Plan
+from prunekit.surgery.graph.balance import Balancer
+from prunekit.surgery.graph.groups import ChannelGroup
+from prunekit.surgery.graph.labels import Ids, Mask
+from prunekit.surgery.graph.recording import Node
+from prunekit.surgery.tracing.rules.layers import is_batch_norm
+
+
+@dataclass(frozen=True)
+class LinkedNorm:
+    """A batch norm that reads a shared stream: classes in front of it and behind it, place by place."""
+
+    norm: str
+    stream: Ids
+    private: Ids
+
+
+@dataclass(frozen=True)
+class SelectedChannels:
+    """What a `ChannelSelect` reads: places in its input, whose classes are `inputs`."""
+
+    index: Ids
+    inputs: Ids
+
+
+@dataclass(frozen=True)
+class FurtherPass:
+    """A forward beside the first one: on another example, or in `training` mode.
+
+    The example has its values, which the forward has needed if `real`.
+    """
+
+    example: tuple[Any, ...]
+    nodes: tuple[Node, ...]
+    normalised: Mapping[int, Ids]
+    draws: tuple[Ids, ...]
+    returned: frozenset[int]
+    training: bool
+    real: bool
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One recorded network. Nothing in it refers to the network's weights.
+
+    `slots` maps (parameter, dimension) to the class of each index; class 0 is no channel. `pads` maps `ChannelPad`
+    modules to the classes of the zeros they add before and after; `normalised` maps the nodes that normalise across
+    channels to the classes they normalise, and `widths` every norm module to those it sees. `draws` holds, for each op
+    that draws random numbers, the classes of what it draws, of size 1 along dimensions without channels. `returned`
+    are the values that the model returns. `shapes` are those of parameters and buffers; `example` is the input it was
+    recorded with, on the meta device. `further` are the forwards that were recorded beside, and `never_ran` names the
+    modules that none of them has reached.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    nodes: tuple[Node, ...]
+    slots: Mapping[tuple[str, int], Ids]
+    roles: Mapping[tuple[str, int], str]
+    pads: Mapping[str, tuple[Ids, Ids]]
+    links: tuple[LinkedNorm, ...]
+    selections: Mapping[str, SelectedChannels]
+    normalised: Mapping[int, Ids]
+    widths: Mapping[str, Ids]
+    draws: tuple[Ids, ...]
+    returned: frozenset[int]
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: frozenset[str]
+    group_of: Ids
+    unit_of: Ids
+    example: tuple[Any, ...]
+    batch: int
+    balancer: Balancer | None = None
+    further: tuple[FurtherPass, ...] = ()
+    never_ran: tuple[str, ...] = ()
+
+    @property
+    def example_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the example inputs, batch included."""
+        return tuple(tuple(leaf.shape) for leaf in self.example if isinstance(leaf, Tensor))
+
+    def on_further(self) -> Iterator[Graph]:
+        """The graph as each further example has it: the same channels, with that example's ops and values."""
+        for run in self.further:
+            if not run.training:
+                own = {name: getattr(run, name) for name in ("example", "nodes", "normalised", "draws", "returned")}
+                yield replace(self, **own, further=())
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group of that name, or made by the layer or parameter of that name.
+
+        Raises:
+            SurgeryError: no such group, the nearest names are suggested; or several.
+        """
+        found = self._by_name.get(name, [])
+        if not found:
+            error = unknown_name("channel group", name, self._by_name)
+            raise SurgeryError(error.message, hint=error.hint)
+        free = [group for group in found if group.free]
+        if len(free) == 1:
+            return free[0]
+        if len(found) > 1:
+            raise SurgeryError(
+                f"'{name}' makes several channel groups", hint="name one: " + ", ".join(group.name for group in found)
+            )
+        return found[0]
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[ChannelGroup]]:
+        names: dict[str, list[ChannelGroup]] = {}
+        for group in self.groups:
+            for name in dict.fromkeys(group.names()):
+                names.setdefault(name, []).append(group)
+        return {**names, **{group.name: [group] for group in self.groups}}
+
+    def address(self, parameter: str) -> str:
+        """What a plan calls the reader of channels whose weight is `parameter`: its module, if that has one only."""
+        module = parameter.rpartition(".")[0]
+        return module if module and len(self._weights_of[module]) == 1 else parameter
+
+    def weight_at(self, address: str) -> str:
+        """The parameter that `address` stands for.
+
+        Raises:
+            SurgeryError: it reads no channels, or through several weights.
+        """
+        found = self._weights_of.get(address, [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise SurgeryError(
+                f"'{address}' reads channels through several weights", hint="name one: " + ", ".join(found)
+            )
+        error = unknown_name("reader of channels", address, self._weights_of)
+        raise SurgeryError(error.message, hint=error.hint)
+
+    @cached_property
+    def _weights_of(self) -> dict[str, list[str]]:
+        """The weights that channels are read through, by their own names and by their modules'."""
+        known = dict.fromkeys([*self._reads, *(name for (name, _), role in self.roles.items() if role == "in")])
+        weights: dict[str, list[str]] = {}
+        for weight in known:
+            weights.setdefault(weight.rpartition(".")[0], []).append(weight)
+        return {**weights, **{weight: [weight] for weight in known}}
+
+    def reads(self, parameter: str) -> Sequence[Node]:
+        """The nodes that read channels through a parameter, in execution order."""
+        return self._reads.get(parameter, [])
+
+    @cached_property
+    def _reads(self) -> dict[str, list[Node]]:
+        reads: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            if node.read is not None:
+                reads.setdefault(node.read.parameter, []).append(node)
+        return reads
+
+    def uses(self, tensor: str) -> Sequence[Node]:
+        """The nodes that compute with a parameter or buffer, views of it apart, in execution order."""
+        return self._uses.get(tensor, [])
+
+    @cached_property
+    def _uses(self) -> dict[str, list[Node]]:
+        uses: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.parameters if node.op not in _VIEWS else ():
+                uses.setdefault(name, []).append(node)
+        return uses
+
+    def number(self, group: str) -> int:
+        """The number of the group of that name."""
+        return self._numbers[group]
+
+    def classes_in(self, number: int) -> Ids:
+        """The classes of a group, by its number, in ascending order."""
+        return self._classes_in[number]
+
+    @cached_property
+    def _classes_in(self) -> list[Ids]:
+        order = np.argsort(self.group_of, kind="stable")
+        return np.split(order, np.searchsorted(self.group_of[order], np.arange(len(self.groups))))[1:]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {group.name: number for number, group in enumerate(self.groups)}
+
+    def kept_classes(self, keeps: Mapping[str, Iterable[int]]) -> Mask:
+        """For each class whether it stays, given the kept units of some groups by their names."""
+        kept = np.ones(self.group_of.size, dtype=np.bool_)
+        for name, units in keeps.items():
+            number = self._numbers[name]
+            members = self.classes_in(number)
+            stays = np.zeros(self.groups[number].size, dtype=np.bool_)
+            stays[list(units)] = True
+            kept[members] = stays[self.unit_of[members]]
+        for link in self.links:  # what a stream loses, its readers lose
+            kept[link.private[~kept[link.stream]]] = False
+        return kept
+
+    def kept_units(self, kept: Mask) -> dict[str, tuple[int, ...]]:
+        """The kept units, by name, of every group that loses some."""
+        gone = np.flatnonzero(~kept & (self.group_of >= 0))
+        gone = gone[np.argsort(self.group_of[gone], kind="stable")]
+        losing, starts = np.unique(self.group_of[gone], return_index=True)
+        units = {}
+        for number, classes in zip(losing, np.split(gone, starts[1:]), strict=False):  # nothing splits into one part
+            stays = np.ones(self.groups[number].size, dtype=np.bool_)
+            stays[self.unit_of[classes]] = False
+            units[self.groups[number].name] = tuple(np.flatnonzero(stays).tolist())
+        return units
+
+    def kept_indices(self, kept: Mask) -> dict[tuple[str, int], Ids]:
+        """The surviving indices of each parameter dimension that loses some, in the order of the result.
+
+        Only networks with a `balancer` have another order than the original, or blank places, which are -1.
+        """
+        result = {} if self.balancer is None else self.balancer.indices(kept)
+        for key, classes in self.slots.items():
+            if key in result:
+                continue
+            stays = kept[classes]
+            if not stays.all():
+                result[key] = np.flatnonzero(stays)
+        return result
+
+    def balanced_groups(self) -> frozenset[str]:
+        """The groups that must keep the same share of their channels as some others."""
+        balances = self.balancer.balances if self.balancer else ()
+        return frozenset(self.groups[number].name for balance in balances for number in balance.groups)
+
+    def sizes(self, kept: Mask) -> dict[tuple[str, int], int]:
+        """How many indices of each parameter dimension are left."""
+        blank = {} if self.balancer is None else self.balancer.indices(kept)
+        return {
+            key: blank[key].size if key in blank else int(kept[classes].sum()) for key, classes in self.slots.items()
+        }
+
+    def is_stream(self, group: ChannelGroup) -> bool:
+        """Whether several layers add into these channels. An element-wise gate has no positions and does not count."""
+        with_positions = [m for m in group.producers if self._positions(m.module) > 1]
+        return len(with_positions or group.producers) > 1
+
+    def _positions(self, module: str) -> int:
+        sizes = [math.prod(node.shape[2:]) for node in self.calls(module) if node.op == "convolution"]
+        return max(sizes, default=1)
+
+    def outputs(self) -> Iterator[tuple[str, int]]:
+        """The slots that are the output channels of a convolution or linear layer, depthwise ones included."""
+        for (name, dim), role in self.roles.items():
+            if len(self.shapes[name]) > 1 and (role == "out" or (role == "along" and dim == 0)):
+                yield name, dim
+
+    @cached_property
+    def _readers(self) -> dict[int, list[Node]]:
+        readers: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            for value in dict.fromkeys(node.inputs):
+                readers.setdefault(value, []).append(node)
+        return readers
+
+    def readers(self, value: int) -> Sequence[Node]:
+        """The nodes that read a value, in execution order."""
+        return self._readers.get(value, [])
+
+    @cached_property
+    def _calls(self) -> dict[str, list[Node]]:
+        calls: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.parameters:
+                calls.setdefault(name.rpartition(".")[0], []).append(node)
+        return calls
+
+    def calls(self, module: str) -> Sequence[Node]:
+        """The nodes that use the parameters of a module, in execution order."""
+        return self._calls.get(module, [])
+
+    def batch_norm_after(self, module: str) -> str | None:
+        """The batch norm that alone reads the output of a conv or linear layer, or None."""
+        norm = self.norm_behind([node for node in self.calls(module) if node.op not in _VIEWS])
+        return None if norm is None else norm.parameters[0].rpartition(".")[0]
+
+    def norm_behind(self, nodes: Sequence[Node]) -> Node | None:
+        """A call of the one batch norm that alone reads what some nodes give, or None."""
+        found: dict[str, Node] = {}
+        for node in nodes:
+            value = node.outputs[0]
+            readers = self.readers(value)
+            if len(readers) != 1 or value in self.returned:
+                return None
+            if not is_batch_norm(readers[0].op) or not readers[0].parameters:
+                return None
+            found.setdefault(readers[0].parameters[0].rpartition(".")[0], readers[0])
+        return next(iter(found.values())) if len(found) == 1 else None
+
+
+_VIEWS = frozenset(("t", "transpose", "permute", "view", "detach", "alias"))
+
+
+def resolve(graph: Graph, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Check the removals of a plan against the network: kept units by group name.
+
+    Raises:
+        SurgeryError: an unknown group, a group named twice, units out of range, repeated or frozen, or a layer that
+            would be left without channels.
+    """
+    keeps: dict[str, tuple[int, ...]] = {}
+    for keep in plan.keeps:
+        group = graph.group(keep.group)
+        if group.name in keeps:
+            raise SurgeryError(f"the plan names channel group '{group.name}' twice (as '{keep.group}')")
+        keeps[group.name] = _checked(group, keep.index)
+    if graph.links:
+        keeps = graph.kept_units(graph.kept_classes(keeps))
+    for name, index in keeps.items():
+        _check_layers(graph.group(name), index)
+    return keeps
+
+
+def kept_after(graph: Graph, plan: Plan) -> Mask:
+    """For each class whether it stays under `plan`; checked as `resolve` does."""
+    return graph.kept_classes(resolve(graph, plan))
+
+
+def _check_layers(group: ChannelGroup, index: tuple[int, ...]) -> None:
+    stays = np.zeros(group.size, dtype=np.bool_)
+    stays[list(index)] = True
+    for member in group.producers:
+        if not stays[member.units].any():
+            raise SurgeryError(f"the plan leaves '{member.module}' without a single channel")
+
+
+def _checked(group: ChannelGroup, index: tuple[int, ...]) -> tuple[int, ...]:
+    wrong = [i for i in index if not 0 <= i < group.size]
+    if wrong:
+        raise SurgeryError(f"group '{group.name}' has channels 0 to {group.size - 1}; the plan keeps {wrong[0]}")
+    if len(set(index)) != len(index):
+        raise SurgeryError(f"the plan keeps a channel of group '{group.name}' twice")
+    stays = np.zeros(group.size, dtype=np.bool_)
+    stays[list(index)] = True
+    for unit, reason in group.frozen.items():
+        if not stays[unit]:
+            raise SurgeryError(f"channel {unit} of group '{group.name}' cannot be removed: {reason}")
+    return tuple(sorted(index))

@@ -1,0 +1,1 @@
+"""Whether a smaller network computes what was meant."""

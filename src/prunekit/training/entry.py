@@ -1,0 +1,167 @@
+"""`train`: the way in."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.data import ImageSet
+from prunekit.errors import TrainingError
+from prunekit.training.config import TrainConfig
+from prunekit.training.events import EpochEvent, Sink
+from prunekit.training.forward import check_fit, is_out_of_memory
+from prunekit.training.learner import Learner
+from prunekit.training.loader import Feed
+from prunekit.training.objective import Objective
+from prunekit.training.penalty import inner_gammas
+from prunekit.training.run import Run
+from prunekit.training.signals import StopSignals
+from prunekit.training.state import State, identity
+from prunekit.training.synced_norm import synchronised
+from prunekit.training.world import World, join
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: the trained model, an `EpochEvent` for every epoch, and the seconds since the (last) start."""
+
+    model: nn.Module
+    history: tuple[EpochEvent, ...]
+    seconds: float
+
+    @property
+    def accuracy(self) -> float | None:
+        """Validation accuracy, 0 to 1, after the last epoch."""
+        return self.history[-1].val_accuracy
+
+
+def train(
+    model: nn.Module,
+    config: TrainConfig,
+    train_set: ImageSet,
+    val_set: ImageSet | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    penalised: Sequence[str] | None = None,
+    state_path: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    extra: Mapping[str, Any] | None = None,
+    objective: Callable[[nn.Module, TrainConfig, nn.Module | None], Objective] = Objective.of,
+    on_event: Sink | None = None,
+) -> TrainResult:
+    """Train `model` **in place** and return it; it keeps its device, memory layout and train/eval modes.
+
+    `penalised` names the parameters under the L1 penalty (default: batch-norm weights, as `config.sparsity_scope`
+    says). `objective` makes what is minimised, from the model, the settings and the teacher. The run's state goes to
+    `state_path`; with `resume` it goes on from there, on one CPU process to the same weights, bit for bit, as if it
+    had never stopped (a layer that draws from another generator than torch's is not covered). A state that exists is
+    overwritten only with `force`. `extra` (JSON) is kept in the state and must agree on resuming. Under torchrun
+    every process calls this; the batch is divided among them, and the first writes and reports.
+
+    Raises `InputError` for unusable settings or data, `TrainingError` when the run cannot start, resume or go
+    on, and `Interrupted`, the state saved, on SIGINT or SIGTERM.
+    """
+    config.check()
+    began = time.monotonic()
+    path = None if state_path is None else Path(state_path)
+    world = join(config.device)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        stack.enter_context(_enough_memory(config))
+        stack.enter_context(_placed([model, teacher], config, world))
+        stack.enter_context(_quiet(world))
+        check_fit(model, train_set, val_set, teacher)
+        if penalised is None and config.sparsity and config.sparsity_scope == "inner":
+            penalised = inner_gammas(model, train_set.input_spec.shape)
+        settings = {
+            **config.settings(),
+            **identity(model, train_set, val_set, teacher),
+            "processes": world.size,
+            "penalised": None if penalised is None else list(penalised),
+            "extra": dict(extra or {}),
+        }
+        aim = objective(model, config, teacher)
+        stack.callback(aim.close)
+        learner = Learner(model, config, world, aim, penalised)
+        feed = Feed(train_set, config, world, learner.dtype)
+        state = _state(settings, learner, path, world, resume=resume, force=force)
+        with synchronised(model) if config.sync_bn and world.size > 1 else contextlib.nullcontext():
+            Run(learner, feed, val_set, config, world, stop, state, path, on_event).go()
+    history = tuple(EpochEvent(**event) for event in state.history)
+    return TrainResult(model, history, time.monotonic() - began)
+
+
+def _state(
+    settings: dict[str, Any], learner: Learner, path: Path | None, world: World, *, resume: bool, force: bool
+) -> State:
+    if not resume:
+        if path is not None and path.exists() and world.is_main and not force:
+            raise TrainingError(f"{path} exists", hint="--resume goes on with it, --force starts anew")
+        return State(settings)
+    if path is None:
+        raise TrainingError("no state to resume from was named")
+    state = State.load(path)
+    state.must_agree(settings, path)
+    learner.restore(state.tensors)
+    state.tensors = {}
+    return state
+
+
+@contextlib.contextmanager
+def _placed(models: Sequence[nn.Module | None], config: TrainConfig, world: World) -> Iterator[None]:
+    """The models in eval mode on the device and in the layout of the run, put back as they were at the end."""
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            if model is not None:
+                stack.callback(_put_back, model, _device_of(model), {m: m.training for m in model.modules()})
+                model.to(world.device).eval()
+                if config.channels_last:
+                    model.to(memory_format=torch.channels_last)
+        yield
+
+
+def _put_back(model: nn.Module, device: torch.device, modes: dict[nn.Module, bool]) -> None:
+    model.to(memory_format=torch.contiguous_format)
+    model.to(device)
+    for module, mode in modes.items():
+        module.training = mode
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters(), torch.empty(0)).device
+
+
+@contextlib.contextmanager
+def _quiet(world: World) -> Iterator[None]:
+    """Leave the caller's random generators and cuDNN's settings as they were."""
+    on_gpu = world.device.type == "cuda"
+    benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = on_gpu or benchmark
+    try:
+        with torch.random.fork_rng([world.device] if on_gpu else []):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextlib.contextmanager
+def _enough_memory(config: TrainConfig) -> Iterator[None]:
+    """Say what to do where memory runs out inside."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+        raise TrainingError(
+            f"out of memory with batches of {config.batch_size} images{parts}",
+            hint=f"--accumulate {2 * config.accumulate} computes the same in less memory, or lower --batch-size",
+        ) from error

@@ -1,0 +1,1 @@
+"""What takes several prunings: passes with tuning between them, sweeps, sensitivity."""

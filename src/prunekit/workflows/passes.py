@@ -1,0 +1,261 @@
+"""Prune, restore, tune, and again: the multi-pass scheme of Network Slimming (Liu et al., ICCV 2017, section 3.3).
+
+Works for every method. Several passes go towards one target by equal factors, so that each removes the same share of
+what the one before has left. What is done is kept in a folder until the end: a run that was interrupted goes on from
+the last finished step, and inside a tuning from its last saved state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit import api
+from prunekit.checkpoint import load, save
+from prunekit.data import ImageSet
+from prunekit.errors import InputError, TrainingError
+from prunekit.evaluation.score import accuracy
+from prunekit.files.writing import atomic_write
+from prunekit.methods.base import Config
+from prunekit.methods.budget import read_budget
+from prunekit.spec import origin_of, remember
+from prunekit.surgery import Cost
+from prunekit.surgery.graph.groups import frozen_by_reason
+from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
+from prunekit.training.events import Sink
+from prunekit.training.world import is_main_process
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """One pass: `accuracy_pruned` right after surgery, `accuracy_tuned` after tuning, on the scoring images (0 to 1).
+
+    `widths` are the output channels of every convolution and linear layer after the pass; `plan`, `frozen` and
+    `verify` (`difference`, `seconds`) are those of its surgery, as JSON.
+    """
+
+    number: int
+    before: Cost
+    after: Cost
+    accuracy_pruned: float
+    accuracy_tuned: float
+    widths: dict[str, int]
+    plan: dict[str, Any]
+    frozen: dict[str, list[str]]
+    verify: dict[str, float]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the method noted beside its plan."""
+        notes: dict[str, Any] = self.plan["notes"]
+        return notes
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**vars(self), "before": self.before.to_json(), "after": self.after.to_json()}
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a run sees: images to tune on, to validate on, to score passes with, and unlabelled ones to restore from."""
+
+    train: ImageSet
+    val: ImageSet | None
+    score: ImageSet
+    calibration: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How often, and how the network is tuned each time. The L1 penalty is left out of the last tuning.
+
+    With `scratch` each tuning starts from new random weights in the pruned shape: the control of Liu et al.,
+    "Rethinking the Value of Network Pruning" (ICLR 2019).
+    """
+
+    tuning: TrainConfig
+    iterations: int = 1
+    teacher: nn.Module | None = None
+    scratch: bool = False
+
+    def tuning_of(self, number: int) -> TrainConfig:
+        """The tuning of pass `number`, counted from 1: only what will be pruned again is made sparse."""
+        return self.tuning if number < self.iterations else dataclasses.replace(self.tuning, sparsity=0.0)
+
+
+def run_passes(
+    name: str,
+    model: nn.Module,
+    config: Config,
+    images: Images,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    on_event: Sink | None = None,
+    on_pass: Callable[[PassResult], None] | None = None,
+) -> tuple[nn.Module, list[PassResult]]:
+    """Prune `model` with method `name` in `recipe.iterations` passes to the one target of `config`, tuning after each.
+
+    Returns a new network and what each pass did. `folder` holds the steps done so far; with `resume` they are not done
+    again.
+
+    Raises:
+        InputError: settings or images that cannot be used.
+        TrainingError: `folder` holds another run's steps, or a tuning cannot go on.
+        Interrupted: by a signal; the state is saved.
+    """
+    if recipe.iterations < 1:
+        raise InputError(f"--iterations must be at least 1, not {recipe.iterations}")
+    settings = {"method": name, "config": config.to_json(), "iterations": recipe.iterations, "scratch": recipe.scratch}
+    steps = _Steps(folder, settings, resume)
+    results: list[PassResult] = []
+    for number, budget in enumerate(_budgets(model, config, recipe.iterations), start=1):
+        pruned, facts = steps.pruned(number, partial(_prune, name, model, budget, images))
+        model = _tune(pruned, number, images, recipe, steps, on_event)
+        results.append(_result(number, facts, accuracy(model, images.score).accuracy))
+        if on_pass:
+            on_pass(results[-1])
+    return model, results
+
+
+def _tune(
+    pruned: nn.Module, number: int, images: Images, recipe: Recipe, steps: _Steps, on_event: Sink | None
+) -> nn.Module:
+    """The network after the tuning of pass `number`, from the folder where that is done already."""
+    tuned, state = steps.path(number, "tuned"), steps.path(number, "state")
+    if tuned.exists():
+        return load(tuned, trust_pickle=True)  # the run's own file, whatever code its architecture is
+    config = recipe.tuning_of(number)
+    if recipe.scratch:
+        reinitialise(pruned, config.seed)
+    done = train(
+        pruned,
+        config,
+        images.train,
+        images.val,
+        teacher=recipe.teacher,
+        state_path=state,
+        resume=state.exists(),
+        on_event=on_event,
+    )
+    origin = origin_of(pruned)
+    if origin is not None:
+        remember(pruned, origin.after({"method": "train", "settings": config.settings(), "accuracy": done.accuracy}))
+    if is_main_process():
+        save(pruned, tuned, force=True)
+    return pruned
+
+
+def reinitialise(model: nn.Module, seed: int) -> None:
+    """Give every layer new random weights, in place, as PyTorch initialises it."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+
+
+def _prune(name: str, model: nn.Module, config: Config, images: Images) -> tuple[nn.Module, dict[str, Any]]:
+    pruned = api.prune(name, model, config=config, images=images.calibration)
+    layers = api.inspect(pruned.model).cost.layers
+    facts = {
+        "before": pruned.before.to_json(),
+        "after": pruned.after.to_json(),
+        "accuracy_pruned": accuracy(pruned.model, images.score).accuracy,
+        "widths": {layer.name: layer.channels for layer in layers if layer.channels},
+        "plan": pruned.plan.to_json(),
+        "frozen": frozen_by_reason(pruned.graph.groups),
+        "verify": {"difference": pruned.difference, "seconds": pruned.verify_seconds},
+    }
+    return pruned.model, facts
+
+
+def _result(number: int, facts: dict[str, Any], tuned: float) -> PassResult:
+    costs = {key: Cost(**facts[key]) for key in ("before", "after")}
+    return PassResult(number=number, accuracy_tuned=tuned, **{**facts, **costs})
+
+
+def _budgets(model: nn.Module, config: Config, passes: int) -> Iterator[Config]:
+    """The settings of each pass: what is left shrinks by the same factor each time, to the one target."""
+    if passes == 1:
+        yield config
+        return
+    start = api.inspect(model).cost
+    budget = read_budget(config, start)
+    for number in range(1, passes + 1):
+        if budget.kind == "ratio":
+            yield dataclasses.replace(config, ratio=1 - (1 - budget.amount) ** (1 / passes))
+        elif budget.kind == "macs":
+            amount = start.macs * (budget.amount / start.macs) ** (number / passes)
+            yield dataclasses.replace(config, target_macs=amount)
+        else:
+            amount = start.params * (budget.amount / start.params) ** (number / passes)
+            yield dataclasses.replace(config, target_params=amount)
+
+
+class _Steps:
+    """The finished steps of a run, one file each: `pass1.pruned.pt`, `pass1.tuned.pt`, ..."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], resume: bool) -> None:
+        self.folder = folder
+        if not is_main_process():  # the first process looks and writes for all
+            return
+        header = folder / "run.json"
+        if header.exists():
+            self._agree(json.loads(header.read_text(encoding="utf-8")), settings, resume)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_json(header, settings)
+
+    def _agree(self, before: dict[str, Any], now: dict[str, Any], resume: bool) -> None:
+        if not resume:
+            raise TrainingError(f"{self.folder} holds an unfinished run", hint="--resume goes on with it")
+        differing = [key for key in now if before.get(key) != now[key]]
+        if differing:
+            raise TrainingError(
+                f"{self.folder} holds a run with another {' and '.join(differing)}",
+                hint="resume with the same settings, or remove the folder",
+            )
+
+    def path(self, number: int, step: str) -> Path:
+        """The file of a step of pass `number`."""
+        return self.folder / (f"pass{number}.state" if step == "state" else f"pass{number}.{step}.pt")
+
+    def pruned(
+        self, number: int, prune: Callable[[], tuple[nn.Module, dict[str, Any]]]
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """The pruned network of pass `number` and its figures: as found, or made and kept."""
+        model_file, facts_file = self.path(number, "pruned"), self.folder / f"pass{number}.json"
+        if model_file.exists() and facts_file.exists():
+            return load(model_file, trust_pickle=True), json.loads(facts_file.read_text(encoding="utf-8"))
+        model, facts = prune()
+        if is_main_process():
+            save(model, model_file, force=True)
+            _write_json(facts_file, facts)
+        return model, facts
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    content = (json.dumps(data) + "\n").encode()
+    atomic_write(path, lambda stream: stream.write(content) and None, force=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove the steps of a finished run, and the folder if nothing else is in it."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"run\.json|pass\d+\.(json|state|pruned\.pt|tuned\.pt)", path.name):
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,95 @@
+"""How much accuracy each channel group costs when it alone is pruned: where a network can spare, and where it cannot.
+
+After Li et al., "Pruning Filters for Efficient ConvNets" (ICLR 2017), figure 2: within one group at a time the channels
+with the smallest filters (L1 norm) go, nothing is restored, and the network is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from prunekit import surgery
+from prunekit.data import ImageSet
+from prunekit.errors import InputError
+from prunekit.evaluation.score import accuracy
+from prunekit.methods.ranking import keep_after, removal_order
+from prunekit.plan import Keep, Plan
+from prunekit.surgery import ChannelGroup, Graph
+
+RATIOS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class GroupSensitivity:
+    """One group: for each ratio how many channels went, and the accuracy (0 to 1) that was left."""
+
+    group: str
+    channels: int
+    ratios: tuple[float, ...]
+    removed: tuple[int, ...]
+    accuracy: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+def sensitivity(
+    model: nn.Module,
+    graph: Graph,
+    images: ImageSet,
+    ratios: Sequence[float] = RATIOS,
+    *,
+    batch_size: int = 256,
+    on_group: Callable[[int, int], None] | None = None,
+) -> list[GroupSensitivity]:
+    """Measure `model` once for every group that can lose channels and every ratio (between 0 and 1).
+
+    `graph` is what `trace` read from `model`; `on_group` is told the groups done and the groups in all.
+
+    Raises:
+        InputError: a ratio out of range, or nothing that can be pruned.
+    """
+    wrong = [ratio for ratio in ratios if not 0 < ratio < 1]
+    if wrong or not ratios:
+        raise InputError(f"ratios must lie between 0 and 1, both excluded; found {wrong[0] if wrong else 'none'}")
+    groups = [group for group in graph.groups if len(group.free) > 1]
+    if not groups:
+        raise InputError("no channels of this model can be removed", hint="prunekit inspect says why")
+    found = []
+    for number, group in enumerate(groups, start=1):
+        left = [_pruned_accuracy(model, graph, group, ratio, images, batch_size) for ratio in ratios]
+        removed, accuracies = zip(*left, strict=True)
+        found.append(GroupSensitivity(group.name, group.size, tuple(ratios), removed, accuracies))
+        if on_group:
+            on_group(number, len(groups))
+    return found
+
+
+def _pruned_accuracy(
+    model: nn.Module, graph: Graph, group: ChannelGroup, ratio: float, images: ImageSet, batch_size: int
+) -> tuple[int, float]:
+    """How many channels of the group went, and the accuracy without them."""
+    removal = removal_order([group], {group.name: filter_norms(model, group)}, 1)
+    count = min(int(ratio * group.size), len(removal.order))
+    keeps = keep_after([group], removal, count)
+    small = surgery.edit(model, Plan(Keep(name, index) for name, index in keeps.items()), graph)
+    return count, accuracy(small.eval(), images, batch_size=batch_size).accuracy
+
+
+def filter_norms(model: nn.Module, group: ChannelGroup) -> NDArray[np.float64]:
+    """The L1 norm of the filters that make each channel, summed over its producers: `(group size,)`."""
+    norms = np.zeros(group.size)
+    with torch.no_grad():
+        for member in group.producers:
+            weight = model.get_parameter(member.parameter).detach().double().abs().movedim(member.dim, 0)
+            norms_here = weight.reshape(weight.shape[0], -1).sum(1).cpu().numpy()
+            np.add.at(norms, member.units, norms_here[member.positions])
+    return norms
