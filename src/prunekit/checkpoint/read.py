@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from prunekit import models
 from prunekit.checkpoint import foreign, sniff, weights
 from prunekit.checkpoint.artefact import Header
+from prunekit.checkpoint.trusted import load_trusted
 from prunekit.errors import InputError
 from prunekit.files import pickles
 from prunekit.models.torchvision_zoo import check_no_download
@@ -129,7 +130,7 @@ def _read_pickle(stream: BinaryIO, request: Request) -> nn.Module:
     if request.trust_pickle:
         code = request.arch if request.arch is not None and models.is_code(request.arch) else None
         with models.beside(request.folder, code):
-            content = pickles.load_trusted(stream, request.name)
+            content = load_trusted(stream, request.name)
     else:
         content = pickles.load_tensors(stream, request.name)
     if isinstance(content, Mapping) and "prunekit" in content:

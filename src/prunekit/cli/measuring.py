@@ -12,6 +12,7 @@ import typer
 from prunekit.cli.framework.options import DataOptions, ReadingOptions, choose_device, option
 from prunekit.cli.models import STREAM, describe_source, read_model, spec_of
 from prunekit.errors import InputError
+from prunekit.methods.manidp.config import RUNTIMES
 from prunekit.report.terminal.output import Output
 from prunekit.report.terminal.progress import counting
 
@@ -47,6 +48,19 @@ class MeasureOptions:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
 
 
+@dataclass(frozen=True)
+class EvalOptions(MeasureOptions):
+    """What is measured, and what must come of it."""
+
+    runtime: str | None = option(
+        choices=RUNTIMES, help="How networks with gates run: their accuracy and latency are then those of this runtime."
+    )
+    budget: str | None = option(metavar="NAME", help="Thresholds of gates, stored by manidp calibrate under this name.")
+    per_image: str | None = option(metavar="FILE", help="Write a line of CSV for each image: its MACs and its loss.")
+    per_class: bool = option(False, help="Show how well each class is recognised, and what it is taken for.")
+    min_accuracy: float | None = option(metavar="SHARE", help="Exit 1 where a model's accuracy (0 to 1) is less.")
+
+
 def measure_all(
     output: Output, sources: list[str], data: DataOptions, options: MeasureOptions, reading: ReadingOptions
 ) -> list[EvalResult]:
@@ -77,7 +91,9 @@ def measured(
 
 def warn_of_balance(output: Output, result: EvalResult) -> None:
     """Say where plain accuracy misleads, because most images are of one class."""
-    from prunekit.report.classes import unbalanced
+    from prunekit.report.terminal.classes import (
+        unbalanced,
+    )
 
     beware = unbalanced(result.answers, result.accuracy) if result.answers is not None else None
     if beware is not None:

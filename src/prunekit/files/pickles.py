@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 import torch
 
-from prunekit import models
 from prunekit.errors import InputError
 from prunekit.files import pickle_scan
 from prunekit.files.archive import Archive
@@ -30,7 +29,7 @@ _HARMLESS = re.compile(
 _LEGACY_PICKLES = 5
 
 # How files of torch before its zip format begin; other pickles were written without torch.
-_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 _HINT = "only if you trust its author: trust_pickle (--trust-pickle); a state dict needs no trust"
 
@@ -65,19 +64,6 @@ def _check_claims(stream: BinaryIO, name: str) -> None:
         stream.seek(0)
         pickle_scan.check(stream, name, None, pickles=_LEGACY_PICKLES)
     stream.seek(0)
-
-
-def load_trusted(stream: BinaryIO, name: str) -> Any:
-    """Unpickle whatever the file holds, which runs the code that it asks for."""
-    start = stream.read(len(_LEGACY_MAGIC))
-    stream.seek(0)
-    try:
-        if start.startswith((_LEGACY_MAGIC, b"PK")):
-            return torch.load(stream, map_location="cpu", weights_only=False)
-        return pickle.load(stream)
-    except (Exception, SystemExit) as error:  # whatever somebody else's code raises
-        what = f"{name} cannot be unpickled: {type(error).__name__}: {first_line(error)}"
-        raise InputError(what, hint=models.missing_code(error)) from error
 
 
 def globals_in(stream: BinaryIO) -> set[str]:

@@ -1,4 +1,4 @@
-"""Which operations read channels through a weight: one operand is the activation, the other the parameter."""
+"""The operations that surgery knows by name: norms, and those that read channels through a weight."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+BATCH_NORMS = (
+    "native_batch_norm",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+)
+
+
+def is_batch_norm(op: str) -> bool:
+    """Whether a recorded op is batch normalisation, on whatever device it ran."""
+    return op in BATCH_NORMS
 
 
 @dataclass(frozen=True)

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli import gates
 from prunekit.cli.framework.build import Command
-from prunekit.cli.framework.options import DATA, READING, DataOptions, ReadingOptions, option
-from prunekit.cli.measuring import MeasureOptions, Models, measured
+from prunekit.cli.framework.options import DATA, READING, DataOptions, ReadingOptions
+from prunekit.cli.measuring import EvalOptions, Models, measured
 from prunekit.errors import CheckFailed, InputError
-from prunekit.methods.manidp.config import RUNTIMES
 from prunekit.report import numbers
 from prunekit.report.documents import eval_document
 from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
     from prunekit.evaluation.score import EvalResult
-
-
-@dataclass(frozen=True)
-class EvalOptions(MeasureOptions):
-    """What is measured, and what must come of it."""
-
-    runtime: str | None = option(
-        choices=RUNTIMES, help="How networks with gates run: their accuracy and latency are then those of this runtime."
-    )
-    budget: str | None = option(metavar="NAME", help="Thresholds of gates, stored by manidp calibrate under this name.")
-    per_image: str | None = option(metavar="FILE", help="Write a line of CSV for each image: its MACs and its loss.")
-    per_class: bool = option(False, help="Show how well each class is recognised, and what it is taken for.")
-    min_accuracy: float | None = option(metavar="SHARE", help="Exit 1 where a model's accuracy (0 to 1) is less.")
 
 
 def run(output: Output, models: Models, data: DataOptions, options: EvalOptions, reading: ReadingOptions) -> None:
@@ -46,7 +31,9 @@ def run(output: Output, models: Models, data: DataOptions, options: EvalOptions,
 
         output.table(results_table(results), data=True)
         if options.per_class:
-            from prunekit.report.classes import classes_table
+            from prunekit.report.terminal.classes import (
+                classes_table,
+            )
 
             output.table(classes_table(results), data=True)
         for result in results:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from prunekit.cli.framework.build import Command
-from prunekit.cli.framework.inputs import example_inputs
 from prunekit.cli.framework.options import (
     DATA,
     READING,
@@ -20,6 +19,7 @@ from prunekit.cli.framework.options import (
     ReadingOptions,
     option,
 )
+from prunekit.cli.inputs import example_inputs
 from prunekit.cli.models import STREAM, output_path, read_model, spec_of
 from prunekit.errors import InputError
 from prunekit.report.documents import document

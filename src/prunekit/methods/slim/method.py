@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from prunekit.methods.base import Config, Method, option
+from prunekit.methods.base import Config, Method
+from prunekit.methods.slim.config import SlimConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,25 +13,6 @@ if TYPE_CHECKING:
     from prunekit.plan import Plan
     from prunekit.restore.images import Images
     from prunekit.surgery import Graph
-
-
-@dataclass(frozen=True)
-class SlimConfig(Config):
-    """Settings of Network Slimming."""
-
-    scope: str = option(
-        "all", help="'inner' leaves channels alone that several layers share by addition.", choices=("all", "inner")
-    )
-    aggregate: str = option(
-        "max", help="How the gammas of coupled channels become one score.", choices=("max", "mean", "sum")
-    )
-    restore: str | None = option(
-        None,
-        help="'calibrate' refits what stays to unlabelled images (the default when there are any), 'synthetic' to "
-        "images made from the network itself; 'constants' folds what a removed channel is worth on average, act(beta), "
-        "into the next layer (the default without images); 'none' drops it as the paper's release does.",
-        choices=("calibrate", "synthetic", "constants", "none"),
-    )
 
 
 class Slim(Method):

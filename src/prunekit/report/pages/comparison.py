@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit.report import numbers
-from prunekit.report.classes import class_parts
 from prunekit.report.pages import page
+from prunekit.report.pages.classes import class_parts
 from prunekit.report.pictures import svg
 from prunekit.report.pictures.chart import Axis, Chart, Point, Series
 from prunekit.report.terminal.tables import result_cells

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from prunekit.methods.manidp.gate_report import histogram
 from prunekit.report import numbers
 from prunekit.report.pages import page
 from prunekit.report.pictures import svg
-from prunekit.report.pictures.chart import Axis, Chart, Point, Reference, Series
+from prunekit.report.pictures.gates import loss_chart, spread_chart, sweep_chart
 from prunekit.report.text import for_html
 
 if TYPE_CHECKING:
@@ -23,10 +22,7 @@ if TYPE_CHECKING:
     from prunekit.methods.manidp.gate_report import Portrait
 
 _SHOWN = 12  # images at each end
-_DOTS = 400  # of the scatter plot
 _SIDE = 96  # pixels of a thumbnail
-
-MACS = Axis("MACs of an image", written=numbers.count)
 
 
 def gates_page(model: str, portrait: Portrait, images: ImageSet) -> str:
@@ -54,34 +50,6 @@ def gates_page(model: str, portrait: Portrait, images: ImageSet) -> str:
         _layers(portrait),
     ]
     return page.page(f"Gates of {model}", parts)
-
-
-def spread_chart(portrait: Portrait) -> Chart:
-    """How many images cost how much."""
-    points = tuple(Point(macs, n, note=f"{n:,} images") for macs, n in histogram(portrait.record.macs))
-    mean = Reference(f"mean {numbers.count(portrait.result.macs['mean'])}", portrait.result.macs["mean"], "x")
-    return Chart("Images by cost", MACS, Axis("images", written=numbers.count), (Series("", points, "bars"),), (mean,))
-
-
-def sweep_chart(portrait: Portrait) -> Chart:
-    """Accuracy against mean MACs as all thresholds grow together."""
-    points = tuple(
-        Point(macs, 100 * accuracy, note=f"{numbers.count(macs)} MACs, {numbers.percent(accuracy)}")
-        for macs, accuracy in sorted(portrait.sweep)
-    )
-    across = Axis("mean MACs", written=numbers.count)
-    return Chart("Accuracy as thresholds sweep", across, Axis("accuracy", "%"), (Series("", points, "line"),))
-
-
-def loss_chart(portrait: Portrait, most: int | None = _DOTS) -> Chart:
-    """What images cost against how hard they are; `most` of them, evenly chosen."""
-    record = portrait.record
-    step = max(1, len(record.macs) // most) if most else 1
-    points = tuple(
-        Point(macs, loss)
-        for macs, loss in zip(record.macs[::step].tolist(), record.losses[::step].tolist(), strict=True)
-    )
-    return Chart("Cost and difficulty", MACS, Axis("cross-entropy", "nats"), (Series("", points),))
 
 
 def _gallery(portrait: Portrait, images: ImageSet, places: Sequence[int]) -> str:

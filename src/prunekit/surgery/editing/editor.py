@@ -20,10 +20,10 @@ from prunekit.plan import Plan
 from prunekit.surgery.copying import copied, named_tensors, without_collection
 from prunekit.surgery.editing import attributes
 from prunekit.surgery.editing.compensation import folded
+from prunekit.surgery.editing.numbers import follow_widths
 from prunekit.surgery.execution.dispatch import empty
 from prunekit.surgery.graph.graph import Graph, kept_after
 from prunekit.surgery.graph.labels import Ids, Mask
-from prunekit.surgery.tracing.numbers import follow_widths
 
 
 def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:

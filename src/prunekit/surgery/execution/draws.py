@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prunekit.errors import SurgeryError
 from prunekit.surgery.execution.dispatch import DispatchMode, op_name, run_op
-from prunekit.surgery.graph.labels import Ids, Mask
 
 _SEED = 1_000_003
 # Ops whose draws depend on nothing but a shape, given as the first operand, and on plain numbers.
@@ -70,13 +70,13 @@ class Draws:
     `classes` are those of `Graph.draws`, one entry a draw; `kept` says which stay.
     """
 
-    def __init__(self, classes: tuple[Ids, ...], kept: Mask, device: torch.device) -> None:
+    def __init__(self, classes: tuple[NDArray[np.int64], ...], kept: NDArray[np.bool_], device: torch.device) -> None:
         self.device = device
         self.any = False
         self.noise: dict[int, Tensor] = {}
         self._stays = [kept[labels] for labels in classes]
 
-    def left(self, number: int, rank: int) -> dict[int, Ids]:
+    def left(self, number: int, rank: int) -> dict[int, NDArray[np.int64]]:
         """For each dimension of a draw along which some of it goes, the indices that stay."""
         stays = self._stays[number] if number < len(self._stays) else np.ones((), dtype=np.bool_)
         if stays.all() or stays.ndim != rank:
@@ -132,7 +132,7 @@ class DrawAgain(DispatchMode):
             return first * mask / max(1 - args[1], 1e-30), mask
         raise SurgeryError(f"'{name}' draws random numbers along pruned channels in a way that cannot be drawn again")
 
-    def _noise(self, number: int, drawn: Tensor, left: Mapping[int, Ids]) -> Tensor:
+    def _noise(self, number: int, drawn: Tensor, left: Mapping[int, NDArray[np.int64]]) -> Tensor:
         """What this run gets of a draw; `drawn` has the shape it asked for."""
         if not self._narrow:
             self.draws.noise[number] = drawn.clone()

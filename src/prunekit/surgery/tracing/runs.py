@@ -8,112 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import InputError, SurgeryError
-from prunekit.surgery.copying import copied, named_tensors
-from prunekit.surgery.execution.dispatch import DispatchMode, like_input, unfused_attention
+from prunekit.surgery.copying import named_tensors
+from prunekit.surgery.execution.dispatch import DispatchMode
 from prunekit.surgery.execution.outputs import tensors_of
+from prunekit.surgery.execution.sources import (
+    Inputs,
+    Source,
+)
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.recording import Pass, Recording
 from prunekit.surgery.tracing.recorder import Recorder, track_modules
 from prunekit.surgery.tracing.rules import elementwise, layers, views
 
-Inputs = tuple[Any, ...]
 Shape = tuple[int, ...]
 
 _RULES = {**elementwise.TABLE, **views.TABLE, **layers.TABLE}
 _log = logging.getLogger(__name__)
-
-
-def as_inputs(x: Any) -> Inputs:
-    """An example input as a tuple of positional arguments."""
-    return tuple(x) if isinstance(x, tuple | list) else (x,)
-
-
-def bound_inputs(model: nn.Module, x: Any) -> Inputs:
-    """An example input as the tuple of positional arguments of the model's forward.
-
-    `x` is one argument, or a tuple or list of them; a dictionary whose keys are names of the forward's arguments gives
-    them by name.
-
-    Raises:
-        InputError: a dictionary that leaves an argument out, or names one that can only be given by name.
-    """
-    if not isinstance(x, Mapping):
-        return as_inputs(x)
-    signature = inspect.signature(model.forward)
-    if not x or not x.keys() <= signature.parameters.keys():
-        return (x,)
-    try:
-        bound = signature.bind(**x)
-    except TypeError as error:
-        raise InputError(f"the example does not fit the model's forward: {error}") from error
-    if bound.kwargs:
-        raise InputError(f"the example gives '{next(iter(bound.kwargs))}', which the forward takes by name alone")
-    bound.apply_defaults()
-    return bound.args
-
-
-def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the network on the meta device: the same modules and shapes, no memory."""
-    replaced: dict[int, Any] = {}
-    for tensor in named_tensors(model).values():
-        bare = like_input(tensor)
-        if isinstance(tensor, nn.Parameter):
-            bare = nn.Parameter(bare, requires_grad=tensor.requires_grad)
-        replaced[id(tensor)] = bare
-    return copied(model, replaced)
-
-
-def to_meta(inputs: Inputs) -> Inputs:
-    """The same inputs without their values."""
-    moved: Inputs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, inputs)
-    return moved
-
-
-@dataclass(frozen=True)
-class Source:
-    """The network that is recorded; `real` where its forward needs values."""
-
-    model: nn.Module
-    real: bool = False
-
-    def subject(self, training: bool = False) -> nn.Module:
-        """A copy that has not run yet. Dropout, which has no say in widths, stays off in training."""
-        fresh = (copied(self.model) if self.real else skeleton(self.model)).train(training)
-        for module in fresh.modules() if training else ():
-            if isinstance(module, _DropoutNd):
-                module.eval()
-        return fresh
-
-    def inputs(self, example: Inputs) -> Inputs:
-        """An example as the subject takes it."""
-        if not self.real:
-            return to_meta(example)
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        moved: Inputs = tree_map(lambda t: _with_values(t).to(device) if isinstance(t, Tensor) else t, example)
-        return moved
-
-    def run(self, subject: nn.Module, example: Inputs) -> Any:
-        """The subject's output; the caller's random numbers are left alone."""
-        devices = sorted({p.device.index for p in subject.parameters() if p.device.type == "cuda"})
-        with torch.random.fork_rng(devices) if self.real else contextlib.nullcontext():
-            return subject(*example)
-
-
-def _with_values(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
 
 
 def record(source: Source, example: Inputs, further: Sequence[Inputs] = ()) -> tuple[Recording, Source]:
@@ -256,10 +176,3 @@ def _tracked(modules: Mapping[str, nn.Module], stack: list[str]) -> Iterator[Non
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextlib.contextmanager
-def transparent() -> Iterator[None]:
-    """What hides ops from a dispatch mode is off: inference mode, and the fused path of transformer layers."""
-    with unfused_attention(), torch.inference_mode(False), torch.no_grad():
-        yield

@@ -7,6 +7,7 @@ from torch import Tensor
 from prunekit.nn.channels import ChannelSelect
 from prunekit.surgery.graph import labels as lb
 from prunekit.surgery.graph.recording import Call, Link, ParameterView, Selection
+from prunekit.surgery.ops import BATCH_NORMS
 from prunekit.surgery.tracing.recorder import Recorder, Rule
 from prunekit.surgery.tracing.rules.elementwise import unknown
 
@@ -198,21 +199,6 @@ def _select_channels(recorder: Recorder, call: Call) -> None:
     recorder.recording.selections[call.where] = Selection(call.where, index, vector)
     return recorder.set(call.results[0], lb.along(vector[index], 1, call.results[0].shape))
 
-
-def is_batch_norm(op: str) -> bool:
-    """Whether a recorded op is batch normalisation, on whatever device it ran."""
-    return op in BATCH_NORMS
-
-
-BATCH_NORMS = (
-    "native_batch_norm",
-    "cudnn_batch_norm",
-    "miopen_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-    "_batch_norm_with_update",
-    "_batch_norm_no_update",
-)
 
 TABLE: dict[str, Rule] = {
     "convolution": convolution,

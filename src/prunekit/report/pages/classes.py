@@ -1,14 +1,14 @@
-"""How well each class is recognised, and what it is taken for: a table for the terminal, and for a page."""
+"""How well each class is recognised, and what it is taken for, as pieces of a page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit.report import numbers
 from prunekit.report.pages import page
-from prunekit.report.terminal.tables import table
+from prunekit.report.terminal.classes import class_cells
+from prunekit.report.text import for_html
 
 if TYPE_CHECKING:
     from prunekit.evaluation.answers import Answers
@@ -16,42 +16,6 @@ if TYPE_CHECKING:
 
 _MATRIX = 30  # a matrix of more classes cannot be read: the most frequent mistakes can
 _MISTAKES = 20
-
-
-def classes_table(results: Sequence[EvalResult]) -> Any:
-    """A row a class: its images and each network's accuracy; of a single network more."""
-    return table(*class_cells(results))
-
-
-def class_cells(results: Sequence[EvalResult]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Columns and rows of that table, as text."""
-    scored = [(result.model, result.answers) for result in results if result.answers is not None]
-    if len(scored) != 1:
-        columns = ["class", "images", *(model for model, _ in scored)]
-        rows = [
-            (scores[0].name, f"{scores[0].images:,}", *(numbers.percent(score.accuracy) for score in scores))
-            for scores in zip(*(answers.per_class for _, answers in scored), strict=True)
-        ]
-        return columns, rows
-    answers = scored[0][1]
-    taken = _taken_for(answers)
-    columns = ["class", "images", "accuracy", "precision", "mostly taken for"]
-    return columns, [
-        (score.name, f"{score.images:,}", numbers.percent(score.accuracy), numbers.percent(score.precision), taken[i])
-        for i, score in enumerate(answers.per_class)
-    ]
-
-
-def unbalanced(answers: Answers, accuracy: float | None) -> str | None:
-    """What to beware of where one class is most of the data; None where none is."""
-    if not answers.unbalanced:
-        return None
-    name, share = answers.largest
-    return (
-        f"{numbers.percent(share, decimals=0)} of the images are of one class, '{name}': naming it always would be as "
-        f"accurate as that; this network has {numbers.percent(accuracy)}, and "
-        f"{numbers.percent(answers.balanced_accuracy)} as the mean over the classes (see --per-class)"
-    )
 
 
 def class_parts(results: Sequence[EvalResult]) -> list[str]:
@@ -76,17 +40,8 @@ def class_parts(results: Sequence[EvalResult]) -> list[str]:
     return [*parts, page.heading("Taken for"), page.paragraph(key), page.charts(confusions)]
 
 
-def _taken_for(answers: Answers) -> list[str]:
-    """For each class the one that it is most often taken for, and how often."""
-    found = [numbers.NONE] * len(answers.classes)
-    for (label, named), count in answers.mistakes().items():  # most frequent first
-        if found[label] == numbers.NONE:
-            found[label] = f"{answers.classes[named]} ({count:,})"
-    return found
-
-
 def _confusions(model: str, answers: Answers) -> str:
-    title = f"<h3>{escape(model)}</h3>"
+    title = f"<h3>{for_html(model)}</h3>"
     if len(answers.classes) <= _MATRIX:
         return title + _matrix(answers)
     rows = [
@@ -99,12 +54,12 @@ def _confusions(model: str, answers: Answers) -> str:
 def _matrix(answers: Answers) -> str:
     """Rows are the classes, columns what they were named; a cell is as dark as its share of the row."""
     names = answers.classes
-    head = "".join(f'<th class="n" title="{escape(name, quote=True)}">{i}</th>' for i, name in enumerate(names))
+    head = "".join(f'<th class="n" title="{for_html(name)}">{i}</th>' for i, name in enumerate(names))
     rows = []
     for i, counts in enumerate(answers.confusion().tolist()):
         cells = "".join(_cell(names[i], names[j], count, sum(counts), right=i == j) for j, count in enumerate(counts))
         label = names[i] if names[i] == str(i) else f"{i} {names[i]}"
-        rows.append(f'<tr><td class="t">{escape(label)}</td>{cells}</tr>')
+        rows.append(f'<tr><td class="t">{for_html(label)}</td>{cells}</tr>')
     return (
         f'<div class="wide"><table class="heat"><thead><tr><th class="t">class</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
@@ -117,4 +72,4 @@ def _cell(name: str, named: str, count: int, of: int, *, right: bool) -> str:
     share = count / of
     note = f"{name}, named {named}: {count:,} of {of:,} ({numbers.percent(share, decimals=1)})"
     kind = "right" if right else "wrong"
-    return f'<td class="n {kind}" style="--share:{share:.3f}" title="{escape(note, quote=True)}">{count:,}</td>'
+    return f'<td class="n {kind}" style="--share:{share:.3f}" title="{for_html(note)}">{count:,}</td>'

@@ -1,0 +1,26 @@
+"""The settings of Network Slimming."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunekit.methods.base import Config, option
+
+
+@dataclass(frozen=True)
+class SlimConfig(Config):
+    """Settings of Network Slimming."""
+
+    scope: str = option(
+        "all", help="'inner' leaves channels alone that several layers share by addition.", choices=("all", "inner")
+    )
+    aggregate: str = option(
+        "max", help="How the gammas of coupled channels become one score.", choices=("max", "mean", "sum")
+    )
+    restore: str | None = option(
+        None,
+        help="'calibrate' refits what stays to unlabelled images (the default when there are any), 'synthetic' to "
+        "images made from the network itself; 'constants' folds what a removed channel is worth on average, act(beta), "
+        "into the next layer (the default without images); 'none' drops it as the paper's release does.",
+        choices=("calibrate", "synthetic", "constants", "none"),
+    )
