@@ -20,9 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from networks import lively
 from prunekit.surgery import Graph
-from prunekit.surgery.ops import (
-    is_batch_norm,
-)
+from prunekit.surgery.ops import is_batch_norm
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BACK = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

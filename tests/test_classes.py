@@ -17,14 +17,9 @@ from prunekit.cli.app import run
 from prunekit.data import ImageSet
 from prunekit.evaluation.answers import Answers
 from prunekit.evaluation.score import EvalResult, Score, evaluate
-from prunekit.report.pages.classes import (
-    class_parts,
-)
+from prunekit.report.pages.classes import class_parts
 from prunekit.report.pages.comparison import comparison_page
-from prunekit.report.terminal.classes import (
-    class_cells,
-    unbalanced,
-)
+from prunekit.report.terminal.classes import class_cells, unbalanced
 from prunekit.report.terminal.tables import result_cells
 from prunekit.spec import InputSpec
 from prunekit.workflows.sweeps import result_from_json

@@ -11,9 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.surgery.copying import copied
 from prunekit.surgery.execution.dispatch import DispatchMode, run_op
-from prunekit.surgery.execution.sources import (
-    skeleton,
-)
+from prunekit.surgery.execution.sources import skeleton
 
 aten = torch.ops.aten
 

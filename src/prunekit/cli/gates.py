@@ -14,9 +14,7 @@ from prunekit.report.terminal.output import Output
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.cli.measuring import (
-        EvalOptions,
-    )
+    from prunekit.cli.measuring import EvalOptions
     from prunekit.data import ImageSet
     from prunekit.evaluation.score import EvalResult
     from prunekit.methods.manidp.record import Record

@@ -91,9 +91,7 @@ def measured(
 
 def warn_of_balance(output: Output, result: EvalResult) -> None:
     """Say where plain accuracy misleads, because most images are of one class."""
-    from prunekit.report.terminal.classes import (
-        unbalanced,
-    )
+    from prunekit.report.terminal.classes import unbalanced
 
     beware = unbalanced(result.answers, result.accuracy) if result.answers is not None else None
     if beware is not None:

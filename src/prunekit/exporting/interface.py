@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import InputError
-from prunekit.surgery.execution.sources import (
-    as_inputs,
-)
+from prunekit.surgery.execution.sources import as_inputs
 
 INPUT, OUTPUT = "input", "output"
 # symbolic sizes, which stand for numbers while torch.export looks on, hold all that it knows

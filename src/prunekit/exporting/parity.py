@@ -22,9 +22,7 @@ from prunekit.errors import CheckFailed, InputError
 from prunekit.exporting.interface import batch_of, each, named_outputs
 from prunekit.nn.buckets import Router
 from prunekit.nn.gated import gated_layers
-from prunekit.surgery.execution.sources import (
-    as_inputs,
-)
+from prunekit.surgery.execution.sources import as_inputs
 
 Batch = tuple[Any, Tensor | None]
 """Normalised images `(N, ...)`, or a tuple of positional inputs, and the labels `(N,)` where they are known."""

@@ -24,10 +24,7 @@ from prunekit.surgery.execution.dispatch import unfused_attention
 from prunekit.surgery.execution.draws import Draws, own_randomness
 from prunekit.surgery.execution.weights import FollowWeights, Key
 from prunekit.surgery.graph.labels import Ids, Mask
-from prunekit.surgery.ops import (
-    Reading,
-    is_batch_norm,
-)
+from prunekit.surgery.ops import Reading, is_batch_norm
 from prunekit.surgery.proof.verification import random_inputs
 
 _STEADY = 1e-4  # how much a "constant" may move with the input, relative to 1 + its size

@@ -10,9 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.restore.gaussian import ACTIVATIONS, hermite
 from prunekit.surgery import Graph
-from prunekit.surgery.ops import (
-    is_batch_norm,
-)
+from prunekit.surgery.ops import is_batch_norm
 
 _SAME = frozenset(("clone", "alias", "detach", "native_dropout", "avg_pool2d", "max_pool2d_with_indices"))
 

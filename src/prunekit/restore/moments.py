@@ -25,9 +25,7 @@ from prunekit.restore.second_moments import Reading, gram_of
 from prunekit.restore.streams import find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.editing.compensation import places_of
-from prunekit.surgery.ops import (
-    is_batch_norm,
-)
+from prunekit.surgery.ops import is_batch_norm
 
 RIDGE = 0.03  # of the mean variance; 0.1 and 0.3 did worse on held-out training images
 _LARGEST = 5000  # inputs of a consumer that are solved for at once; beyond, all taps share one matrix

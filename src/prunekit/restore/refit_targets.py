@@ -14,9 +14,7 @@ from prunekit.restore.streams import Join, find_join, private_norm
 from prunekit.surgery import Graph
 from prunekit.surgery.graph.graph import kept_after
 from prunekit.surgery.graph.labels import Ids
-from prunekit.surgery.ops import (
-    is_batch_norm,
-)
+from prunekit.surgery.ops import is_batch_norm
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,7 @@ from torch.utils._pytree import tree_leaves
 from prunekit.restore.plain_layers import is_plain_norm, reads
 from prunekit.surgery import Graph
 from prunekit.surgery.execution.dispatch import DispatchMode
-from prunekit.surgery.ops import (
-    is_batch_norm,
-)
+from prunekit.surgery.ops import is_batch_norm
 
 _FAINT = 1e-3  # a channel that a norm scales by less than this part of its strongest one cannot make up for anything
 

@@ -7,9 +7,7 @@ from prunekit.surgery.cost import Cost, LayerCost, cost_of, measure, predict
 from prunekit.surgery.editing.editor import edit
 from prunekit.surgery.editing.parametrised import materialised
 from prunekit.surgery.editing.reparametrised import pruned
-from prunekit.surgery.graph.equal_shares import (
-    balanced,
-)
+from prunekit.surgery.graph.equal_shares import balanced
 from prunekit.surgery.graph.graph import Graph, resolve
 from prunekit.surgery.graph.groups import ChannelGroup, Member
 from prunekit.surgery.proof.verification import verify

@@ -31,9 +31,7 @@ def run(output: Output, models: Models, data: DataOptions, options: EvalOptions,
 
         output.table(results_table(results), data=True)
         if options.per_class:
-            from prunekit.report.terminal.classes import (
-                classes_table,
-            )
+            from prunekit.report.terminal.classes import classes_table
 
             output.table(classes_table(results), data=True)
         for result in results:

@@ -12,15 +12,7 @@ import typer
 
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.events import sinks
-from prunekit.cli.framework.options import (
-    DATA,
-    READING,
-    DataOptions,
-    OutputOptions,
-    ReadingOptions,
-    input_spec,
-    option,
-)
+from prunekit.cli.framework.options import DATA, READING, DataOptions, OutputOptions, ReadingOptions, input_spec, option
 from prunekit.cli.history import remember_run
 from prunekit.cli.models import STREAM, check_kind, output_path, read_model, read_teacher, spec_of, write_model
 from prunekit.errors import InputError

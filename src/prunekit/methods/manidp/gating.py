@@ -17,9 +17,7 @@ from prunekit.nn.gated import gated_layers
 from prunekit.plan import Gate, Plan
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.recording import Node
-from prunekit.surgery.ops import (
-    is_batch_norm,
-)
+from prunekit.surgery.ops import is_batch_norm
 
 
 def plan_gates(model: nn.Module, graph: Graph, recipe: GateRecipe) -> Plan:

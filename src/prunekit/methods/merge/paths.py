@@ -16,9 +16,7 @@ from prunekit.restore.plain_layers import is_plain_norm, possible_biases
 from prunekit.surgery import ChannelGroup, Graph
 from prunekit.surgery.editing.carriers import CarrierFinder
 from prunekit.surgery.graph.recording import Node
-from prunekit.surgery.ops import (
-    is_batch_norm,
-)
+from prunekit.surgery.ops import is_batch_norm
 
 # Ops that pass on a constant as it is, and work on each channel alike.
 _LINEAR = frozenset(

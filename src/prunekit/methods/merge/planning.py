@@ -27,9 +27,7 @@ from prunekit.surgery import Graph, trace
 from prunekit.surgery.editing.compensation import places_of
 
 if TYPE_CHECKING:
-    from prunekit.methods.merge.config import (
-        MergeConfig,
-    )
+    from prunekit.methods.merge.config import MergeConfig
 
 _OTHER_WAYS = {
     "moments": "it needs no data",

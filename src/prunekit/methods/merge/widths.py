@@ -21,9 +21,7 @@ from prunekit.restore.second_moments import Reading
 from prunekit.surgery import Cost, Graph, predict
 
 if TYPE_CHECKING:
-    from prunekit.methods.merge.config import (
-        MergeConfig,
-    )
+    from prunekit.methods.merge.config import MergeConfig
 
 Kept = dict[str, list[int]]
 # The least that widths by loss leave of a layer, for readings are not to be trusted all the way: of measured ones as a

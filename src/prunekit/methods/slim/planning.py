@@ -25,9 +25,7 @@ from prunekit.restore.synthetic import synthesise
 from prunekit.surgery import ChannelGroup, Cost, Graph, balanced, predict
 
 if TYPE_CHECKING:
-    from prunekit.methods.slim.config import (
-        SlimConfig,
-    )
+    from prunekit.methods.slim.config import SlimConfig
 
 _REDUCE = {"max": np.fmax, "sum": np.add, "mean": np.add}
 

@@ -23,13 +23,7 @@ from torch import nn
 from prunekit.surgery.editing import attributes
 from prunekit.surgery.execution.dispatch import DispatchMode
 from prunekit.surgery.execution.outputs import tensors_of
-from prunekit.surgery.execution.sources import (
-    Inputs,
-    Source,
-    skeleton,
-    to_meta,
-    transparent,
-)
+from prunekit.surgery.execution.sources import Inputs, Source, skeleton, to_meta, transparent
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.labels import Mask
 

@@ -17,9 +17,7 @@ from prunekit.surgery.graph.balance import Balancer
 from prunekit.surgery.graph.groups import ChannelGroup
 from prunekit.surgery.graph.labels import Ids, Mask
 from prunekit.surgery.graph.recording import Node
-from prunekit.surgery.ops import (
-    is_batch_norm,
-)
+from prunekit.surgery.ops import is_batch_norm
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,10 @@ from torch import Tensor, nn
 
 from prunekit.nn.channels import ChannelSelect
 from prunekit.surgery.execution.dispatch import DispatchMode, op_name, run_op
-from prunekit.surgery.execution.sources import (
-    Source,
-)
+from prunekit.surgery.execution.sources import Source
 from prunekit.surgery.graph.labels import Mask, channels_in, compact, ids, varying
 from prunekit.surgery.graph.recording import Flow, Node, Pass, numbers_of, tensors_in
-from prunekit.surgery.ops import (
-    BATCH_NORMS,
-)
+from prunekit.surgery.ops import BATCH_NORMS
 
 _log = logging.getLogger(__name__)
 

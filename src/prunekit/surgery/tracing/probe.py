@@ -19,20 +19,13 @@ import numpy as np
 from torch import nn
 
 from prunekit.surgery.editing.editor import remove
-from prunekit.surgery.execution.sources import (
-    Source,
-)
+from prunekit.surgery.execution.sources import Source
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.groups import Classes
 from prunekit.surgery.graph.labels import channels_in, ids
 from prunekit.surgery.graph.recording import Node, Recording
 from prunekit.surgery.tracing.follow import Follower, Step, steps_of
-from prunekit.surgery.tracing.runs import (
-    minds_training,
-    record_training,
-    training_run,
-    twice,
-)
+from prunekit.surgery.tracing.runs import minds_training, record_training, training_run, twice
 
 _log = logging.getLogger(__name__)
 

@@ -21,10 +21,7 @@ from prunekit.errors import InputError, SurgeryError
 from prunekit.surgery.copying import named_tensors
 from prunekit.surgery.execution.dispatch import DispatchMode
 from prunekit.surgery.execution.outputs import tensors_of
-from prunekit.surgery.execution.sources import (
-    Inputs,
-    Source,
-)
+from prunekit.surgery.execution.sources import Inputs, Source
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.recording import Pass, Recording
 from prunekit.surgery.tracing.recorder import Recorder, track_modules

@@ -14,12 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunekit.errors import InputError
 from prunekit.surgery.copying import without_collection
-from prunekit.surgery.execution.sources import (
-    Source,
-    bound_inputs,
-    to_meta,
-    transparent,
-)
+from prunekit.surgery.execution.sources import Source, bound_inputs, to_meta, transparent
 from prunekit.surgery.graph.balance import Balancer, Shares, Traced, balances_of, compounding, traced
 from prunekit.surgery.graph.graph import FurtherPass, Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.graph.groups import Classes, build_groups, classify
@@ -27,9 +22,7 @@ from prunekit.surgery.graph.labels import Ids, Mask, compact, ids
 from prunekit.surgery.graph.recording import Pass, Recording
 from prunekit.surgery.tracing.narrow import narrowed
 from prunekit.surgery.tracing.probe import freeze_fixed
-from prunekit.surgery.tracing.runs import (
-    record,
-)
+from prunekit.surgery.tracing.runs import record
 
 _log = logging.getLogger(__name__)
 
