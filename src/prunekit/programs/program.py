@@ -141,13 +141,16 @@ class ExportedProgram(nn.Module):
         """Refuse inputs that make the program ask for more than they justify, where the file left their sizes open."""
         if _is_traced(inputs) or (kinds := _kinds(inputs)) in self._judged:
             return
-        held = sum(map(_nbytes, (*self.parameters(), *self.buffers(), *inputs)))
+        # a thread of its own: whoever records this forward is not to see it twice, nor the twins that it runs on
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._judge_inputs, inputs).result()
+        self._judged.add(kinds)
+
+    def _judge_inputs(self, inputs: Sequence[Tensor]) -> None:
         values = {name: twin(tensor) for name, tensor in zip(self.inputs, inputs, strict=True)}
         values |= {name: twin(attrgetter(path)(self)) for name, path in self._bound.items()}
-        # a thread of its own: whoever records this forward is not to see it twice
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(judge, self._steps, values, self._layer_twin, held).result()
-        self._judged.add(kinds)
+        held = sum(map(_nbytes, (*self.parameters(), *self.buffers(), *inputs)))
+        judge(self._steps, values, self._layer_twin, held)
 
     def _layer_twin(self, name: str) -> nn.Module:
         """A copy of the layer on the meta device, without the hooks of whoever watches this forward."""

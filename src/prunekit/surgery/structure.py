@@ -74,7 +74,7 @@ def _check_numbers(described: Mapping[str, Mapping[str, Any]], shapes: Mapping[s
         for name, value in values.items():
             numbers = value if isinstance(value, list) else [value]
             if not numbers or not all(type(number) is int and 0 <= number <= widest for number in numbers):
-                raise InputError(f"the file gives '{module}' {name}={value}, and its widest weight has {widest}")
+                raise InputError(f"the file gives '{module}' {name}={value!r}, and its widest weight has {widest}")
 
 
 def _insert_selection(model: nn.Module, name: str) -> None:

@@ -145,9 +145,16 @@ def _draws(run: Pass, classes: Classes) -> tuple[Ids, ...]:
 
 
 def _never_ran(recording: Recording) -> tuple[str, ...]:
-    """What no pass has reached: the outermost modules none of whose parameters were used, or single parameters."""
+    """What no pass has reached: the outermost modules none of whose parameters were used, or single parameters.
+
+    A vector beside parameters that were used, such as the bias of a layer whose weight alone is read, reads no channels.
+    """
     reached = {prefix for name in recording.used for prefix in _prefixes(name)}
-    unused = [name for name in recording.shapes if name in recording.parameters and name not in recording.used]
+    unused = [
+        name
+        for name, shape in recording.shapes.items()
+        if name in recording.parameters - recording.used and (len(shape) > 1 or name.rpartition(".")[0] not in reached)
+    ]
     return tuple(dict.fromkeys(next(p for p in _prefixes(name) if p not in reached) for name in unused))
 
 
