@@ -1,1 +1,1 @@
-"""What any file needs, ours or somebody else's: atomic writes, archives, pickles that are read without being run."""
+"""Reading and writing files of any origin: atomic writes, archives, pickles inspected without being run."""

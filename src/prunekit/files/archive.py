@@ -1,4 +1,4 @@
-"""Zip archives, looked at before anything in them is unpacked."""
+"""Zip archives that are checked before anything in them is unpacked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from prunekit.errors import InputError
 
-# Weights hardly compress: what unpacks to more than this many times its size is no network.
+# Weights hardly compress: an archive that unpacks to more than this many times its size holds no network.
 _MOST_EXPANSION = 10
 
 
@@ -15,7 +15,15 @@ class Archive:
     """The members of a zip archive under its single top folder, as torch writes them."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
-        """Raises `InputError` for a damaged archive and for one made to unpack to far more than its size."""
+        """Open an archive.
+
+        Args:
+            stream: The archive, seekable.
+            name: The name of the file, for error messages.
+
+        Raises:
+            InputError: The archive is damaged, ambiguous, or made to unpack to far more than its size.
+        """
         self.name = name
         stream.seek(0)
         try:
@@ -32,24 +40,24 @@ class Archive:
             raise InputError(f"{name} is refused: two of its members have one name")
 
     def read(self, member: str) -> bytes:
-        """The content of a member, checked against its checksum."""
+        """Return the content of a member, checked against its checksum; raise `InputError` where there is none."""
         if member not in self.members:
             raise InputError(f"{self.name} is incomplete: it has no {member}")
         return self._zip.read(self.members[member])
 
     def sizes_below(self, folder: str) -> dict[str, int]:
-        """The bytes of each member of a folder, by its name there."""
+        """Return the size in bytes of each member of `folder`, by its name there."""
         below = {member: full for member, full in self.members.items() if member.startswith(folder)}
         return {member.removeprefix(folder): self._zip.getinfo(full).file_size for member, full in below.items()}
 
     def _check_unambiguous(self) -> None:
-        """No bytes before or behind the archive: any reader of zip archives finds the same in it."""
+        """Refuse bytes before or after the archive, so that any reader of zip archives finds the same members in it."""
         first = min((member.header_offset for member in self._zip.infolist()), default=0)
         if first or self._zip.comment:
             raise InputError(f"{self.name} is refused: it is a zip archive among other bytes")
 
     def check(self) -> None:
-        """Raise `InputError` unless every member's content has its checksum."""
+        """Raise `InputError` unless the content of every member matches its checksum."""
         try:
             broken = self._zip.testzip()
         except Exception as error:  # the parsers raise anything on damaged bytes

@@ -1,8 +1,7 @@
-"""Pickles of tensors, followed before they are loaded: what they build is bounded by what the file holds.
+"""Check pickles of tensors before they are loaded: they may build no more than the file holds.
 
-`torch.load(weights_only=True)` runs no code of the file's, yet allocates whatever size it names: a bytearray, a
-storage, a tensor class that is called with a number. This walk over the same opcodes knows what each call would
-allocate.
+`torch.load(weights_only=True)` runs no code of the file, yet it allocates whatever size the file names: a bytearray, a
+storage, a tensor class called with a number. This walk over the same opcodes knows what each call would allocate.
 """
 
 from __future__ import annotations
@@ -27,17 +26,23 @@ from prunekit.files.pickled_calls import (
     trusted,
 )
 
-# Bytes of one pickle, without its tensors; the longest histories of training runs are far shorter.
+# Most bytes of one pickle without its tensors; the longest histories of training runs are far shorter.
 _LONGEST = 1 << 24
 
 
 def check(stream: BinaryIO, name: str, sizes: Mapping[str, int] | None, *, pickles: int = 1) -> None:
-    """Follow `pickles` pickles from where the stream stands.
+    """Follow `pickles` pickles from the current position of the stream.
 
-    `sizes` gives the bytes of each storage by its key; without it, all storages together are bounded by the stream.
+    Args:
+        stream: A seekable stream, at the beginning of the first pickle.
+        name: The name of the file, for error messages.
+        sizes: The size in bytes of each storage, by its key; None bounds all storages together by the size of the
+            stream.
+        pickles: How many pickles follow one another.
 
     Raises:
-        InputError: a pickle that would allocate more than the file holds, or call what state dicts need not.
+        InputError: A pickle is damaged, would allocate more than the file holds, or makes a call that no state dict
+            needs.
     """
     start = stream.tell()
     held = stream.seek(0, 2)
@@ -59,7 +64,7 @@ def check(stream: BinaryIO, name: str, sizes: Mapping[str, int] | None, *, pickl
 
 
 class _Walk:
-    """The stack machine of pickles, over constants, containers without content, and `Global`, `Storage`, `Unknown`."""
+    """Stack machine of pickles over constants, containers without content, and `Global`, `Storage` and `Unknown`."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -68,7 +73,7 @@ class _Walk:
         self._memo: dict[int, Any] = {}
 
     def storages(self) -> Iterator[Storage]:
-        """Run to the end; give every storage on the way."""
+        """Run to the end and yield every storage on the way."""
         for opcode, argument, position in pickletools.genops(self._stream):
             if position is not None and position > _LONGEST:
                 raise BadPickleError(f"more than {_LONGEST} bytes besides its tensors")
@@ -95,45 +100,45 @@ class _Walk:
         return items
 
     def imports(self, argument: str) -> None:
-        """A name of a module and of something in it."""
+        """Push the name of something in a module."""
         self._stack.append(Global(argument.replace(" ", ".", 1)))
 
     def put(self, index: int) -> None:
-        """Note the top of the stack."""
+        """Store the top of the stack in the memo."""
         self._memo[index] = self._stack[-1]
 
     def get(self, index: int) -> None:
-        """What was noted."""
+        """Push an entry of the memo."""
         self._stack.append(self._memo[index])
 
     def tuple_of(self, count: int) -> None:
-        """The last `count` values as a tuple."""
+        """Turn the last `count` values into a tuple."""
         if len(self._stack) < count:
             raise ValueError("a tuple of less")
         self._stack[-count:] = [tuple(self._stack[-count:])]
 
     def tuple_marked(self, _: Any) -> None:
-        """The values since the mark as a tuple."""
+        """Turn the values since the mark into a tuple."""
         items = self._marked()
         self._stack.append(tuple(items))
 
     def append(self, _: Any) -> None:
-        """One more in a list."""
+        """Append a value to a list."""
         item = self._stack.pop()
         self._stack[-1].append(item)
 
     def extend(self, _: Any) -> None:
-        """More in a list."""
+        """Append the values since the mark to a list."""
         items = self._marked()
         self._stack[-1].extend(items)
 
     def set_item(self, _: Any) -> None:
-        """An entry of a mapping."""
+        """Add an entry to a mapping."""
         self._stack.pop()
         self._note([self._stack.pop()])
 
     def set_items(self, _: Any) -> None:
-        """Entries of a mapping."""
+        """Add the entries since the mark to a mapping."""
         self._note(self._marked()[::2])
 
     def _note(self, keys: list[Any]) -> None:
@@ -144,7 +149,7 @@ class _Walk:
         self._stack[-1].extend(keys)
 
     def call(self, _: Any) -> None:
-        """A name called with arguments: only those of the table, each with its own check."""
+        """Call a name with arguments: only names in the table, each with its own check of the arguments."""
         arguments, called = self._stack.pop(), self._stack[-1]
         if not isinstance(called, Global) or not isinstance(arguments, tuple):
             raise ValueError("a call of what is no name")
@@ -153,7 +158,7 @@ class _Walk:
         self._stack[-1] = Keys() if called.name in MAPPINGS else Unknown()
 
     def build(self, _: Any) -> None:
-        """The state of an object: further attributes of a mapping."""
+        """Set the state of an object: a mapping may get further attributes."""
         state = self._stack.pop()
         if isinstance(self._stack[-1], Keys) and not adds_to(OrderedDict, state):
             raise BadPickleError("a dict whose methods are others")

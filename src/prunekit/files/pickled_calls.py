@@ -1,4 +1,4 @@
-"""What a pickle of tensors may call, and whether the file holds what each call would build."""
+"""Table of the calls that a pickle of tensors may make, each with a check that the file holds what it would build."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ class Storage:
 
 
 class Unknown:
-    """What a call gives, where nothing further depends on it."""
+    """Result of a call on which nothing further depends."""
 
 
 class Keys(list[Any]):
-    """A mapping, of which the keys alone matter."""
+    """Mapping of which only the keys matter."""
 
 
 class BadPickleError(Exception):
-    """Says what no file of tensors has."""
+    """Error that names something no file of tensors contains."""
 
 
 def check_call(name: str, arguments: tuple[Any, ...]) -> None:
+    """Raise `BadPickleError` unless the call is in the table and the file holds what it would build."""
     if name not in _CALLS:
         raise BadPickleError(f"{name}({', '.join(map(_short, arguments))})")
     if not _CALLS[name](*arguments):
@@ -49,7 +50,7 @@ def check_call(name: str, arguments: tuple[Any, ...]) -> None:
 
 
 def trusted() -> set[str]:
-    """What the calling program has told torch to trust."""
+    """Return the dotted names that the calling program has told torch to trust."""
     found = [item[0] if isinstance(item, tuple) else item for item in torch.serialization.get_safe_globals()]
     return {f"{item.__module__}.{item.__qualname__}" for item in found if hasattr(item, "__qualname__")}
 
@@ -59,17 +60,21 @@ def _short(item: Any) -> str:
 
 
 def is_key(value: Any) -> bool:
-    """Plain values, and tuples of them: such tuples in tuples, each twice in the next, take for ever to hash."""
+    """Return whether a value is plain or a tuple of plain values.
+
+    Nested tuples are refused: a tuple that holds another twice, some levels deep, takes forever to hash.
+    """
     parts = value if isinstance(value, tuple) else (value,)
     return all(part is None or isinstance(part, str | int | float | Global) for part in parts)
 
 
 def adds_to(kind: type, state: Any) -> bool:
-    """Whether a state is attributes that objects of this kind do not have already."""
+    """Return whether `state` holds only attributes that objects of type `kind` do not have already."""
     return isinstance(state, Keys) and all(isinstance(key, str) and not hasattr(kind, key) for key in state)
 
 
 def storage_of(pid: Any) -> Storage:
+    """Return the storage that a persistent id describes; raise `ValueError` for anything else."""
     kind, storage, key, _, numel, *view = pid
     if kind != "storage" or not isinstance(storage, Global) or not isinstance(key, str) or not _is_count(numel):
         raise ValueError("no storage")
@@ -84,7 +89,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _fits(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> bool:
-    """Whether a tensor's last element lies in its storage; repeating by a stride of zero allocates nothing."""
+    """Return whether a tensor's last element lies in its storage; repeating by a stride of zero allocates nothing."""
     if not isinstance(storage, Storage) or not all(isinstance(numbers, tuple) for numbers in (size, stride)):
         return False
     if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS or not all(map(_is_count, (offset, *size, *stride))):
@@ -94,24 +99,24 @@ def _fits(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> bool:
 
 
 def _is_backed(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> bool:
-    """Whether the storage also holds as many elements."""
+    """Return whether the tensor fits and the storage holds at least as many elements."""
     return _fits(storage, offset, size, stride) and math.prod(size) <= storage.numel
 
 
 def _rebuilt(build: Any, _: Any, arguments: Any, state: Any) -> bool:
-    """A tensor with further attributes."""
+    """Check a tensor that is rebuilt with further attributes."""
     check_call(build.name, arguments)
     return _are_attributes(state)
 
 
 def _are_attributes(state: Any) -> bool:
-    """None, a dict, or both kinds of attributes that Python knows."""
+    """Return whether `state` is None, a dict, or the pair of both kinds of attributes that Python knows."""
     parts = state if isinstance(state, tuple) else (state,)
     return all(part is None or adds_to(Tensor, part) for part in parts)
 
 
 def _are_keys(*given: Any) -> bool:
-    """Nothing, a mapping, or a list of keys or pairs."""
+    """Return whether the arguments are empty, a mapping, or a list of keys or pairs."""
     if not given or isinstance(given[0], Keys):
         return True
     return isinstance(given[0], list) and all(is_key(item[0] if isinstance(item, list) else item) for item in given[0])
@@ -122,7 +127,7 @@ def _are(*kinds: type) -> Callable[..., bool]:
 
 
 def _is_bytes(*given: Any) -> bool:
-    """As protocol 2 writes bytes: text of the first 256 characters."""
+    """Return whether the arguments are bytes as protocol 2 writes them: text of the first 256 characters."""
     return not given or (isinstance(given[0], str | Unknown) and given[1:] in ((), ("latin1",), ("latin-1",)))
 
 
@@ -130,7 +135,7 @@ def _are_sizes(*given: Any) -> bool:
     return all(isinstance(sizes, tuple | list) and all(map(_is_count, sizes)) for sizes in given)
 
 
-# Bytes of an element, by the beginning of a storage's name; newer dtypes lie in untyped ones.
+# Bytes per element, by the beginning of the storage's name; newer dtypes lie in untyped storages.
 _ITEM_SIZES = {
     **dict.fromkeys(("Untyped", "Byte", "Char", "Bool", "QInt8", "QUInt8", "QUInt4x2", "QUInt2x4"), 1),
     **dict.fromkeys(("Half", "BFloat16", "Short"), 2),

@@ -1,4 +1,4 @@
-"""Pickles: read without running any, and told apart by what they would have run."""
+"""Reading pickles without running them, and listing what they would have run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _HARMLESS = re.compile(
     r"|collections\.(OrderedDict|Counter|defaultdict)|(builtins|__builtin__)\.(bytearray|complex|set)|_codecs\.encode"
 )
 
-# Magic number, protocol, system information, the object itself, and the keys of its storages.
+# Pickles of a legacy file: magic number, protocol, system information, the object itself, the keys of its storages.
 _LEGACY_PICKLES = 5
 
-# How files of torch before its zip format begin; other pickles were written without torch.
+# Beginning of files that torch wrote before its zip format; other pickles were written without torch.
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 _HINT = "only if you trust its author: trust_pickle (--trust-pickle); a state dict needs no trust"
@@ -37,7 +37,8 @@ _HINT = "only if you trust its author: trust_pickle (--trust-pickle); a state di
 def load_tensors(stream: BinaryIO, name: str) -> Any:
     """Unpickle with `weights_only=True`: tensors and plain containers, whatever else the file asks for.
 
-    Raises `InputError` for a damaged file, and for one that asks for more, with the names that it wanted.
+    Raises:
+        InputError: The file is damaged, or asks for more; the message gives the names that it wanted.
     """
     try:
         _check_claims(stream, name)
@@ -55,7 +56,7 @@ def load_tensors(stream: BinaryIO, name: str) -> Any:
 
 
 def _check_claims(stream: BinaryIO, name: str) -> None:
-    """Raise `InputError` where loading would allocate more than the file holds; else leave the stream as it was."""
+    """Raise `InputError` where loading would allocate more than the file holds; otherwise rewind the stream."""
     stream.seek(0)
     if stream.read(2) == b"PK":
         archive = Archive(stream, name)
@@ -67,7 +68,7 @@ def _check_claims(stream: BinaryIO, name: str) -> None:
 
 
 def globals_in(stream: BinaryIO) -> set[str]:
-    """The dotted names that a torch file's pickles would import, found by reading their opcodes; nothing is run."""
+    """Return the dotted names that a torch file's pickles would import, found by reading opcodes; nothing is run."""
     found: set[str] = set()
     try:
         for data in _pickles(stream):
@@ -78,7 +79,7 @@ def globals_in(stream: BinaryIO) -> set[str]:
 
 
 def _pickles(stream: BinaryIO) -> Iterator[io.BytesIO]:
-    """The pickle inside a zip archive, or the several in a row of torch's older format."""
+    """Yield the pickle inside a zip archive, or the several in a row of torch's legacy format."""
     stream.seek(0)
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as archive:
@@ -116,7 +117,7 @@ def _globals(data: io.BytesIO) -> Iterator[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """One line of what an exception of somebody else's parser says."""
+    """Return one line of the message of an exception that a third party's parser raised."""
     # torch's own messages advise weights_only=False, which is the last thing to suggest here
     if isinstance(error, pickle.UnpicklingError):
         return "no valid pickle of tensors"

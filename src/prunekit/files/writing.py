@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there."""
+"""Writing files and folders atomically: either whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from prunekit.errors import InputError
 def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object], *, force: bool = False) -> None:
     """Call `write` with a temporary file beside `path`, flush it to the disk, and rename it to `path`.
 
-    When anything fails the old file is untouched and the temporary one is gone. What is no file (a pipe, a
-    terminal) is written directly. Raises `InputError` for an existing file without `force` and where nothing
-    can be written.
+    When anything fails, the old file is untouched and the temporary one is gone. A path that is no regular file (a
+    pipe, a terminal) is written to directly.
+
+    Raises:
+        InputError: The file exists and `force` is off, or nothing can be written there.
     """
     path = Path(path)
     check_target(path, force)
@@ -36,10 +38,12 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 def atomic_folder(
     path: str | os.PathLike[str], files: Mapping[str, bytes], replaces: re.Pattern[str] | None = None
 ) -> None:
-    """Write `files`, by their names, into a new folder `path` that is there whole or not at all.
+    """Write `files`, by their names, into a new folder `path` that appears whole or not at all.
 
-    A folder that exists is replaced where every file in it has a name that `replaces` allows. Raises `InputError` for
-    any other, and where nothing can be written.
+    A folder that exists is replaced where every file in it has a name that `replaces` allows.
+
+    Raises:
+        InputError: The folder exists and may not be replaced, or nothing can be written there.
     """
     path = Path(path)
     check_folder(path, replaces)
@@ -65,7 +69,7 @@ def atomic_folder(
 
 
 def check_folder(path: Path, replaces: re.Pattern[str] | None) -> None:
-    """Raise `InputError` where a folder `path` cannot be made, or may not be replaced; see `atomic_folder`."""
+    """Raise `InputError` where the folder `path` cannot be made or may not be replaced; see `atomic_folder`."""
     try:
         if path.is_dir() and replaces is not None:
             others = [entry.name for entry in path.iterdir() if not replaces.fullmatch(entry.name) or entry.is_dir()]
@@ -81,7 +85,7 @@ def check_folder(path: Path, replaces: re.Pattern[str] | None) -> None:
 
 
 def check_target(path: Path, force: bool) -> None:
-    """Raise `InputError` where `path` is a folder, has none around it, or is a file and `force` is off."""
+    """Raise `InputError` where `path` is a folder, its parent is missing, or it is a file and `force` is off."""
     try:
         if path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder", hint="name a file in it")
@@ -105,13 +109,17 @@ def _replace(path: Path, write: Callable[[BinaryIO], object], force: bool) -> No
         if force or not _linked(temporary, path):
             temporary.replace(path)
     finally:
-        # gone already after the rename; otherwise something failed, and that error is the one to report
+        # already gone after the rename; otherwise something failed, and that error is the one to report
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def _linked(temporary: Path, path: Path) -> bool:
-    """Give the finished file its name unless another process has taken it since; False where links do not exist."""
+    """Hard-link the finished file to `path`; return False where the file system has no links.
+
+    Raises:
+        InputError: Another process has created `path` in the meantime.
+    """
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
