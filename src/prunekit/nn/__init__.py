@@ -1,1 +1,1 @@
-"""Modules that stay in a network after surgery: padding, selections, gates, buckets."""
+"""Modules that stay in a network after surgery: padding, selection, gates, buckets."""

@@ -1,4 +1,4 @@
-"""Static sub-networks of a gated network, stored in it as a table, and the router that chooses among them."""
+"""Table of the static sub-networks of a gated network, and the router that chooses among them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTHS = (16, 32)
 
 
 class Router(nn.Module):
-    """Which sub-network suits an image: `(N, C, H, W)` -> logits `(N, buckets)`. Two small convolutions."""
+    """Two small convolutions that choose a sub-network for each image: `(N, C, H, W)` -> logits `(N, buckets)`."""
 
     def __init__(self, channels: int, buckets: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Router(nn.Module):
         self.fc = nn.Linear(second, buckets)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits, `(N, buckets)`."""
         if x.size(2) > _SIDE or x.size(3) > _SIDE:
             x = F.adaptive_avg_pool2d(x, _SIDE)
         x = F.relu(self.conv2(F.relu(self.conv1(x))))
@@ -36,7 +36,7 @@ class Router(nn.Module):
 
 
 class BucketTable(nn.Module):
-    """For each of K sub-networks the constant saliency of every gated channel, zero where it is removed.
+    """Constant saliency of every gated channel in each of K sub-networks, zero where the channel is removed.
 
     `scales` is `(K, channels)`, over the gated layers in order. The network's own forward does not use it.
     """
@@ -50,7 +50,7 @@ class BucketTable(nn.Module):
 
 
 def describe_buckets(model: nn.Module) -> dict[str, int] | None:
-    """The sizes of a network's table as JSON, or None where it has none."""
+    """Return the sizes of a network's bucket table as JSON, or None where it has none."""
     table = getattr(model, NAME, None)
     if not isinstance(table, BucketTable):
         return None
@@ -59,11 +59,15 @@ def describe_buckets(model: nn.Module) -> dict[str, int] | None:
 
 
 def restore_buckets(model: nn.Module, described: Any, shapes: Mapping[str, Any]) -> None:
-    """Add an empty table of the sizes that `describe_buckets` has noted, in place. `shapes` are those of the weights at
-    hand, by name.
+    """Add an empty table of the sizes that `describe_buckets` returned, in place.
+
+    Args:
+        model: The gated network.
+        described: The sizes, or None to add nothing.
+        shapes: The shapes of the weights at hand, by name.
 
     Raises:
-        InputError: these are no sizes of a table, or not those of the weights.
+        InputError: `described` is no description of a table, or does not match the weights.
     """
     if described is None:
         return

@@ -1,4 +1,4 @@
-"""Modules whose attributes surgery knows how to edit, for things a plain forward would hard-code."""
+"""Modules in place of functions whose channel counts a forward would hard-code: surgery edits their attributes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 
 class ChannelPad(nn.Module):
-    """Zero channels around a tensor's own: `(N, C, H, W)` -> `(N, before + C + after, H, W)`.
+    """Padding with zero channels: `(N, C, H, W)` -> `(N, before + C + after, H, W)`.
 
-    The parameter-free shortcut of the CIFAR residual networks (He et al., CVPR 2016, option A). As a module, because
+    The parameter-free shortcut of the CIFAR residual networks (He et al., CVPR 2016, option A). It is a module because
     the two widths must shrink with the stream that the result is added to.
     """
 
@@ -26,12 +26,12 @@ class ChannelPad(nn.Module):
         return F.pad(x, (0, 0) * (x.dim() - 2) + (self.before, self.after))
 
     def extra_repr(self) -> str:
-        """The two widths."""
+        """Return both widths, for `repr`."""
         return f"before={self.before}, after={self.after}"
 
 
 class ChannelSelect(nn.Module):
-    """Read only some channels of a stream: `(N, C, H, W)` -> `(N, len(index), H, W)`.
+    """Selection of some channels of a stream: `(N, C, H, W)` -> `(N, len(index), H, W)`.
 
     Stands in front of the batch norm of a pre-activation block that lost channels which the stream must keep for its
     other readers (Liu et al., ICCV 2017, section 3.3).
@@ -48,12 +48,12 @@ class ChannelSelect(nn.Module):
         return x.index_select(1, self.index)
 
     def extra_repr(self) -> str:
-        """How many channels are read."""
+        """Return the number of channels read, for `repr`."""
         return f"channels={self.index.numel()}"
 
 
 class SelectedNorm(nn.Sequential):
-    """A batch norm behind a channel selection, standing in the place of the batch norm alone."""
+    """Batch norm behind a channel selection, in place of the batch norm alone."""
 
     def __init__(self, norm: nn.Module, index: Tensor) -> None:
         super().__init__(OrderedDict(select=ChannelSelect(index), norm=norm))

@@ -1,8 +1,7 @@
-"""Convolutions whose output channels follow the input (Tang et al., "Manifold Regularized Dynamic Network Pruning",
-CVPR 2021).
+"""Convolutions whose active output channels depend on the input.
 
-Convolution, batch norm and gate are one module that stands in the convolution's place: no state passes between modules,
-so that a gated network still traces, exports and copies.
+Tang et al., "Manifold Regularized Dynamic Network Pruning", CVPR 2021. Convolution, batch norm and gate are one module
+in place of the convolution: no state passes between modules, so a gated network still traces, exports and copies.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ LIMIT = 1000.0  # the largest saliency
 
 
 class SaliencyNet(nn.Module):
-    """One saliency a channel and image: `pi = min(ReLU(W2 ReLU(W1 GAP(x)) + b2), 1000)`, `(N, C, ...)` -> `(N, out)`.
+    """Saliency of each output channel for each image: `(N, C, ...)` -> `(N, out)`.
 
-    Starts with `W2 = 0` and `b2 = 1`, so that every saliency is exactly one and the network is what it was.
+    `pi = min(ReLU(W2 ReLU(W1 GAP(x)) + b2), 1000)`. It starts with `W2 = 0` and `b2 = 1`, so every saliency is exactly
+    one and the network computes what it did before.
     """
 
     def __init__(self, channels: int, hidden: int, out: int) -> None:
@@ -36,23 +36,24 @@ class SaliencyNet(nn.Module):
         nn.init.ones_(self.excite.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Saliencies of the feature map `x`."""
+        """Return the saliencies of the feature map `x`, `(N, out)`."""
         return self.of_pooled(x.flatten(2).mean(2))
 
     def of_pooled(self, pooled: Tensor) -> Tensor:
-        """Saliencies of the globally averaged feature map, `(N, C)`."""
+        """Return the saliencies of a globally averaged feature map, `(N, C)` -> `(N, out)`."""
         return F.relu(self.excite(self.hidden(pooled))).clamp(max=LIMIT)
 
     def hidden(self, pooled: Tensor) -> Tensor:
-        """What the hidden layer gives, `(N, hidden)`."""
+        """Return the output of the hidden layer, `(N, hidden)`."""
         return F.relu(self.squeeze(pooled))
 
 
 class GatedConv(nn.Module):
-    """`norm(conv(x)) * pi * [pi >= threshold]`: kept channels are scaled by their saliency, the others are zero.
+    """Convolution, batch norm and gate: `norm(conv(x)) * pi * [pi >= threshold]`.
 
-    `threshold` is one number for the layer; 0 lets every channel with a positive saliency through. `budgets` holds
-    further thresholds by the name of the budget that each meets. `conv` may be a chain that ends in the convolution.
+    Kept channels are scaled by their saliency, the others are zero. `threshold` is one number for the layer; 0 lets
+    every channel with a positive saliency through. `budgets` holds further thresholds by the name of the budget that
+    each meets. `conv` may be a chain that ends in the convolution.
     """
 
     threshold: Tensor
@@ -67,13 +68,13 @@ class GatedConv(nn.Module):
         self.register_buffer("threshold", next(gate.parameters()).new_zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The gated, normalised feature map; its activation follows."""
+        """Return the gated, normalised feature map; its activation follows."""
         scale = self.kept(self.gate(x))
         y: Tensor = self.norm(self.conv(x))
         return y * scale.reshape(*scale.shape, *(1,) * (y.dim() - 2))
 
     def kept(self, pi: Tensor) -> Tensor:
-        """Saliencies `(N, channels)` with zeros where they are below the threshold. The indicator is a constant."""
+        """Return the saliencies `(N, channels)`, zero below the threshold; the indicator has no gradient."""
         return pi * (pi >= self.threshold).to(pi.dtype)
 
     @property
@@ -82,22 +83,22 @@ class GatedConv(nn.Module):
         return self.conv[-1] if isinstance(self.conv, nn.Sequential) else self.conv
 
     def extra_repr(self) -> str:
-        """The budgets that thresholds are known for."""
+        """Return the names of the budgets with known thresholds, for `repr`."""
         return f"budgets={list(self.budgets)}" if self.budgets else ""
 
 
 def gated_layers(model: nn.Module) -> Iterator[tuple[str, GatedConv]]:
-    """The gated layers of a network and their names, in the order of its modules."""
+    """Yield the name and module of each gated layer, in the order of the network's modules."""
     for name, module in model.named_modules():
         if isinstance(module, GatedConv):
             yield name, module
 
 
 def insert_gates(model: nn.Module, gates: Iterable[Gate]) -> nn.Module:
-    """Put gates into `model` **in place**; it computes what it did, since every saliency is one. Returns it.
+    """Put gates into `model` **in place** and return it; its outputs stay the same, since every saliency is one.
 
     Raises:
-        SurgeryError: a layer that the model does not have, or that is no convolution or batch norm.
+        SurgeryError: The model lacks a layer that a gate names, or it is no convolution or batch norm.
     """
     for gate in gates:
         modules = [_module(model, name) for name in (*gate.before, gate.conv, gate.norm)]
@@ -120,8 +121,11 @@ def insert_gates(model: nn.Module, gates: Iterable[Gate]) -> nn.Module:
 
 
 def remove_gates(model: nn.Module, scales: Mapping[str, Tensor]) -> nn.Module:
-    """Take the gates out of `model` **in place**: its original architecture, with each gated layer's channels scaled by
-    `scales[layer]`, `(channels,)`, a constant instead of a saliency. Returns the model.
+    """Take the gates out of `model` **in place** and return it, in its original architecture.
+
+    Args:
+        model: A gated network.
+        scales: For each gated layer, the constants `(channels,)` that scale its channels in place of a saliency.
     """
     for name, layer in list(gated_layers(model)):
         made_by, norm, scale = layer.made_by, layer.norm, scales[name]
@@ -138,15 +142,20 @@ def remove_gates(model: nn.Module, scales: Mapping[str, Tensor]) -> nn.Module:
 
 
 def describe_gates(model: nn.Module) -> list[dict[str, Any]]:
-    """The gates of a network as JSON, each with its `budgets`; `restore_gates` puts them into a fresh one."""
+    """Return the gates of a network as JSON, each with its `budgets`; `restore_gates` puts them into a fresh one."""
     return [{**layer.made_by.to_json(), "budgets": dict(layer.budgets)} for _, layer in gated_layers(model)]
 
 
 def restore_gates(model: nn.Module, described: Iterable[Mapping[str, Any]], shapes: Mapping[str, Any]) -> None:
-    """Insert what `describe_gates` has noted, in place. `shapes` are those of the weights at hand, by name.
+    """Insert the gates that `describe_gates` returned, in place.
+
+    Args:
+        model: A fresh network of the same architecture.
+        described: The gates as JSON.
+        shapes: The shapes of the weights at hand, by name.
 
     Raises:
-        InputError: it does not suit this network or these weights, or was written by something else.
+        InputError: The gates do not fit this network or these weights, or are no gates at all.
     """
     try:
         for entry in described:
