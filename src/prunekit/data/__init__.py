@@ -1,4 +1,4 @@
-"""Labelled images: the bundled digits, folders and torchvision's sets, held in memory where they fit."""
+"""Labelled images: the bundled digits, folders and torchvision's data sets, held in memory where they fit."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Random views of training images, made for a whole batch at once on the tensor's own device.
+"""Random augmentation of training images, a whole batch at once on the tensor's own device.
 
-Every random number comes in from outside, as a row of `draws` uniform in [0, 1): the same row gives the same
-view, in any batch, process or thread. (`torchvision.transforms.v2` draws once for a whole batch, from the
-global generator.)
+Every random number comes from outside, as a row of `draws` uniform in [0, 1): the same row gives the same view, in any
+batch, process or thread. (`torchvision.transforms.v2` draws once for a whole batch, from the global generator.)
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from prunekit.errors import unknown_name
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A named way of changing `(N, C, H, W)` uint8 images by `(N, columns)` uniform draws.
+    """Named way of changing `(N, C, H, W)` uint8 images by `(N, columns)` uniform draws.
 
-    `whole` says that the view is better cut from the whole picture, at its own size, where that is at hand.
+    `whole` says that the view is better cut from the whole picture, at its original size, where that is at hand.
     """
 
     name: str
@@ -31,25 +30,25 @@ class Augmentation:
     whole: bool = False
 
     def draws(self, count: int, generator: torch.Generator) -> Tensor:
-        """`(count, columns)` random numbers for `count` images."""
+        """Return `(count, columns)` random numbers for `count` images."""
         return torch.rand(count, self.columns, generator=generator)
 
 
 def shift(images: Tensor, draws: Tensor) -> Tensor:
-    """Pad by an eighth of the side (4 pixels of 32) with black, cut the old size out (two draws)."""
+    """Pad with black by an eighth of the side (4 pixels of 32) and crop the original size at random (two draws)."""
     rows, columns, padded = _shifted(images, draws)
     return _gather(padded, rows, columns)
 
 
 def shift_flip(images: Tensor, draws: Tensor) -> Tensor:
-    """`shift`, and half of the images mirrored (three draws): the usual recipe for CIFAR."""
+    """Apply `shift` and mirror half of the images (three draws): the usual recipe for CIFAR."""
     rows, columns, padded = _shifted(images, draws)
     columns = torch.where(draws[:, 2:3] < 0.5, columns.flip(1), columns)
     return _gather(padded, rows, columns)
 
 
 def resized_crop(images: Tensor, draws: Tensor) -> Tensor:
-    """A random part of each image at full size, half of them mirrored (five draws): ImageNet's recipe."""
+    """Resize a random crop of each image to the full size and mirror half of them (five draws): ImageNet's recipe."""
     height, width = images.shape[-2:]
     top, left, tall, wide = crop_boxes(draws, height, width)
     mirror = torch.where(draws[:, 4] < 0.5, -1.0, 1.0)
@@ -64,10 +63,10 @@ def resized_crop(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def crop_boxes(draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height and width, in pixels, of random crops of 8 to 100 % of the area, sides 3:4 to 4:3.
+    """Return top, left, height and width in pixels of random crops: 8 to 100 % of the area, sides 3:4 to 4:3.
 
-    Szegedy et al., "Going Deeper with Convolutions", 2015. A box that sticks out is cut to the picture
-    instead of drawn again, so that every image costs four draws.
+    Szegedy et al., "Going Deeper with Convolutions", 2015. A box that sticks out is clipped to the picture instead of
+    drawn again, so every image costs four draws.
     """
     area = (0.08 + 0.92 * draws[:, 0]) * height * width
     ratio = torch.exp((2 * draws[:, 1] - 1) * math.log(4 / 3))
@@ -111,7 +110,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def augmentation(name: str) -> Augmentation:
-    """The augmentation of that name; an `InputError` that suggests the nearest names where there is none."""
+    """Return the augmentation of that name; raise `InputError` with the nearest names where there is none."""
     if name not in AUGMENTATIONS:
         raise unknown_name("augmentation", name, AUGMENTATIONS)
     return AUGMENTATIONS[name]

@@ -21,10 +21,10 @@ CLASSES = tuple(str(digit) for digit in range(10))
 
 
 def digits(split: str, asked: InputSpec | None, *, resize: bool = True) -> ImageSet:
-    """The digits of `split`: 1,264 train, 178 val, 355 test, the same share of each class."""
+    """Return the digits of `split`: 1,264 train, 178 val, 355 test, the same share of each class."""
     with resources.files("prunekit.data").joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
         grey, labels = arrays["images"], torch.from_numpy(arrays["labels"].astype(np.int64))
-    # Stored as they were counted, 0 to 16 dark pixels of a 4×4 block.
+    # Stored as counts of dark pixels in blocks of 4×4, 0 to 16.
     images = torch.from_numpy((grey.astype(np.uint16) * 255 + 8) // 16).to(torch.uint8)[:, None]
     index = every(labels, _TENTHS[split])
     spec = fit_spec(asked, SPEC, fixed=not resize)

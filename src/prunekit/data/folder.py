@@ -1,4 +1,4 @@
-"""Data sets that are folders: `train/`, `val/` or `test/`, in each one sub-folder a class."""
+"""Data sets in folders: `train/`, `val/` or `test/`, each with one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, 
 
 
 def folder(root: Path, split: str, asked: InputSpec | None, *, skip_bad: bool) -> ImageSet:
-    """The images of `split` under `root`.
+    """Return the images of `split` under `root`.
 
-    `root/<split>/<class>/…` is taken as it is. "test" falls back to `val/`; "val", where there is none, is
-    every tenth training image of each class, which "train" then leaves out. Where `root` directly holds the
-    classes, "test" is all of it, and "train" and "val" are parts of it.
+    `root/<split>/<class>/…` is taken as it is. "test" falls back to `val/`; where there is no `val/`, "val" is every
+    tenth training image of each class, which "train" then leaves out. Where `root` holds the classes directly, "test"
+    is all of it, and "train" and "val" are parts of it.
     """
     found = _split_folders(root) or {"train": root, "test": root}
     place = _place(root, found, split)
@@ -43,13 +43,13 @@ def folder(root: Path, split: str, asked: InputSpec | None, *, skip_bad: bool) -
 
 
 def open_picture(path: str) -> Image.Image:
-    """The decoded picture at `path`; `UnreadablePictureError` names the file where that fails."""
+    """Return the decoded picture at `path`; raise `UnreadablePictureError` with the file's name where that fails."""
     try:
         with Path(path).open("rb") as file:
             picture = Image.open(file)
             picture.load()
     except _DAMAGED as error:
-        # Pillow names the open file by its repr: `path` is said already.
+        # Pillow names the open file by its repr, but the message gives `path` already.
         reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error).split("\n")[0]
         raise UnreadablePictureError(
             f"{path} cannot be read as a picture: {reason}", hint="--skip-bad goes on without such files"
@@ -63,7 +63,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _place(root: Path, found: dict[str, Path], split: str) -> Path:
-    """Where the images of `split` lie, itself or as a part of another."""
+    """Return the folder that holds the images of `split`, alone or among those of another split."""
     other = {"test": "val", "val": "train", "train": "train"}[split]
     if split in found or other in found:
         return found.get(split) or found[other]
@@ -110,7 +110,7 @@ def _files(place: Path) -> list[str]:
 
 
 def _native(paths: list[str]) -> InputSpec:
-    """The shape that a few pictures, spread over the classes, agree on; ImageNet's where they do not."""
+    """Return the input that a sample of pictures from all classes agrees on, or ImageNet's where they differ."""
     shapes = set()
     for path in paths[:: max(1, len(paths) // 20)]:
         try:

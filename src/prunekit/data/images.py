@@ -1,4 +1,4 @@
-"""`ImageSet`: labelled images that can be asked for normalised batches."""
+"""`ImageSet`: labelled images that yields normalised batches."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ class ImageSet:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are decoded already."""
+        """True where the images are decoded already."""
         return isinstance(self.images, Tensor)
 
     def subset(self, index: Tensor | Sequence[int]) -> ImageSet:
-        """The set of the images at `index`, in that order."""
+        """Return the images at `index` as a set, in that order."""
         index = torch.as_tensor(index, dtype=torch.int64)
         images = self.images
         chosen = images[index.to(images.device)] if isinstance(images, Tensor) else images.subset(index)
         return dataclasses.replace(self, images=chosen, labels=self.labels[index.to(self.labels.device)])
 
     def sample(self, count: int, *, seed: int = 0) -> ImageSet:
-        """`count` images (all, where there are fewer) drawn without replacement."""
+        """Return a random sample of `count` images without replacement, or all where there are fewer."""
         return self.subset(torch.randperm(len(self), generator=seeded(seed))[:count])
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """The same set with images and labels on `device`; lazy images stay where they are."""
+        """Return the set with images and labels on `device`; lazy images and their labels stay where they are."""
         images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
         labels = self.labels.to(device) if isinstance(self.images, Tensor) else self.labels
         return dataclasses.replace(self, images=images, labels=labels)
 
     def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """`(x / 255 - mean) / std` of uint8 images `(N, C, H, W)`, bit for bit as torchvision."""
+        """Return `(x / 255 - mean) / std` of uint8 images `(N, C, H, W)`, bit for bit as torchvision computes it."""
         out = images.to(dtype).div_(255)
         if self.input_spec.mean:
             mean = torch.tensor(self.input_spec.mean, dtype=dtype, device=images.device)
@@ -79,10 +79,18 @@ class ImageSet:
         channels_last: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images `(n, C, H, W)` and labels `(n,)` on `device`; the last batch may be smaller.
+        """Yield normalised images `(n, C, H, W)` and labels `(n,)` on `device`; the last batch may be smaller.
 
-        `order` lists the images to visit (default: all, as they come). `augment` changes image `i` by row `i`
-        of `draws`, `(N, augment.columns)`. Lazy images are decoded by worker threads, a few batches ahead.
+        Args:
+            batch_size: Images per batch.
+            device: The device of the batches.
+            order: Indices of the images to visit; by default all, in their order.
+            augment: The augmentation; image `i` is changed by row `i` of `draws`.
+            draws: Uniform random numbers in [0, 1), `(N, augment.columns)`.
+            channels_last: Yield images in the channels-last memory format.
+            dtype: The type of the normalised images.
+
+        Lazy images are decoded by worker threads, a few batches ahead.
         """
         order = torch.arange(len(self)) if order is None else order
         for index, pixels in self._pixels(torch.split(order, batch_size) if len(order) else (), augment, draws):

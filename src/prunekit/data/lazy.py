@@ -1,4 +1,4 @@
-"""Pictures decoded when they are asked for, by threads (Pillow lets go of the interpreter meanwhile)."""
+"""Pictures that are decoded on demand, by threads (Pillow releases the interpreter's lock meanwhile)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from prunekit.data.prepare import prepare, prepare_crop
 
-_AHEAD = 3  # batches decoded before they are needed
+_AHEAD = 3  # batches decoded in advance
 
 
 class LazyImages:
-    """A `(N, C, H, W)` uint8 tensor in spirit: indexing it opens, decodes and resizes the pictures asked for.
+    """Stand-in for a `(N, C, H, W)` uint8 tensor: indexing it opens, decodes and resizes the pictures asked for.
 
-    `open_picture(i)` opens picture `i`; it raises `InputError` where that cannot be read.
+    `open_picture(i)` opens picture `i` and raises `InputError` where it cannot be read.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class LazyImages:
         return len(self._index)
 
     def subset(self, index: Tensor) -> LazyImages:
-        """The pictures at `index`, still unread."""
+        """Return the pictures at `index`, still unread."""
         return LazyImages(self._open, self._index[index], self.shape[1:], workers=self._workers)
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """The pictures at `index`, `(n, C, H, W)`."""
+        """Return the decoded pictures at `index`, `(n, C, H, W)`."""
         return self.gather(self.start(index, None))
 
     def start(self, index: Tensor, draws: Tensor | None) -> list[Future[np.ndarray]]:
-        """Begin to decode the pictures at `index`, or, with `(n, 5)` draws, random parts of them."""
+        """Start to decode the pictures at `index` or, given `(n, 5)` draws, random crops of them."""
         places = self._index[index].tolist()
         if draws is None:
             return [self._pool.submit(self._whole, place) for place in places]
@@ -57,7 +57,7 @@ class LazyImages:
 
     @staticmethod
     def gather(futures: list[Future[np.ndarray]]) -> Tensor:
-        """Wait for what `start` began."""
+        """Wait for the futures of `start` and return their pictures, `(n, C, H, W)`."""
         return torch.from_numpy(np.stack([future.result() for future in futures]))
 
     @cached_property
@@ -74,7 +74,7 @@ class LazyImages:
 
 
 def ahead(images: LazyImages, parts: Sequence[Tensor], draws: Sequence[Tensor | None]) -> Iterator[Tensor]:
-    """The decoded pictures of each part in turn, while the next few parts are being decoded."""
+    """Yield the decoded pictures of each part in turn, while the next few parts are being decoded."""
     waiting: deque[list[Future[np.ndarray]]] = deque()
     try:
         for index, rows in zip(parts, draws, strict=True):

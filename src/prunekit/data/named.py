@@ -29,9 +29,9 @@ _PHOTO = InputSpec(PHOTO, *IMAGENET)
 
 @dataclass(frozen=True)
 class _Named:
-    """A class of `torchvision.datasets`, the arguments that choose its splits, and how its images are read.
+    """A class of `torchvision.datasets`, the arguments that choose its splits, and the input for its images.
 
-    A split that is not among `splits`: "val" is held out from "train", "test" is "val".
+    A split that is not in `splits` is taken from another: "val" is held out from "train", "test" is "val".
     """
 
     cls: str
@@ -49,7 +49,7 @@ def _grey(side: int, mean: float, std: float) -> InputSpec:
 
 _DIGITS = tuple(str(digit) for digit in range(10))
 
-# Normalisation: the mean and deviation of each training set, as is usual for it.
+# Normalisation: mean and standard deviation of each training set, as is usual for it.
 _TABLE: dict[str, _Named] = {
     "cifar10": _Named("CIFAR10", _TRAIN_FLAG, InputSpec((3, 32, 32), *CIFAR10)),
     "cifar100": _Named(
@@ -84,17 +84,17 @@ _TABLE: dict[str, _Named] = {
 
 
 def names() -> list[str]:
-    """The names that `open_data` takes besides folders."""
+    """Return the names that `open_data` accepts besides folders."""
     return ["digits", *_TABLE]
 
 
 def plain(name: str) -> str:
-    """`name` as the table spells it: "torchvision:Fashion-MNIST" is "fashionmnist"."""
+    """Return `name` as the table spells it: "torchvision:Fashion-MNIST" is "fashionmnist"."""
     return name.lower().removeprefix("torchvision:").replace("-", "").replace("_", "")
 
 
 def named(name: str, split: str, root: Path | None, asked: InputSpec | None, *, resize: bool = True) -> ImageSet:
-    """The torchvision data set of that (plain) name under `root`, downloaded if it is not there."""
+    """Return the torchvision data set of that (plain) name under `root`, downloading it where it is missing."""
     entry = _TABLE[name]
     if root is None:
         raise InputError(
@@ -154,7 +154,7 @@ def _labels(dataset: Any) -> Tensor:
 
 
 def _pixels(dataset: Any) -> Tensor | None:
-    """The images as `(N, C, H, W)` uint8, for data sets that torchvision keeps in memory."""
+    """Return the images as `(N, C, H, W)` uint8 where torchvision holds them in memory, else None."""
     data = getattr(dataset, "data", None)
     if data is None:
         return None

@@ -1,4 +1,4 @@
-"""`Pictures`: a split as it is stored, before it becomes the images that a network reads."""
+"""`Pictures`: a split as it is stored, before it becomes an `ImageSet`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from prunekit.data.shapes import fits_in_memory, suited_augmentation
 from prunekit.errors import InputError
 from prunekit.spec import InputSpec
 
-_CHUNK = 256  # pictures decoded by one task
-_BIG = 128 * 128  # pixels above which decoding is slow enough for threads to pay
+_CHUNK = 256  # pictures per decoding task
+_BIG = 128 * 128  # pixels above which decoding is slow enough for threads to pay off
 
 
 class UnreadablePictureError(InputError):
-    """A file that should hold a picture does not."""
+    """Error for a picture file that cannot be decoded."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pictures of any size with their labels, and the `spec` they are to be read by.
+    """Pictures of any size with their labels, and the input (`spec`) that they become.
 
-    `open(i)` gives picture `i`, or raises `UnreadablePictureError`; `place(i)` says in words where it lies.
+    `open(i)` returns picture `i` or raises `UnreadablePictureError`; `place(i)` describes its location.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Pictures:
     mirrors: bool = True
 
     def image_set(self, *, skip_bad: bool = False) -> ImageSet:
-        """Decode into memory where that fits; otherwise, or to train on crops of whole pictures, lazily."""
+        """Decode into memory where that fits; otherwise, or to train on crops of whole pictures, decode on demand."""
         augment = suited_augmentation(self.spec, mirrors=self.mirrors)
         crops = augment == "imagenet" and self.split == "train"
         lazy = crops or not fits_in_memory(len(self.labels), self.spec)
@@ -64,8 +64,8 @@ class Pictures:
         return self._without(bad, torch.from_numpy(images)), bad
 
     def _lazy(self, skip_bad: bool) -> tuple[Tensor | LazyImages, list[int]]:
-        # A bad picture met in the middle of training would change the batch: with `skip_bad` all are read
-        # once, here.
+        # A bad picture met in the middle of training would change the batch: with `skip_bad` all are read once
+        # here.
         bad = [i for i, pixels in enumerate(self._each(skip_bad)) if pixels is None] if skip_bad else []
         index = self._without(bad, torch.arange(len(self.labels)))
         return LazyImages(self.open, index, self.spec.shape), bad
@@ -120,7 +120,7 @@ def from_arrays(
     *,
     mirrors: bool,
 ) -> ImageSet:
-    """The set of uint8 images `(N, C, H, W)`, resized only where `spec` asks for another shape."""
+    """Make a set of uint8 images `(N, C, H, W)`, resized only where `spec` asks for another shape."""
     if images.shape[1:] == spec.shape:
         augment = suited_augmentation(spec, mirrors=mirrors)
         return ImageSet(name, split, images, labels, classes, spec, augment)

@@ -1,4 +1,4 @@
-"""From an opened picture to the `(C, H, W)` uint8 array that a network reads."""
+"""Preparing a decoded picture: to the `(C, H, W)` uint8 array of the network's input."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from prunekit.data.augment import crop_boxes
 
-# ImageNet's evaluation: the shorter side to 256, then the centre 224.
+# ImageNet's evaluation: the shorter side to 256, then the central 224.
 _MARGIN = 256 / 224
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def prepare(picture: Image.Image, shape: tuple[int, ...]) -> Pixels:
-    """The picture in the colours and size of `shape`, `(C, H, W)`.
+    """Return the picture in the colours and size of `shape`, `(C, H, W)`.
 
-    A picture of another size is scaled, its proportions kept, and the centre cut out. Where that shrinks it,
-    a margin is left and cut off, as is usual for ImageNet.
+    A picture of another size is scaled with its proportions kept, and its centre is cropped. Where that shrinks it, a
+    margin is cropped too, as is usual for ImageNet.
     """
     channels, height, width = shape
     picture = _coloured(picture, channels)
@@ -29,7 +29,7 @@ def prepare(picture: Image.Image, shape: tuple[int, ...]) -> Pixels:
 
 
 def prepare_crop(picture: Image.Image, shape: tuple[int, ...], draws: Tensor) -> Pixels:
-    """A random part of the picture at the size of `shape`; `draws`: those of `augment.resized_crop`."""
+    """Return a random crop of the picture at the size of `shape`, for the five draws of `augment.resized_crop`."""
     from torchvision.transforms.v2 import functional as V
 
     channels, height, width = shape
@@ -55,7 +55,7 @@ def _fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
     scale = max(height / picture.height, width / picture.width)
     if scale * _MARGIN < 1:
         scale *= _MARGIN
-    # Rounded down, as torchvision does; the sixth decimal is there for 255.99….
+    # Rounded down, as torchvision does; the small term catches products such as 255.99….
     size = [max(height, int(picture.height * scale + 1e-6)), max(width, int(picture.width * scale + 1e-6))]
     cut: Image.Image = V.center_crop(V.resize(picture, size), [height, width])
     return cut

@@ -1,4 +1,4 @@
-"""Random numbers addressed by what they are for: a run goes on from anywhere without a saved generator."""
+"""Random numbers that depend on a key alone: a run resumes anywhere without a saved generator."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 
 
 def seed_of(*key: int) -> int:
-    """One well-mixed 63-bit seed for a tuple of non-negative numbers, such as `(seed, epoch, step)`."""
+    """Return a well-mixed 63-bit seed for non-negative numbers, such as `(seed, epoch, step)`."""
     word = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return int(word >> np.uint64(1))
 
 
 def seeded(*key: int) -> torch.Generator:
-    """A CPU generator that depends on `key` alone."""
+    """Return a CPU generator that depends on `key` alone."""
     return torch.Generator().manual_seed(seed_of(*key))

@@ -1,4 +1,4 @@
-"""What a network reads, from what the user said and what the data set is."""
+"""The input of a network: the user's wishes completed by the data set's own shape and normalisation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from prunekit.spec import InputSpec
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PHOTO = (3, 224, 224)
-_SMALL = 64  # sides up to this are read as they are; larger pictures as ImageNet's
+_SMALL = 64  # sides up to this keep their size; larger pictures are treated as ImageNet's
 
 
 def native_spec(channels: int, height: int, width: int) -> InputSpec:
-    """How pictures of that size are read when nobody says: small ones as they are, others as ImageNet's.
+    """Return the default input for pictures of that size: small ones keep it, others are treated as ImageNet's.
 
     Small pictures in colour are normalised as CIFAR-10, grey ones by the grey of ImageNet.
     """
@@ -26,9 +26,15 @@ def native_spec(channels: int, height: int, width: int) -> InputSpec:
 
 
 def fit_spec(asked: InputSpec | None, native: InputSpec, *, fixed: bool = False) -> InputSpec:
-    """`asked` completed by the data set's own normalisation; `native` where nothing was asked.
+    """Return `asked` completed by the data set's own normalisation, or `native` where nothing was asked for.
 
-    With `fixed`, another shape than the images' own is an `InputError`.
+    Args:
+        asked: The input that the user or the network asks for.
+        native: The input that suits the images as they are.
+        fixed: Refuse any other shape than that of the images.
+
+    Raises:
+        InputError: The shape is no image's, differs though it is fixed, or the normalisation does not fit its channels.
     """
     if asked is None:
         return native
@@ -49,14 +55,14 @@ def fit_spec(asked: InputSpec | None, native: InputSpec, *, fixed: bool = False)
 
 
 def suited_augmentation(spec: InputSpec, *, mirrors: bool) -> str:
-    """ImageNet's for photographs; CIFAR's for small images, unmirrored where mirrors mean another thing."""
+    """Return ImageNet's augmentation for photographs and CIFAR's for small images, unmirrored unless `mirrors`."""
     if min(spec.shape[1:]) > _SMALL:
         return "imagenet"
     return "cifar" if mirrors else "shift"
 
 
 def fits_in_memory(count: int, spec: InputSpec) -> bool:
-    """Whether `count` uint8 images take at most 4 GiB and a third of this machine's memory."""
+    """Return whether `count` uint8 images take at most 4 GiB and a third of this machine's memory."""
     channels, height, width = spec.shape
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
     return count * channels * height * width <= min(4 << 30, memory // 3)

@@ -1,4 +1,4 @@
-"""`open_data`: one name for every place that images come from."""
+"""`open_data`: the one entry to every source of images."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ def open_data(
     skip_bad: bool = False,
     resize: bool = True,
 ) -> ImageSet:
-    """The images of one split of `source`.
+    """Return the images of one split of `source`.
 
-    `source` is "digits" (bundled), a torchvision data set by name (with `root`, the folder that it lies in or
-    may be downloaded to), or a folder with `train/` and `val/` or `test/`, or the classes themselves, in it
-    (`folder.folder` says how a missing split is filled). `input_spec` says the shape and normalisation that
-    the network expects; what it leaves open, the data set decides. `skip_bad` leaves unreadable files out and
-    lists them in `ImageSet.skipped`. Pictures in folders are always brought to the network's size; those of
-    data sets whose images are all of one shape only with `resize`.
+    Args:
+        source: "digits" (bundled), the name of a torchvision data set, or a folder that holds `train/` and `val/` or
+            `test/`, or the classes directly; `folder.folder` describes how a missing split is filled.
+        split: "train", "val" or "test".
+        root: The folder of torchvision's data sets, into which they may be downloaded.
+        input_spec: Shape and normalisation that the network expects; the data set decides what it leaves open.
+        skip_bad: Leave unreadable files out and list them in `ImageSet.skipped`.
+        resize: Resize data sets whose images all have one shape; pictures in folders are always resized.
 
-    Raises `InputError` for an unknown name, a folder without images or with one class, an unreadable image, or
-    images of another shape than the network reads.
+    Raises:
+        InputError: The name is unknown, the folder has no images or only one class, an image cannot be read, or the
+            images have another shape than the network reads.
     """
     if split not in get_args(Split):
         raise unknown_name("split", split, get_args(Split))

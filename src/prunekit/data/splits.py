@@ -9,7 +9,7 @@ from prunekit.errors import InputError
 
 
 def every(labels: Tensor, tenths: frozenset[int]) -> Tensor:
-    """Indices, ascending, of the images whose position within their class, modulo ten, is among `tenths`."""
+    """Return the ascending indices of the images whose position within their class, modulo ten, is in `tenths`."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in sorted(set(labels.tolist())):
         members = (labels == label).nonzero().flatten()
@@ -19,7 +19,7 @@ def every(labels: Tensor, tenths: frozenset[int]) -> Tensor:
 
 
 def held_out(labels: Tensor, split: str, *, name: str) -> Tensor:
-    """Indices of "train" or "val" where there are no validation images: "val" is each class's every tenth."""
+    """Return the indices of "train" or "val" of a set without validation images: "val" is every tenth of each class."""
     val = frozenset({9})
     chosen = every(labels, val if split == "val" else frozenset(range(10)) - val)
     if not len(chosen):
