@@ -1,9 +1,8 @@
 """Networks by name: the bundled architectures, torchvision's, and the user's own code.
 
-The bundled ones take `num_classes`, `in_channels`, `width` (multiplies the channels) and, where they have
-batch norms, `gamma` (what these start at: 0.5 for the three architectures of Network Slimming, 1 for the
-others). `vgg*` take `config` (see `vgg.CifarVGG`), `resnet*_cifar` take `shortcut=pad|conv` and
-`relu=output|input`.
+The bundled ones take `num_classes`, `in_channels`, `width` (a factor for the channels) and, where they have batch
+norms, `gamma` (the initial scale: 0.5 for the three architectures of Network Slimming, 1 for the others). `vgg*` take
+`config` (see `vgg.CifarVGG`), `resnet*_cifar` take `shortcut=pad|conv` and `relu=output|input`.
 """
 
 from __future__ import annotations

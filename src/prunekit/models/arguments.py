@@ -1,4 +1,4 @@
-"""Arguments of architectures: from text, and checked before anything is built with them."""
+"""Arguments of architectures, read from text and checked before anything is built with them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
 
 
 def parse_args(text: str) -> dict[str, Any]:
-    """Read `key=value[,key=value]`; a value becomes int, float, bool or None where it looks like one.
+    """Read `key=value[,key=value]`; a value that looks like an int, float, bool or None becomes one.
 
-    Raises `InputError` for an item that is not `key=value`, and for a key given twice.
+    Raises:
+        InputError: An item is not `key=value`, or a key is given twice.
     """
     found: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -49,7 +50,7 @@ def check_args(name: str, make: Callable[..., nn.Module], args: Mapping[str, Any
 
 
 def _problem(value: object, hint: Any) -> str | None:
-    """What the value should have been, or None when it suits the type hint."""
+    """Return what the value should have been, or None where it suits the type hint."""
     choices = typing.get_args(hint)
     if choices:
         return None if value in choices else " or ".join(map(str, choices))

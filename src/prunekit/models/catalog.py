@@ -20,7 +20,7 @@ CIFAR = InputSpec((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010
 
 @dataclass(frozen=True)
 class Architecture:
-    """A class, the arguments that the name fixes, the defaults that it changes, and the input meant.
+    """A class, the arguments fixed by the name, the defaults it overrides, and the intended input.
 
     An `input` without mean and std leaves the normalisation to the data set.
     """

@@ -1,4 +1,4 @@
-"""What the bundled architectures share."""
+"""Building blocks that the bundled architectures share."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from torch import nn
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 3×3 convolution without bias that keeps the size at stride 1."""
+    """Return a 3×3 convolution without bias; at stride 1 it keeps the size."""
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
 
 
 def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 1×1 convolution without bias."""
+    """Return a 1×1 convolution without bias."""
     return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
 
 def scaled(channels: int, width: float) -> int:
-    """`channels` times `width`, rounded, and never less than one."""
+    """Return `channels` times `width`, rounded, and at least one."""
     return max(1, round(channels * width))
 
 
 def initialise(model: nn.Module, gamma: float) -> None:
-    """Start values for training from scratch, in place.
+    """Initialise a network for training from scratch, in place.
 
-    Convolutions as He et al. (ICCV 2015, fan out); batch norms at `gamma` and 0. Network Slimming starts its
+    Convolutions follow He et al. (ICCV 2015, fan out); batch norms start at `gamma` and 0. Network Slimming starts its
     gammas at 0.5, so that the L1 penalty has less to undo (Liu et al., ICCV 2017).
     """
     for module in model.modules():

@@ -18,7 +18,7 @@ class DenseLayer(nn.Module):
         self.conv1 = conv3x3(inputs, growth)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, inputs, H, W)` -> `(N, inputs + growth, H, W)`."""
+        """Map `(N, inputs, H, W)` to `(N, inputs + growth, H, W)`."""
         return torch.cat((x, self.conv1(self.relu(self.bn1(x)))), 1)
 
 
@@ -33,7 +33,7 @@ class Transition(nn.Module):
         self.pool = nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, channels, H, W)` -> `(N, channels, H / 2, W / 2)`."""
+        """Map `(N, channels, H, W)` to `(N, channels, H / 2, W / 2)`."""
         pooled: Tensor = self.pool(self.conv1(self.relu(self.bn1(x))))
         return pooled
 
@@ -68,7 +68,7 @@ class CifarDenseNet(nn.Module):
         initialise(self, gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores."""
+        """Return the class scores, `(N, num_classes)`."""
         x = self.trans1(self.dense1(self.conv1(x)))
         x = self.dense3(self.trans2(self.dense2(x)))
         scores: Tensor = self.fc(self.avgpool(self.relu(self.bn(x))).flatten(1))

@@ -1,4 +1,4 @@
-"""State dicts of other people: their keys, brought to those of the network that is to receive them."""
+"""Foreign state dicts: their keys, translated to those of the network that receives them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-# What wrappers put into keys, in front of all or of those below what was wrapped: DataParallel, torch.compile, FSDP,
+# Names that wrappers put into keys, in front of all or below what was wrapped: DataParallel, torch.compile, FSDP,
 # activation checkpointing, DeepSpeed under Lightning.
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
-# A module that holds the network calls it so, Lightning's above all; other names are found by `parts_that_fit`.
+# Usual name of the network inside the module that was trained (Lightning); `parts_that_fit` finds other names.
 _HOLDER = "model"
 
-# Levels of names that the prefix of a network may have.
+# Levels of names that a network's prefix may have.
 _DEEPEST = 4
 
-# Other names of the same layers. Tried in this order, one upon the other, until the network knows the key.
+# Other names of the same layers, applied in this order, one after another, until the network knows the key.
 _ALIASES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), canonical)
     for pattern, canonical in (
@@ -35,15 +35,15 @@ _ALIASES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 # Counters that wrappers and profilers leave in a state dict.
 _COUNTERS = frozenset({"n_averaged", "total_ops", "total_params"})
 
-# The auxiliary heads of Inception networks, which only training uses.
+# The auxiliary heads of Inception networks, used in training only.
 _TRAINING_HEADS = re.compile(r"^(aux[12]|AuxLogits)\.")
 
 
 def match_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict under the names that `model` uses, as far as they can be told.
+    """Return the state dict under the names that `model` uses, as far as they can be inferred.
 
-    Names of wrappers go, other names of the same layers are translated, and counters that older files lack
-    (`num_batches_tracked`) start at zero. What still does not fit keeps its name, for the caller to report.
+    Names of wrappers are dropped, other names of the same layers are translated, and counters that older files lack
+    (`num_batches_tracked`) start at zero. A key that still does not fit keeps its name, for the caller to report.
     """
     expected = model.state_dict()
     matched: dict[str, Tensor] = {}
@@ -59,11 +59,11 @@ def match_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def parts_that_fit(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The parts of `state` that have the keys of `model`, no more and no fewer, by the prefix that they had there.
+    """Return the parts of `state` with exactly the keys of `model`, each by the prefix that it had in `state`.
 
-    What trained the network may have held it under any name beside others: `student.` and `teacher.`, `net.` and a
-    loss with weights of its own. Where the whole fits, and where nothing does, it is the only part, under "". A prefix
-    that `model` has and the keys lack is put on, and one that only some of them carry is taken off.
+    The training code may have held the network under any name beside others: `student.` and `teacher.`, or `net.` and a
+    loss with weights of its own. Where the whole fits, and where nothing does, the whole is the only part, under "". A
+    prefix that `model` has and the keys lack is added, and one that only some of them carry is removed.
     """
     expected = model.state_dict().keys()
     needed = {key for key in expected if not _is_new_counter(key)}
@@ -85,7 +85,7 @@ def parts_that_fit(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, d
 
 
 def _renamed(state: Mapping[str, Tensor], needed: set[str], prefixes: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """The state dict with a prefix that all of `needed` have, and without one that only some of its keys have."""
+    """Yield the state dict with a prefix that all of `needed` have, and without one that only some of its keys have."""
     yield from ({prefix + key: tensor for key, tensor in state.items()} for prefix in _common(needed))
     for prefix in prefixes:
         names = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
@@ -94,13 +94,13 @@ def _renamed(state: Mapping[str, Tensor], needed: set[str], prefixes: Iterable[s
 
 
 def classifier(model: nn.Module) -> str | None:
-    """The name of the layer that makes the class scores: the last linear one or convolution, as it was registered."""
+    """Return the name of the layer that makes the class scores: the linear layer or convolution registered last."""
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return layers[-1] if layers else None
 
 
 def _canonical(key: str, expected: Mapping[str, Tensor]) -> str:
-    """The model's name for `key`; without its wrappers' names when the model has no such name."""
+    """Return the model's name for `key`, without wrappers' names where the model does not know `key`."""
     for name in _unwrapped(key):
         candidate = name
         for pattern, canonical in _ALIASES:
@@ -113,7 +113,7 @@ def _canonical(key: str, expected: Mapping[str, Tensor]) -> str:
 
 
 def _unwrapped(key: str) -> list[str]:
-    """`key`, without each of the leading names that wrappers and holders give, and without those within."""
+    """Return `key`, the same without its leading wrappers and holders in turn, and without wrappers further inside."""
     names, parts = [key], key.split(".")
     while len(parts) > 1 and (parts[0] in _WRAPPERS or parts[0] == _HOLDER):
         parts = parts[1:]
@@ -123,7 +123,7 @@ def _unwrapped(key: str) -> list[str]:
 
 
 def _by_prefix(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What stands under each beginning of a key that ends at a dot, by the rest of the key; the shortest first."""
+    """Group the entries by each dotted prefix of their keys, shortest first; each keeps the rest of its key."""
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         for prefix in _prefixes(key):
@@ -137,7 +137,7 @@ def _prefixes(key: str) -> list[str]:
 
 
 def _common(keys: Collection[str]) -> list[str]:
-    """The prefixes that all keys share."""
+    """Return the prefixes that all keys share."""
     return [prefix for prefix in _prefixes(next(iter(keys))) if all(key.startswith(prefix) for key in keys)]
 
 
@@ -146,5 +146,5 @@ def _is_counter(key: str) -> bool:
 
 
 def _is_new_counter(key: str) -> bool:
-    """Whether files from before torch 0.4.1 lack this key, and may."""
+    """Return whether this is a counter that files from before torch 0.4.1 lack."""
     return key.endswith("num_batches_tracked")

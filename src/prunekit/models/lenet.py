@@ -8,7 +8,7 @@ from prunekit.models.common import scaled
 
 
 class LeNet300100(nn.Module):
-    """`(N, C, 28, 28)` or flat -> `(N, num_classes)`; layers `ip1`, `ip2`, `ip3` as in Neuron Merging."""
+    """LeNet-300-100: `(N, C, 28, 28)` or flat -> `(N, num_classes)`; layers `ip1` to `ip3` as in Neuron Merging."""
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 1, width: float = 1.0) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class LeNet300100(nn.Module):
         self.ip3 = nn.Linear(second, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores."""
+        """Return the class scores, `(N, num_classes)`."""
         x = self.relu1(self.ip1(x.flatten(1)))
         scores: Tensor = self.ip3(self.relu2(self.ip2(x)))
         return scores

@@ -1,9 +1,9 @@
-"""The surroundings of the user's code: while it runs, it finds what lies beside it, as `python file.py` would.
+"""Import neighbours of the user's code while it runs, as `python file.py` would.
 
 A script finds its neighbours because its folder stands first on `sys.path`. Here several such folders follow each other
 in one process, and each may hold a `blocks.py` of its own. So each has a `Space`: the folders that its code searches,
-and the modules that came from there. Inside `importable` these modules are the ones that names lead to; afterwards
-`sys.path` is as it was, and no name leads to a neighbour that leads elsewhere without it.
+and the modules that came from there. Inside `importable`, names lead to these modules; afterwards `sys.path` is as it
+was, and names lead where they would have led without them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-# These keep their meaning once they are loaded: no script works beside a file of such a name, and a second copy in one
-# process is worse than an import that fails. Any other package gives way to a neighbour of its name.
+# These packages are kept once they are loaded: no script works beside a file of such a name, and a second copy in one
+# process is worse than a failed import. Any other package gives way to a neighbour of its name.
 _KEPT = sys.stdlib_module_names | {"numpy", "prunekit", "torch", "torchvision"}
 
 
 class Space:
-    """The folders that one piece of code searches before (`first`) and after (`last`) all others, and their modules."""
+    """The folders that a piece of code searches before (`first`) and after (`last`) all others, and their modules."""
 
     def __init__(self, first: Sequence[str], last: Sequence[str]) -> None:
         self.first, self.last = list(first), list(last)
@@ -33,30 +33,30 @@ class Space:
 
     @property
     def folders(self) -> list[str]:
-        """All its folders."""
+        """All folders of the space."""
         return [*self.first, *self.last]
 
     @property
     def changed(self) -> bool:
-        """Whether a file has changed since it was imported."""
+        """True where a file has changed since it was imported."""
         return any(_digest(file) != digest for file, digest in self._sources.items())
 
     def forget(self) -> None:
-        """Import everything anew."""
+        """Drop all modules, so that they are imported anew."""
         self.leave()
         self.modules, self._sources = {}, {}
 
     def leave(self) -> None:
-        """No name leads to its modules any more."""
+        """Take the space's modules out of `sys.modules`."""
         _take_out(self.modules.keys(), self.modules)
 
     def search(self, outside: Sequence[str]) -> list[str]:
-        """`sys.path` inside: each of the space's folders once, around those of `outside`."""
+        """Return `sys.path` for the inside: each of the space's folders once, before and after those of `outside`."""
         behind = [folder for folder in self.last if folder not in {os.path.realpath(entry) for entry in outside}]
         return [*self.first, *outside, *behind]
 
     def remember(self, path: Sequence[str], outside: Sequence[str], modules: Iterable[str]) -> None:
-        """Keep what its code has added to `path`, and those of the new `modules` that came from its folders."""
+        """Keep what the code has added to `path`, and those of the new `modules` that came from the space's folders."""
         start = path.index(self.first[0]) if self.first[0] in path else 0
         known = {*outside, *self.folders}
         self.first = [*[folder for folder in path[:start] if folder not in known], *self.first]
@@ -69,7 +69,7 @@ class Space:
                 self._sources[file] = _digest(file)
 
     def _owns(self, file: str, elsewhere: set[str]) -> bool:
-        """Whether the innermost folder of imports around `file` is one of the space's alone."""
+        """Return whether the innermost import folder around `file` belongs to this space alone."""
         around = {str(parent) for parent in Path(file).parents}
         own = {os.path.realpath(folder) for folder in self.folders} & around
         others = elsewhere & around
@@ -80,26 +80,26 @@ _spaces: dict[tuple[str, ...], Space] = {}
 
 
 class _Latecomers:
-    """Finds neighbours for code that imports only when it is called, after all other finders: in the latest space."""
+    """Import finder, asked last, for neighbours of code that imports only when called: it searches the latest space."""
 
     space: Space | None = None
 
     @classmethod
     def find_spec(cls, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        """The finder's part of the import system's protocol."""
+        """Find a module, following the import system's protocol."""
         del target
         if path is not None or cls.space is None:
             return None
         spec = PathFinder.find_spec(name, cls.space.folders)
-        return spec if _is_file(spec) else None  # a folder of results is no package that somebody has installed
+        return spec if _is_file(spec) else None  # a folder of results is not an installed package
 
 
 @contextlib.contextmanager
 def importable(first: Path, last: Sequence[Path] = (), *, program: str) -> Iterator[None]:
-    """Inside, imports search the folder `first` before, and `last` after all others, and the code runs as `program`.
+    """Search the folder `first` before, and `last` after, all others for imports inside; the code runs as `program`.
 
-    It sees no command line but that name, what it prints goes to standard error, and nothing is written into its
-    folders.
+    The code sees no command line but that name, its standard output goes to standard error, and nothing is written into
+    its folders.
     """
     space = _enter(os.path.realpath(first), [os.path.realpath(folder) for folder in last])
     outside, argv, quiet = list(sys.path), sys.argv, sys.dont_write_bytecode
@@ -127,7 +127,7 @@ def _enter(first: str, last: list[str]) -> Space:
             other.leave()
     if space.changed:
         space.forget()
-    importlib.invalidate_caches()  # files may have come since
+    importlib.invalidate_caches()  # files may have been added since
     if _Latecomers not in sys.meta_path:
         sys.meta_path.append(_Latecomers)
     _Latecomers.space = space
@@ -135,7 +135,7 @@ def _enter(first: str, last: list[str]) -> Space:
 
 
 def _hidden(space: Space) -> dict[str, ModuleType]:
-    """The loaded modules that neighbours of the same name hide."""
+    """Return the loaded modules that neighbours of the same name hide."""
     names = {name.partition(".")[0] for name in sys.modules} - _KEPT
     own = {name for name in names if _is_file(PathFinder.find_spec(name, space.first))}
     inside = tuple(folder + os.sep for folder in space.first)
@@ -144,12 +144,12 @@ def _hidden(space: Space) -> dict[str, ModuleType]:
 
 
 def _is_file(spec: ModuleSpec | None) -> bool:
-    """Whether a module or a package was found; a mere folder of that name hides nothing."""
+    """Return whether a module or regular package was found; a mere folder of that name hides nothing."""
     return spec is not None and spec.origin is not None
 
 
 def _leads_elsewhere(name: str, hidden: dict[str, ModuleType]) -> bool:
-    """Whether the name means another module to everybody else."""
+    """Return whether the name means another module to all other code."""
     top = name.partition(".")[0]
     finders = [finder for finder in sys.meta_path if finder is not _Latecomers and hasattr(finder, "find_spec")]
     return top in hidden or any(_is_file(finder.find_spec(top, None)) for finder in finders)
@@ -162,7 +162,7 @@ def _take_out(names: Iterable[str], modules: dict[str, ModuleType]) -> None:
 
 
 def _file(module: ModuleType) -> str | None:
-    """Where a module comes from: its file, or the folder of a package without one."""
+    """Return the origin of a module: its file, or the folder of a package without one."""
     where = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
     return os.path.realpath(where) if isinstance(where, str) else None
 

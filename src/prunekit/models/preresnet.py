@@ -28,7 +28,7 @@ class PreBottleneck(nn.Module):
         self.downsample = nn.Identity() if same else nn.Sequential(conv1x1(inputs, outputs, stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, inputs, H, W)` -> `(N, outputs, H / stride, W / stride)`."""
+        """Map `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`."""
         out = self.conv1(self.relu1(self.bn1(x)))
         out = self.conv2(self.relu2(self.bn2(out)))
         out = self.conv3(self.relu3(self.bn3(out)))
@@ -66,7 +66,7 @@ class PreResNet(nn.Module):
         initialise(self, gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores."""
+        """Return the class scores, `(N, num_classes)`."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         scores: Tensor = self.fc(self.avgpool(self.relu(self.bn(x))).flatten(1))
         return scores
@@ -87,7 +87,7 @@ class WideBlock(nn.Module):
         self.downsample = None if same else conv1x1(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, inputs, H, W)` -> `(N, outputs, H / stride, W / stride)`."""
+        """Map `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`."""
         active = self.relu1(self.bn1(x))
         out = self.conv2(self.relu2(self.bn2(self.conv1(active))))
         result: Tensor = out + (x if self.downsample is None else self.downsample(active))
@@ -126,7 +126,7 @@ class WideResNet(nn.Module):
         initialise(self, gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores."""
+        """Return the class scores, `(N, num_classes)`."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         scores: Tensor = self.fc(self.avgpool(self.relu(self.bn(x))).flatten(1))
         return scores

@@ -23,7 +23,7 @@ class PadShortcut(nn.Module):
         self.pad = ChannelPad(before, outputs - inputs - before)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, inputs, H, W)` -> `(N, outputs, H / stride, W / stride)`."""
+        """Map `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`."""
         padded: Tensor = self.pad(x[:, :, :: self.stride, :: self.stride])
         return padded
 
@@ -47,7 +47,7 @@ class BasicBlock(nn.Module):
         self.relu_out = nn.ReLU() if relu == "output" else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, inputs, H, W)` -> `(N, outputs, H / stride, W / stride)`."""
+        """Map `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`."""
         x = self.relu_in(x)
         out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         result: Tensor = self.relu_out(out + self.downsample(x))
@@ -92,7 +92,7 @@ class CifarResNet(nn.Module):
         initialise(self, gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores."""
+        """Return the class scores, `(N, num_classes)`."""
         x = self.relu1(self.bn1(self.conv1(x)))
         x = self.relu_out(self.layer3(self.layer2(self.layer1(x))))
         scores: Tensor = self.fc(self.avgpool(x).flatten(1))

@@ -1,4 +1,4 @@
-"""From a name of an architecture to a network."""
+"""Resolve the name of an architecture and build the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prunekit.spec import InputSpec, Origin, remember
 
 @dataclass(frozen=True)
 class Reference:
-    """An architecture's name, understood: where it lives, its full name there, the weights asked for."""
+    """A resolved architecture name: its kind, its full name there, and the weights asked for."""
 
     kind: Literal["bundled", "torchvision", "code"]
     name: str
@@ -31,11 +31,13 @@ class Reference:
 
 
 def resolve(arch: str) -> Reference:
-    """Understand the name of an architecture; imports none of the user's code.
+    """Resolve the name of an architecture without importing any of the user's code.
 
-    `prunekit:NAME` and `torchvision:NAME[@WEIGHTS]` say where to look. A bare name is looked for among the
-    bundled ones, then torchvision's, then the bundled ones with `_cifar` behind it. Any other `A:B` is a
-    callable in code. Raises `InputError` for a name that nobody knows, with the nearest ones.
+    `prunekit:NAME` and `torchvision:NAME[@WEIGHTS]` say where to look. A bare name is looked for among the bundled
+    ones, then torchvision's, then the bundled ones with `_cifar` appended. Any other `A:B` is a callable in code.
+
+    Raises:
+        InputError: The name is unknown; the message suggests the nearest ones.
     """
     prefix, colon, rest = arch.partition(":")
     if prefix == "prunekit" and colon:
@@ -55,11 +57,17 @@ def build(
     *,
     num_classes: int | None = None,
 ) -> nn.Module:
-    """A new network in eval mode that remembers its origin: architecture, arguments, and meant input.
+    """Build a network in eval mode that remembers its origin: architecture, arguments, and intended input.
+
+    Args:
+        arch: The name of an architecture, see `resolve`.
+        args: Keyword arguments of the architecture.
+        num_classes: The argument of that name.
 
     Weights are random, drawn from torch's global generator, except with `torchvision:NAME@WEIGHTS`.
-    `num_classes` is the same as an argument of that name. Raises `InputError` for unknown names, unsuitable
-    arguments and code that fails.
+
+    Raises:
+        InputError: The name is unknown, the arguments do not suit, or the user's code fails.
     """
     reference = resolve(arch)
     args = dict(args or {})
@@ -71,12 +79,12 @@ def build(
 
 
 def names() -> list[str]:
-    """The bundled architectures."""
+    """Return the names of the bundled architectures."""
     return sorted(CATALOG)
 
 
 def default_input(arch: str, args: Mapping[str, Any] | None = None) -> InputSpec | None:
-    """The input that an architecture is meant for; None for the user's own code, which does not say."""
+    """Return the input that an architecture is meant for; None for the user's own code, which does not say."""
     reference = resolve(arch)
     if reference.kind == "bundled":
         return _bundled_input(reference.name, args or {})
@@ -86,17 +94,17 @@ def default_input(arch: str, args: Mapping[str, Any] | None = None) -> InputSpec
 
 
 def canonical(arch: str) -> str:
-    """The unambiguous name of an architecture, as an artefact stores it: without published weights."""
+    """Return the unambiguous name of an architecture, as an artefact stores it: without published weights."""
     return resolve(arch).arch
 
 
 def is_code(arch: str) -> bool:
-    """Whether building `arch` runs code that neither prunekit nor torchvision ships."""
+    """Return whether building `arch` runs code that neither prunekit nor torchvision ships."""
     return resolve(arch).kind == "code"
 
 
 def takes(arch: str, argument: str) -> bool:
-    """Whether an architecture that is code takes an argument of this name, which runs the code; True for any other."""
+    """Return whether user code accepts an argument of this name, which runs the code; True for other architectures."""
     reference = resolve(arch)
     return reference.kind != "code" or user_code.accepts(reference.name, argument)
 

@@ -1,4 +1,4 @@
-"""The files that an architecture in a file of the user's is made of: that file, and the neighbours that it imports."""
+"""Source files of an architecture in a user's file: that file and the neighbours that it imports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunekit.errors import InputError
 
 
 def read_source(path: Path) -> bytes:
-    """The content of a file of code; `InputError` where it is not there."""
+    """Return the content of a source file; raise `InputError` where it is missing."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -22,9 +22,9 @@ def read_source(path: Path) -> bytes:
 
 
 def source_digests(path: Path) -> tuple[str, str]:
-    """SHA-256 of the code in the file `path` and its neighbours, and of the file alone, as older artefacts have it.
+    """Return the SHA-256 of the code in `path` with its neighbours, and of the file alone, as older artefacts store it.
 
-    The two are one where it imports no neighbours. Where the files lie does not matter.
+    Both are the same where the file imports no neighbours. The location of the files does not matter.
     """
     alone = hashlib.sha256(read_source(path))
     others = [hashlib.sha256(read_source(file)).digest() for file in neighbours_of(path.resolve())]
@@ -33,12 +33,12 @@ def source_digests(path: Path) -> tuple[str, str]:
 
 
 def depth_of_relative_imports(source: bytes) -> int:
-    """How many packages the code must lie in: the most dots before a name that it imports; 0 without any."""
+    """Return how many packages the code must lie in: the most dots before an imported name, 0 without any."""
     return max((node.level for node in _nodes(source) if isinstance(node, ast.ImportFrom)), default=0)
 
 
 def packages_around(folder: Path, depth: int) -> list[Path]:
-    """`folder` and those around it: the packages that it is in, `depth` of them at least, and where they lie."""
+    """Return `folder` and those around it: the packages that it is in, at least `depth` of them, and their parent."""
     found = [folder]
     while ((found[-1] / "__init__.py").is_file() or len(found) <= depth) and found[-1].parent != found[-1]:
         found.append(found[-1].parent)
@@ -46,9 +46,9 @@ def packages_around(folder: Path, depth: int) -> list[Path]:
 
 
 def neighbours_of(file: Path) -> list[Path]:
-    """The files that `file` imports from its folder and the packages around it, and that these import in turn.
+    """Return the files that `file` imports from its folder and the packages around it, and recursively their imports.
 
-    Found by reading, in the order of the imports; names that are put together while the code runs are not seen.
+    They are found by reading, in the order of the imports; names that are composed at run time are not seen.
     """
     folders = packages_around(file.parent, depth_of_relative_imports(read_source(file)))
     found, waiting = {file: None}, [file]
@@ -73,7 +73,7 @@ def _imported(file: Path, folders: list[Path]) -> Iterator[Path]:
 
 
 def _files(roots: list[Path], name: str) -> Iterator[Path]:
-    """The module `name` and the packages that it is in, from the first of the folders that has any of them."""
+    """Yield the module `name` and the packages that it is in, from the first of the folders that has any of them."""
     parts = name.split(".")
     for root in roots:
         places = [root.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
@@ -85,7 +85,7 @@ def _files(roots: list[Path], name: str) -> Iterator[Path]:
 
 
 def _nodes(source: bytes) -> list[ast.AST]:
-    """The nodes of a file's syntax; none where it has errors, which importing it tells better."""
+    """Return the syntax nodes of a file; none where it has errors, which importing it reports better."""
     try:
         return list(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError, RecursionError):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError, unknown_name
 from prunekit.spec import InputSpec
 
-# Inception networks: the auxiliary heads serve training alone, and the slow truncated-normal start is being
+# Inception networks: the auxiliary heads serve training only, and the slow truncated-normal initialisation is being
 # retired.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
@@ -22,10 +22,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-# Arguments of its functions that ask for published weights, those of older versions among them.
+# Arguments of builders that ask for published weights, including those of older versions.
 _FETCHING = ("weights", "pretrained", "progress")
 
-# What its networks raise for arguments that they cannot be built with.
+# Errors that the networks raise for arguments that they cannot be built with.
 _UNSUITABLE = (
     *(TypeError, ValueError, AttributeError, AssertionError, RuntimeError),
     *(ArithmeticError, LookupError, MemoryError),
@@ -33,14 +33,14 @@ _UNSUITABLE = (
 
 
 def names() -> list[str]:
-    """Every classification network of the installed torchvision."""
+    """Return the names of all classification networks of the installed torchvision."""
     from torchvision import models
 
     return list(models.list_models(module=models))
 
 
 def build(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with random weights, and the arguments that it was built with."""
+    """Build the network with random weights; return it with the arguments that it was built with."""
     from torchvision import models
 
     _check_name(name)
@@ -61,7 +61,7 @@ def check_no_download(name: str, args: Mapping[str, Any]) -> None:
 
 
 def weights_args(name: str, weights: str) -> dict[str, Any]:
-    """The arguments with which the network fits the published `weights`."""
+    """Return the arguments with which the network fits the published `weights`."""
     meta = _weights(name, weights).meta
     args: dict[str, Any] = {"num_classes": len(meta["categories"])}
     if name in _DEFAULTS:
@@ -72,10 +72,14 @@ def weights_args(name: str, weights: str) -> dict[str, Any]:
 
 
 def download(name: str, weights: str) -> dict[str, Tensor]:
-    """The published state dict, checked against its hash and read without unpickling anything but tensors."""
+    """Download the published state dict, check its hash, and read it without unpickling anything but tensors.
+
+    Raises:
+        InputError: The weights are unknown or cannot be downloaded.
+    """
     entry = _weights(name, weights)
     try:
-        # torch announces the download on stdout, which belongs to data
+        # torch announces the download on stdout, which is reserved for data
         with contextlib.redirect_stdout(sys.stderr):
             state: dict[str, Tensor] = entry.get_state_dict(
                 progress=False, check_hash=True, weights_only=True, map_location="cpu"
@@ -86,12 +90,12 @@ def download(name: str, weights: str) -> dict[str, Tensor]:
 
 
 def categories(name: str, weights: str) -> tuple[str, ...]:
-    """The class names that the published `weights` know."""
+    """Return the class names of the published `weights`."""
     return tuple(_weights(name, weights).meta["categories"])
 
 
 def default_input(name: str, weights: str | None, args: Mapping[str, Any]) -> InputSpec:
-    """The input of the published evaluation: of `weights`, or of torchvision's recommended ones."""
+    """Return the input of the published evaluation of `weights`, or of torchvision's recommended ones."""
     from torchvision import models
 
     _check_name(name)
@@ -130,7 +134,7 @@ def _weights(name: str, weights: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    """What is wrong, without the traces of C++ that torch writes under it."""
+    """Return the reason of an error without the C++ trace that torch writes under it."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

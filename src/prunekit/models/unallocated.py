@@ -1,4 +1,4 @@
-"""Building a network without memory for its weights, and no further than its file bears out."""
+"""Build a network without memory for its weights, and no larger than its file supports."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from prunekit.errors import InputError
 
 
 class NoNormalDraws(TorchFunctionMode):
-    """Leaves out normal draws, which on meta tensors import a second's worth of symbolic mathematics for nothing."""
+    """Skips normal draws, which on meta tensors import a second's worth of symbolic mathematics for nothing."""
 
     def __torch_function__(self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None) -> Any:
-        """Every other function as it is."""
+        """Call every other function as it is."""
         return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
 class OnlyComputed(TorchFunctionMode):
-    """Weights on the meta device, everything else as it is: for networks that compute their widths with tensors."""
+    """Puts weights alone on the meta device, for networks that compute their widths with tensors."""
 
     def __torch_function__(self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None) -> Any:
-        """Tensors whose values layers set later, without memory; every other function as it is."""
+        """Allocate tensors whose values layers set later on the meta device; call every other function as it is."""
         if func in _ALLOCATING:
             kwargs = {**(kwargs or {}), "device": "meta"}
         return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
@@ -37,7 +37,7 @@ _ALLOCATING = (torch.empty, torch.zeros, torch.ones)
 
 @contextmanager
 def at_most(modules: int | None) -> Iterator[None]:
-    """Raise `InputError` inside the block as soon as more modules than these are built; None for any number."""
+    """Raise `InputError` inside the block as soon as more than `modules` modules are built; None allows any number."""
     built = 0
 
     def count(_: nn.Module, __: str, ___: nn.Module | None) -> None:

@@ -1,4 +1,4 @@
-"""Architectures that are the user's own code: `path/to/file.py:callable` and `package.module:callable`."""
+"""Architectures in the user's own code: `path/to/file.py:callable` and `package.module:callable`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from prunekit.models.sources import depth_of_relative_imports, packages_around, 
 def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     """Import the code that `arch` names, which runs it, and call the callable with `args`.
 
-    Raises `InputError` when the code is missing, fails, or returns no `nn.Module`.
+    Raises:
+        InputError: The code is missing, fails, or returns no `nn.Module`.
     """
     code = _Code.of(arch)
     with code.surroundings(), explained(f"{arch} failed"):
@@ -38,7 +39,7 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
 
 
 def accepts(arch: str, argument: str) -> bool:
-    """Whether the callable takes a keyword argument of this name."""
+    """Return whether the callable accepts a keyword argument of this name."""
     code = _Code.of(arch)
     with code.surroundings():
         parameters = inspect.signature(code.callable()).parameters
@@ -46,16 +47,16 @@ def accepts(arch: str, argument: str) -> bool:
 
 
 def source_file(arch: str) -> Path | None:
-    """The file of a `path/to/file.py:callable`; None for a module's."""
+    """Return the file of a `path/to/file.py:callable`; None for a module's."""
     where = arch.rpartition(":")[0]
     return Path(where) if where.endswith(".py") else None
 
 
 @contextlib.contextmanager
 def beside(folder: Path | None, arch: str | None = None) -> Iterator[None]:
-    """Inside, modules of `folder` and of the working folder can be imported, as pickles of whole networks need it.
+    """Allow imports from `folder` and the working folder inside, as pickles of whole networks need them.
 
-    Where `arch` names code, its module stands for the script `__main__` that a network may have been pickled in.
+    Where `arch` names code, its module stands in for the script `__main__` in which a network may have been pickled.
     """
     own = [folder or Path.cwd(), Path.cwd()]
     if arch is None:
@@ -73,7 +74,7 @@ def beside(folder: Path | None, arch: str | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn what somebody else's code raises inside, an exit included, into an `InputError` that begins with `what`."""
+    """Turn any error of third-party code inside, an exit included, into an `InputError` that begins with `what`."""
     try:
         yield
     except InputError:
@@ -89,7 +90,7 @@ def explained(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Code:
-    """A callable of a module, and the folders that it imports from, first and last; its file, where one was named."""
+    """A callable of a module, the folders that it imports from, first and last, and its file, where one was named."""
 
     where: str
     name: str
@@ -100,7 +101,7 @@ class _Code:
 
     @classmethod
     def of(cls, arch: str) -> _Code:
-        """Understand `arch`. A file with relative imports is a module of its package; any other is a script."""
+        """Parse `arch`. A file with relative imports is a module of its package; any other is a script."""
         where, _, name = arch.rpartition(":")
         path = source_file(arch)
         if path is None:
@@ -114,11 +115,15 @@ class _Code:
         return cls(where, name, root, (*packages, Path.cwd()), module, file)
 
     def surroundings(self) -> contextlib.AbstractContextManager[None]:
-        """What the code finds while it is imported and called."""
+        """Return the context in which the code finds its neighbours; importing and calling it belong inside."""
         return importable(self.folder, self.further, program=str(self.file or self.where))
 
     def callable(self) -> Callable[..., Any]:
-        """The callable; to be asked for in its surroundings, like `module`."""
+        """Return the callable, inside `surroundings`.
+
+        Raises:
+            InputError: Importing its module fails, or has nothing callable of that name.
+        """
         module = self.module()
         found: object = module
         for part in self.name.split("."):
@@ -129,7 +134,7 @@ class _Code:
         return found
 
     def module(self) -> ModuleType:
-        """The module, under the name that its neighbours import it by, where that name leads to it."""
+        """Return the module, under the name that its neighbours import it by where that name leads to it."""
         with explained(f"importing {self.where} failed"):
             if self.file is None or _leads_to(self.module_name, self.file):
                 return importlib.import_module(self.module_name)
@@ -139,9 +144,9 @@ class _Code:
 def _leads_to(name: str, file: Path) -> bool:
     try:
         spec = importlib.util.find_spec(name)
-    except ValueError:  # a loaded module that does not say where it comes from
+    except ValueError:  # a loaded module without a known origin
         return False
-    except ModuleNotFoundError as error:  # a dot in the name of the file, or else something that its package wants
+    except ModuleNotFoundError as error:  # a dot in the name of the file, or else a missing import of its package
         if error.name is None or not name.startswith(error.name):
             raise
         return False
@@ -149,7 +154,7 @@ def _leads_to(name: str, file: Path) -> bool:
 
 
 def _run(file: Path) -> ModuleType:
-    """The file as a module under a name of its own: it has none that could be imported, or another has it."""
+    """Run the file as a module under a unique name, since it has no importable name or another module has it."""
     name = f"prunekit_user_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -157,7 +162,7 @@ def _run(file: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # dataclasses, typing and pickling look a class's module up by its name
+    # dataclasses, typing and pickle look up a class's module by its name
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -168,15 +173,15 @@ def _run(file: Path) -> ModuleType:
 
 
 def told(error: Exception) -> str:
-    """An error of the user's code in one line, with the last place in it that the error came from."""
+    """Describe an error of the user's code in one line, with the last place in it that the error came from."""
     said = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OTHERS)]
-    if isinstance(error, SyntaxError) or not frames:  # a syntax error names its place itself
+    if isinstance(error, SyntaxError) or not frames:  # a syntax error names its own place
         return said
     return f"{said} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
 
 
-# Where code that is not the user's lies; the import system's own frames have names in angle brackets.
+# Code that is not the user's; frames of the import system have names in angle brackets.
 _OTHERS = (
     "<",
     str(Path(__file__).parents[1]),
@@ -185,7 +190,7 @@ _OTHERS = (
 
 
 def missing_code(error: BaseException) -> str | None:
-    """What to do where code was not found; None for any other error."""
+    """Return what to do where code was not found; None for any other error."""
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         return (
             f"install what brings '{error.name.partition('.')[0]}'; if it is code of your own, run prunekit in the "

@@ -15,11 +15,10 @@ VGG_DIGITS = "32-32-M-64-64-M-128-128"
 
 
 class CifarVGG(nn.Module):
-    """`(N, in_channels, H, W)` -> `(N, num_classes)`.
+    """VGG with batch norm: `(N, in_channels, H, W)` -> `(N, num_classes)`.
 
-    `config` lists the layers, joined by `-`: a number is a 3×3 convolution with that many channels (times
-    `width`), its batch norm and ReLU; `M` halves the image. A global average stands before the one linear
-    layer.
+    `config` lists the layers, joined by `-`: a number is a 3×3 convolution with that many channels (times `width`), its
+    batch norm and ReLU; `M` halves the image. A global average precedes the one linear layer.
     """
 
     def __init__(
@@ -47,13 +46,13 @@ class CifarVGG(nn.Module):
         initialise(self, gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores."""
+        """Return the class scores, `(N, num_classes)`."""
         scores: Tensor = self.fc(self.avgpool(self.features(x)).flatten(1))
         return scores
 
 
 def _parse_config(config: str) -> list[int | None]:
-    """Channels of each convolution in order; None stands for a pooling."""
+    """Return the channels of each convolution in order; None stands for a pooling."""
     items = config.split("-")
     if not all(item == "M" or (item.isdecimal() and int(item) > 0) for item in items) or set(items) == {"M"}:
         raise InputError(
