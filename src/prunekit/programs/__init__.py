@@ -1,1 +1,1 @@
-"""Exported programs (`.pt2`), read without running any code of theirs."""
+"""Exported programs (`.pt2`), read without running any of their code."""

@@ -1,13 +1,13 @@
 """The operators that an exported program may call, by name: pure ones, whose arguments can be judged beforehand.
 
-Not among them are operators that print, read or write, that call back, whose result's size depends on
-values (`nonzero`), that trust their caller with the sizes of lists and buffers (`_foreach_*`, `*_backward`, fused and
-quantised kernels, torchvision's C++), or that loop as often as a value says (`matrix_power`, `special_*`).
+Excluded are operators that print, read or write, that call back, whose result's size depends on values (`nonzero`),
+that trust their caller with the sizes of lists and buffers (`_foreach_*`, `*_backward`, fused and quantised kernels,
+torchvision's C++), or that loop as often as a value says (`matrix_power`, `special_*`).
 """
 
 from __future__ import annotations
 
-# Those that also come in place, with an underscore behind.
+# Operators that also exist in place, with a trailing underscore.
 _IN_PLACE_TOO = """
     abs absolute acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and bitwise_left_shift
     bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clip copysign cos cosh
@@ -70,7 +70,7 @@ _CREATION = """
     ones ones_like rand rand_like randn randn_like scalar_tensor zeros zeros_like
     """
 
-# What is asked of sizes, and what exporting leaves to check them.
+# Queries of sizes, and the checks of sizes that exporting leaves.
 _OF_SIZES = """
     sym_size sym_numel sym_stride sym_storage_offset sym_constrain_range sym_constrain_range_for_size _assert_scalar
     _assert_tensor_metadata

@@ -1,4 +1,4 @@
-"""Reading a `.pt2` archive: its JSON and its raw weights. Nothing in it is unpickled but plain tensors."""
+"""Read a `.pt2` archive: its JSON and its raw weights. Nothing in it is unpickled but plain tensors."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from prunekit.programs.program import ExportedProgram
 
 _SCHEMA = 8
 
-# Tied weights lie in an archive once, and a constant may repeat a number by its strides.
+# Tied weights are stored once in an archive, and a constant may repeat a number by its strides.
 _MOST_SHARING = 8
 
-# What prunekit's own exports say about their network; see `prunekit.exporting.formats.about`.
+# The notes in prunekit's own exports about their network; see `prunekit.exporting.formats.about`.
 _ABOUT = "extra/prunekit.json"
 
 
 def read(stream: BinaryIO, name: str) -> tuple[ExportedProgram, dict[str, Any]]:
-    """The program in the archive, as a module in eval mode, and what the file says about it (often nothing).
+    """Return the program in the archive, as a module in eval mode, and the notes in the file (often none).
 
-    Raises `InputError` for a damaged archive, and for one with compiled or pickled code, or with operators
-    that are not torch's own.
+    Raises:
+        InputError: The archive is damaged, has compiled or pickled code, or uses operators that are not torch's own.
     """
     archive = Archive(stream, name)
     foreign = [member for member in archive.members if member.startswith("data/aotinductor/")]
@@ -48,7 +48,7 @@ def read(stream: BinaryIO, name: str) -> tuple[ExportedProgram, dict[str, Any]]:
             f"{name} is refused: its program uses {error}, which is none of those that are run from files",
             hint="the checkpoint with its architecture (--arch) has no such limit",
         ) from None
-    except Exception as error:  # JSON of any content reaches torch here
+    except Exception as error:  # JSON with arbitrary content reaches torch here
         raise InputError(f"{name} is damaged: {type(error).__name__}: {first_line(error)}") from error
 
 
@@ -76,7 +76,7 @@ def _is_model(member: str) -> bool:
 
 
 def _tensors(archive: Archive, folder: str, stem: str, config: str) -> dict[str, Tensor]:
-    """Weights or constants: raw bytes with a JSON description, or a pickle of tensors in older files."""
+    """Return weights or constants: raw bytes with a JSON description, or a pickle of tensors in older files."""
     legacy = f"{folder}{stem}.pt"
     if legacy in archive.members:
         return dict(load_tensors(io.BytesIO(archive.read(legacy)), f"{archive.name}: {legacy}"))
@@ -103,7 +103,7 @@ def _raw(content: bytes, meta: Mapping[str, Any]) -> Tensor:
     sizes = [size["as_int"] for size in meta["sizes"]]
     dtype = ops.dtype(meta["dtype"])
     if not content:
-        # an empty tensor, and nothing larger, needs no bytes
+        # an empty tensor needs no bytes, any other does
         return torch.empty(0, dtype=dtype).view(sizes)
     flat = torch.frombuffer(bytearray(content), dtype=dtype)
     return flat.as_strided(sizes, [step["as_int"] for step in meta["strides"]], meta["storage_offset"]["as_int"])

@@ -1,7 +1,7 @@
-"""Arguments that operators trust or allocate by, checked against the tensors that they come with.
+"""Check arguments that operators trust or allocate by against the tensors that come with them.
 
-Kernels read past the end of a buffer where they are called below the functions that check for them: with statistics of
-another length than the channels, a scale that does not fit the output, keys and values of different lengths.
+Kernels read past the end of a buffer when they are called below the functions that check for it: with statistics of
+another length than the channels, a scale that does not fit the output, or keys and values of different lengths.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 
 _Given = Mapping[str, Any]
 
-# The largest stride, padding, dilation, kernel or output size, and the most parts that something is split into.
+# The largest stride, padding, dilation, kernel or output size, and the most parts that a tensor is split into.
 _MOST = 1 << 16
 _MOST_PARTS = 1 << 12
 
 
 def _window(given: _Given) -> str | None:
-    """Convolution, pooling, resampling, padding: every whole number is a size."""
+    """Check convolution, pooling, resampling and padding, where every integer is a size."""
     for name, value in given.items():
         if any(abs(number) > _MOST for number in _whole(value)):
             return f"{name}={value}"
@@ -55,7 +55,7 @@ def _group_norm(given: _Given) -> str | None:
 def _resampling(given: _Given) -> str | None:
     x: Tensor = given.get("self", given.get("input"))
     if given["output_size"] is None:
-        return None  # by factors, which the operator beneath gives as sizes
+        return None  # factors, which become sizes in the operator beneath
     sizes = list(given["output_size"])
     scales = [value for name, value in given.items() if name.startswith("scales")]
     for before, after, scale in zip(x.shape[2:], sizes, scales, strict=False):
@@ -93,7 +93,7 @@ def _fourier(given: _Given) -> str | None:
 
 
 def _parts(given: _Given) -> str | None:
-    """`split` and `unbind`: one tensor, with its own administration, for each part."""
+    """Check `split` and `unbind`, which allocate a tensor with its own bookkeeping for each part."""
     x: Tensor = given["self"]
     size = x.size(given["dim"]) if x.dim() else 0
     each = given.get("split_size", 1)
@@ -114,7 +114,7 @@ def _strided(given: _Given) -> str | None:
 
 
 def _recurrent(given: _Given) -> str | None:
-    """The kernel takes the lengths of its lists and the shapes in them on trust."""
+    """Check recurrent layers: the kernel trusts the lengths of its lists and the shapes in them."""
     if "input" not in given:
         return "packed sequences"
     states = given["hx"] if isinstance(given["hx"], list) else [given["hx"]]

@@ -1,4 +1,4 @@
-"""What running an exported program would allocate, found on the meta device before anything is computed."""
+"""Bound the memory that an exported program would allocate, on the meta device before anything is computed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from prunekit.programs.arguments import CHECKS
 from prunekit.programs.steps import Step, names
 from prunekit.surgery.execution.dispatch import DispatchMode
 
-# Bytes that any program may hold at once, and how many times what its file and its user's inputs hold are added.
+# Bytes that any program may hold at once, and the factor for the size of its file and its user's inputs.
 _FREE = 1 << 30
 _TIMES_HELD = 512
 
-# One operator makes no more numbers than this and so many times those that it reads.
+# An operator makes at most this many numbers plus this multiple of those that it reads.
 _FREE_NUMBERS = 1 << 24
 _GROWTH = 64
 
@@ -26,7 +26,7 @@ _META = torch.device("meta")
 
 
 class ExcessError(InputError):
-    """The program asks for more than its weights and inputs justify."""
+    """Error for a program that asks for more memory than its weights and inputs justify."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"its program asks for {what}, more than its weights and inputs justify")
@@ -38,9 +38,16 @@ def judge(
     layers: Callable[[str], Callable[..., Any]],
     held: int,
 ) -> None:
-    """Run the steps on meta tensors by name, and raise `ExcessError` as soon as one asks for too much.
+    """Run the steps on meta tensors by name, and stop as soon as one asks for too much.
 
-    `held` is how many bytes the file and its user's inputs hold. Raises whatever operators raise, too.
+    Args:
+        steps: The steps of the program, in order.
+        values: Meta tensors of the inputs and weights, by name.
+        layers: Finds the layer of a step by its name.
+        held: The bytes that the file and its user's inputs hold.
+
+    Raises:
+        ExcessError: A step asks for too much. Errors of operators pass through.
     """
     alive: dict[str, Any] = dict(values)
     sizes: dict[str, int] = {}
@@ -59,31 +66,31 @@ def judge(
 
 
 def twin(tensor: Tensor) -> Tensor:
-    """A meta tensor of the same shape, strides and dtype."""
+    """Return a meta tensor of the same shape, strides and dtype."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 class _Bounded(DispatchMode):
-    """Checks the arguments and the results of every operator that a composite one falls into."""
+    """Checks the arguments and results of every operator into which a composite one decomposes."""
 
     def __init__(self, allowed: int) -> None:
         super().__init__()
         self._allowed = allowed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call it between the checks."""
+        """Call the operator between the checks."""
         given = dict(kwargs or {})
         name = func._schema.name.removeprefix("aten::")
         operands = list(_tensors((*args, *given.values())))
         if not operands and any(argument.name == "device" for argument in func._schema.arguments):
-            given["device"] = _META  # what is made from nothing is else made in earnest
+            given["device"] = _META  # tensors made from no tensor would otherwise be allocated for real
         _check_arguments(func, args, given)
         outcome = func(*args, **given)
         self._check(name, operands, list(_tensors((outcome,))))
         return outcome
 
     def _check(self, name: str, operands: list[Tensor], results: list[Tensor]) -> None:
-        # a product of two tensors has at most as many numbers as one of them times a dimension of the other
+        # a matrix product has at most as many numbers as one factor times a dimension of the other
         widest = max((size for tensor in operands for size in tensor.shape), default=0)
         most = _FREE_NUMBERS + max(_GROWTH, widest) * sum(tensor.numel() for tensor in operands)
         for tensor in results:

@@ -1,8 +1,8 @@
-"""The layers of an exported program, found again: an operator on the weights of one module is that module.
+"""Recover the layers of an exported program: an operator on the weights of one module is that module.
 
 A program calls `conv2d(x, features.0.weight, features.0.bias, …)`. Where all weights that such a node reads lie under
-one name, and every node that reads them says the same of stride, padding and so on, a module of that name stands for
-the node; so does one for zero channels that are padded. Layers can then be pruned, restored and tuned like those of any
+one name, and every node that reads them agrees on stride, padding and so on, a module of that name stands for the
+node; so does one for zero channels that are padded. Layers can then be pruned, restored and tuned like those of any
 network; every other node stays as it is.
 """
 
@@ -26,7 +26,7 @@ _TRANSPOSED = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose
 
 @dataclass(frozen=True)
 class Layer:
-    """A module without values: the name it belongs under, what it reads, and what tells it from others."""
+    """A module without values: its name, what it reads, and the settings that distinguish it from others."""
 
     name: str
     reads: Ref
@@ -42,9 +42,9 @@ def layer_of(
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Any],
 ) -> Layer | None:
-    """The layer that a node is, or None.
+    """Return the layer that a node stands for, or None.
 
-    `bound` gives the dotted names of weights, `tensors` the weights themselves, `values` the JSON of what is computed.
+    `bound` gives the dotted names of weights, `tensors` the weights themselves, `values` the JSON of computed values.
     """
     if not isinstance(call, torch._ops.OpOverload):
         return None
@@ -75,7 +75,7 @@ def layer_of(
 
 
 def agreeing(layers: Iterable[Layer]) -> dict[str, Layer]:
-    """One layer a name; names of which two nodes say different things are left out."""
+    """Return one layer per name; names whose nodes disagree are left out."""
     found: dict[str, Layer] = {}
     refused: set[str] = set()
     for layer in layers:
@@ -104,7 +104,7 @@ def _convolution(own: _Weights, given: Mapping[str, Any], _: int) -> _Maker:
 
 
 def _spread(value: Any, dims: int) -> Any:
-    """One number for all dimensions as one each; the names of paddings as they are."""
+    """Repeat one number for all dimensions; names of paddings stay as they are."""
     if isinstance(value, str):
         return value
     numbers = tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -119,7 +119,7 @@ def _linear(own: _Weights, _: Mapping[str, Any], __: int) -> _Maker:
 
 
 def _batch_norm(own: _Weights, given: Mapping[str, Any], rank: int) -> _Maker:
-    """With statistics of its own, as in inference; what the program takes from each batch stays an operator."""
+    """Make a batch norm with statistics of its own, as in inference; one that uses the batch's stays an operator."""
     mean, kind = own.get("running_mean"), _NORMS.get(rank)
     if mean is None or kind is None or "running_var" not in own or given.get("training"):
         return None
@@ -129,7 +129,7 @@ def _batch_norm(own: _Weights, given: Mapping[str, Any], rank: int) -> _Maker:
 
     def make() -> nn.Module:
         norm = kind(channels, device="meta", **settings)
-        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64)  # programs may have dropped it
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64)  # a program may have dropped it
         return norm
 
     return make
@@ -151,7 +151,7 @@ def _group_norm(own: _Weights, given: Mapping[str, Any], _: int) -> _Maker:
 
 
 def _pad(given: Mapping[str, Any], values: Mapping[str, Any]) -> Layer | None:
-    """Zero channels around those of an image; such modules are called after what they read."""
+    """Return the layer for zero channels around those of an image; such modules are named after what they read."""
     x, pad = given["self"], given["pad"]
     if not isinstance(x, Ref) or x.name not in values or not all(isinstance(width, int) for width in pad):
         return None

@@ -1,8 +1,7 @@
-"""What an exported program may call and pass: tables, closed to everything they do not name.
+"""Tables of what an exported program may call and pass; anything that they do not name is refused.
 
-`torch.export.load` unpickles, evaluates expressions and compiles names and guards from the file, so that a
-hostile file runs code. Here only dispatcher operators are called, found by name, on values decoded by these
-tables.
+`torch.export.load` unpickles, evaluates expressions and compiles names and guards from the file, so a hostile file runs
+code. Here only dispatcher operators are called, found by name, on values decoded by these tables.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _Entry = TypeVar("_Entry")
 
 
 class UnsupportedError(Exception):
-    """The program uses something that these tables do not name."""
+    """Error for a program that uses something these tables do not name."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Ref:
 
 
 class InputDevice:
-    """Stands for a device in a program: the one its input is on."""
+    """Placeholder for the device of the program's input."""
 
 
 _OPERATOR = re.compile(r"torch\.ops\.aten\.([a-zA-Z_]\w*)\.([a-zA-Z]\w*)")
@@ -41,7 +40,7 @@ _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function on single numbers alone: Python's operators would as well repeat text and grow numbers for ever."""
+    """Restrict a function to single numbers: Python's operators would also repeat text and grow numbers forever."""
 
     def checked(*numbers: Any) -> Any:
         if not all(isinstance(number, _NUMBERS) for number in numbers):
@@ -55,7 +54,7 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _item(values: Any, place: Any) -> Any:
-    """One of the results of an operator that has several."""
+    """Return one of the results of an operator that has several."""
     if not isinstance(values, list | tuple):
         raise TypeError("an item of what has none")
     return values[place]
@@ -77,7 +76,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     },
 }
 
-# The numbers of torch.export's schema.
+# Numbers of dtypes in torch.export's schema.
 _DTYPES = {
     1: torch.uint8,
     2: torch.int8,
@@ -102,7 +101,7 @@ _MEMORY_FORMATS = {
 }
 
 
-# The types of arguments that a file gives in a form of their own.
+# Types of arguments that have a form of their own in the file.
 _CONSTANTS: dict[str, type] = {
     "ScalarType": torch.dtype,
     "Layout": torch.layout,
@@ -113,7 +112,7 @@ _CONSTANTS: dict[str, type] = {
 
 
 def function(target: str) -> Callable[..., Any]:
-    """The operator or arithmetic function that a node calls; raises `UnsupportedError` for any other name."""
+    """Return the operator or arithmetic function that a node calls; raise `UnsupportedError` for any other name."""
     if target in _FUNCTIONS:
         return _FUNCTIONS[target]
     match = _OPERATOR.fullmatch(target)
@@ -125,7 +124,7 @@ def function(target: str) -> Callable[..., Any]:
 
 
 def _is_on_tensors(schema: Any) -> bool:
-    """Tensors come out, and none is only written to. TorchScript's own overloads repeat lists, and check nothing."""
+    """Return whether an operator returns tensors and has no out argument; TorchScript's own overloads check nothing."""
     if any(argument.is_out for argument in schema.arguments) or schema.overload_name.startswith("prim_"):
         return False
     if schema.name.removeprefix("aten::") in SIZES:
@@ -134,8 +133,10 @@ def _is_on_tensors(schema: Any) -> bool:
 
 
 def check_constants(call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise `TypeError` where a dtype, layout, memory format or device is something else: a bare number is not checked
-    by the operator, and ends the process.
+    """Check dtypes, layouts, memory formats and devices: operators do not, and a bare number ends the process.
+
+    Raises:
+        TypeError: One of them is something else.
     """
     if not isinstance(call, torch._ops.OpOverload):
         return
@@ -147,7 +148,7 @@ def check_constants(call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 
 def dtype(number: int) -> torch.dtype:
-    """A scalar type of the schema."""
+    """Return the dtype of a number in the schema."""
     return _look_up(_DTYPES, number, "dtype")
 
 

@@ -20,23 +20,28 @@ from prunekit.programs.ops import dtype, value
 from prunekit.programs.steps import Step, check_order, decode, look_up, names
 from prunekit.spec import Origin
 
-# Numbers in the inputs that a program is fixed to.
+# Numbers in the inputs to which a program is fixed.
 _LARGEST_BATCH = 1 << 26
 
 
 class ExportedProgram(nn.Module):
-    """Runs the graph of an exported program on its own weights, which keep their dotted names; layers are modules.
+    """The graph of an exported program, run on its own weights, which keep their dotted names; layers are modules.
 
-    `inputs` are the names of what it takes, `sizes` those of the first (None where any will do).
-    `batch` is the batch size that the program is fixed to, None when it takes any. Larger and smaller batches
-    then run in chunks of that size, the last one filled up.
+    `inputs` are the names of its inputs, `sizes` the sizes of the first (None where any will do). `batch` is the batch
+    size to which the program is fixed, None where it takes any. Larger and smaller batches then run in chunks of that
+    size, the last one padded.
     """
 
     def __init__(self, graph: Mapping[str, Any], signature: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """`graph` and `signature` are those of the file's JSON; `tensors` its weights and constants by name.
+        """Decode a program and register its weights.
 
-        Raises `UnsupportedError` for what is not plainly a network, and any other exception where the JSON is
-        damaged.
+        Args:
+            graph: The graph in the file's JSON.
+            signature: The signature in the file's JSON.
+            tensors: Weights and constants by name.
+
+        Raises:
+            UnsupportedError: The program is not plainly a network. Damaged JSON may raise any other exception.
         """
         super().__init__()
         self._bound: dict[str, str] = {}
@@ -58,11 +63,11 @@ class ExportedProgram(nn.Module):
         self._judge_claims(steps, [graph["tensor_values"][name] for name in inputs], tensors)
         self._steps = self._furnish(steps, graph["tensor_values"], tensors)
         self.sizes = _sizes(graph["tensor_values"][inputs[0]])
-        # a program of several inputs, or of a size that is none, cannot be fed in chunks
+        # a program of several inputs, or whose batch size is none, cannot be fed in chunks
         self.batch = (self.sizes[0] or None) if len(inputs) == 1 else None
 
     def forward(self, *inputs: Tensor) -> Any:
-        """The program's output: one value, or a tuple of its values."""
+        """Return the output of the program: one value, or a tuple of values."""
         if len(inputs) != len(self.inputs):
             raise TypeError(f"the program takes {len(self.inputs)} inputs, {len(inputs)} given")
         if self.batch is None or inputs[0].shape[0] == self.batch:
@@ -70,10 +75,10 @@ class ExportedProgram(nn.Module):
         return self._run_in_chunks(inputs[0], self.batch)
 
     def example(self, origin: Origin | None) -> Tensor:
-        """Random images that the program takes, `(N, ...)`, shaped as `origin` says where the program leaves it open.
+        """Return random images for the program, `(N, ...)`, sized by `origin` where the program leaves that open.
 
         Raises:
-            InputError: nobody says how large they are.
+            InputError: Neither says how large they are.
         """
         shape: tuple[int | None, ...] = origin.input.shape if origin and origin.input else self.sizes[1:]
         if any(size is None for size in shape):
@@ -93,7 +98,7 @@ class ExportedProgram(nn.Module):
         for path in self._bound.values():
             owner, _, leaf = path.rpartition(".")
             _register(_at(self, owner, layers), leaf, tensors[path])
-        for name in layers:  # those without weights
+        for name in layers:  # layers without weights
             _at(self, name, layers)
         return tuple(
             dataclasses.replace(step, args=(layer.reads,), kwargs={}, layer=layer.name)
@@ -122,10 +127,10 @@ class ExportedProgram(nn.Module):
     def _judge_claims(
         self, steps: tuple[Step, ...], described: list[Mapping[str, Any]], tensors: Mapping[str, Tensor]
     ) -> None:
-        """Refuse a program that on inputs of the sizes in its file would ask for more than the file holds."""
+        """Refuse a program that asks for more than its file holds, on inputs of the sizes in the file."""
         sizes = [shape for shape in map(_claimed, described) if shape is not None]
         if len(sizes) < len(described):
-            return  # known when there are inputs
+            return  # judged when inputs arrive
         if sum(map(math.prod, sizes)) > _LARGEST_BATCH:
             raise ExcessError(f"inputs of {' and '.join(map(str, sizes))}")
         inputs = [
@@ -138,10 +143,10 @@ class ExportedProgram(nn.Module):
         self._judged.add(_kinds(inputs))
 
     def _judge(self, inputs: Sequence[Tensor]) -> None:
-        """Refuse inputs that make the program ask for more than they justify, where the file left their sizes open."""
+        """Refuse inputs on which the program asks for more than they justify, where the file leaves sizes open."""
         if _is_traced(inputs) or (kinds := _kinds(inputs)) in self._judged:
             return
-        # a thread of its own: whoever records this forward is not to see it twice, nor the twins that it runs on
+        # in a thread of its own: a recorder of this forward must see neither the judging nor the twins that it runs on
         with ThreadPoolExecutor(1) as thread:
             thread.submit(self._judge_inputs, inputs).result()
         self._judged.add(kinds)
@@ -153,7 +158,7 @@ class ExportedProgram(nn.Module):
         judge(self._steps, values, self._layer_twin, held)
 
     def _layer_twin(self, name: str) -> nn.Module:
-        """A copy of the layer on the meta device, without the hooks of whoever watches this forward."""
+        """Return a copy of the layer on the meta device, without hooks that others have put on it."""
         layer = self.get_submodule(name)
         memo: dict[int, Any] = {id(tensor): twin(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
         memo |= {id(hooks): {} for m in layer.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)}
@@ -164,15 +169,16 @@ _PATHS = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_consta
 
 
 def filled(model: nn.Module, x: Tensor) -> Tensor:
-    """The example input `(1, ...)`, repeated to the batch size where `model` is a program that always runs so many:
-    its cost would else be that of a batch.
+    """Repeat the example input `(1, ...)` to the batch size of a program that is fixed to one.
+
+    Otherwise its cost would be that of a whole batch.
     """
     batch = model.batch if isinstance(model, ExportedProgram) else None
     return x if batch is None else x[:1].repeat(batch, *(1,) * (x.dim() - 1))
 
 
 def _at(root: nn.Module, path: str, layers: Mapping[str, Layer]) -> nn.Module:
-    """The module at `path`; where there is none it is made, and all on the way, as the layers of these names are."""
+    """Return the module at `path`; make it and its parents where missing, by `layers` where that has their names."""
     module, parts = root, path.split(".") if path else []
     for depth, part in enumerate(parts, start=1):
         if part not in module._modules:
@@ -190,12 +196,12 @@ def _register(module: nn.Module, leaf: str, tensor: Tensor) -> None:
 
 
 def _sizes(tensor: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """The sizes of the program's first input; None where it takes any."""
+    """Return the sizes of the program's first input; None where it takes any."""
     return tuple(size.get("as_int") for size in tensor["sizes"])
 
 
 def _claimed(tensor: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """An input's sizes: those that the file fixes, for others those it was made with; None where one is unknown."""
+    """Return an input's sizes, fixed or else as exported; None where one is unknown."""
     sizes = [
         size["as_int"] if "as_int" in size else ((size.get("as_expr") or {}).get("hint") or {}).get("as_int")
         for size in tensor["sizes"]
@@ -209,7 +215,7 @@ def _kinds(inputs: Iterable[Tensor]) -> Any:
 
 
 def _is_traced(inputs: Iterable[Tensor]) -> bool:
-    """Whether an exporter follows this forward, with sizes that are no numbers."""
+    """Return whether an exporter traces this forward, with symbolic sizes."""
     return torch.compiler.is_compiling() or not all(type(size) is int for x in inputs for size in x.shape)
 
 

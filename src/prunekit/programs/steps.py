@@ -1,4 +1,4 @@
-"""The nodes of an exported program, decoded, and running them one after another."""
+"""The nodes of an exported program, decoded, and their execution in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunekit.programs.ops import InputDevice, Ref, check_constants, function, v
 
 @dataclass(frozen=True)
 class Step:
-    """One node: what is called, with which arguments, under which names the results go, and what is done with after.
+    """One node: what it calls, its arguments, the names of its results, and the values to release afterwards.
 
     With a `layer`, the name of a module, that module is called on `args` instead.
     """
@@ -26,16 +26,16 @@ class Step:
     layer: str = ""
 
     def arguments(self, values: Mapping[str, Any], device: torch.device) -> tuple[list[Any], dict[str, Any]]:
-        """What is passed by position and by name, with `values` in their places."""
+        """Return the positional and keyword arguments with `values` substituted."""
         args = [look_up(arg, values, device) for arg in self.args]
         return args, {key: look_up(arg, values, device) for key, arg in self.kwargs.items()}
 
     def run(self, values: dict[str, Any], device: torch.device, layers: Callable[[str], Callable[..., Any]]) -> None:
-        """Compute from `values` by name, and put the results among them; `layers` finds modules by name."""
+        """Compute from `values` by name and add the results to them; `layers` finds modules by name."""
         args, kwargs = self.arguments(values, device)
         if self.layer:
             outcome = layers(self.layer)(*args)
-            if len(self.results) > 1:  # statistics, which nothing reads in inference
+            if len(self.results) > 1:  # batch statistics, which nothing reads in inference
                 outcome = (outcome, *(None,) * (len(self.results) - 1))
         else:
             outcome = self.call(*args, **kwargs)
@@ -45,11 +45,11 @@ class Step:
 
 
 def decode(nodes: list[dict[str, Any]], keep: set[str]) -> tuple[Step, ...]:
-    """Decode the nodes; what no later node reads is released at once, so that memory holds what is alive."""
+    """Decode the nodes; a value is released after its last reader, so that only live values occupy memory."""
     steps: list[Step] = []
     alive = set(keep)
     for node in reversed(nodes):
-        # kind 2 is a keyword; older files do not say, and mean a position
+        # kind 2 is a keyword; older files give no kind and mean a position
         args = tuple(value(item["arg"]) for item in node["inputs"] if item.get("kind") != 2)
         kwargs = {item["name"]: value(item["arg"]) for item in node["inputs"] if item.get("kind") == 2}
         results = tuple(value(output) for output in node["outputs"])
@@ -62,7 +62,7 @@ def decode(nodes: list[dict[str, Any]], keep: set[str]) -> tuple[Step, ...]:
 
 
 def check_order(steps: Iterable[Step], outputs: tuple[Any, ...], known: set[str]) -> None:
-    """Raise `ValueError` where something is read that nothing before it has computed."""
+    """Raise `ValueError` where a step reads something that none before it has computed."""
     for reads, results in (*(((*step.args, *step.kwargs.values()), step.results) for step in steps), (outputs, ())):
         unknown = names(reads) - known
         if unknown:
@@ -71,7 +71,7 @@ def check_order(steps: Iterable[Step], outputs: tuple[Any, ...], known: set[str]
 
 
 def names(values: Iterable[Any]) -> set[str]:
-    """The names of all computed values among arguments."""
+    """Return the names of all computed values among the arguments."""
     found: set[str] = set()
     for item in values:
         if isinstance(item, Ref):
@@ -82,7 +82,7 @@ def names(values: Iterable[Any]) -> set[str]:
 
 
 def look_up(item: Any, values: Mapping[str, Any], device: torch.device) -> Any:
-    """An argument with its computed values in their places."""
+    """Return an argument with computed values substituted."""
     if isinstance(item, Ref):
         return values[item.name]
     if isinstance(item, list):
@@ -91,7 +91,7 @@ def look_up(item: Any, values: Mapping[str, Any], device: torch.device) -> Any:
 
 
 def _store(results: tuple[Any, ...], outcome: Any, values: dict[str, Any]) -> None:
-    """Name what a node gave: nothing, one value, or several."""
+    """Name the results of a node: none, one value, or several."""
     if len(results) == 1:
         _name(results[0], outcome, values)
     elif results:
