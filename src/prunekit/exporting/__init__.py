@@ -1,1 +1,1 @@
-"""Files that need neither prunekit nor the model's code, compared with the model before they are kept."""
+"""Export to files that need neither prunekit nor the model's code, verified before they are kept."""

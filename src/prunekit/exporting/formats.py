@@ -1,7 +1,7 @@
-"""The writers of exported files: a network and an example input in, the bytes of a file out.
+"""Writers of exported files: from a network and an example input to the bytes of a file.
 
-Both carry, beside the network, how its images are prepared and what its classes are called; neither carries the
-names of the source files that it was made from, which the exporters would put in.
+Both formats carry, beside the network, how its images are prepared and the names of its classes. Neither carries the
+names of source files, which the exporters would put in.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from prunekit.exporting.interface import named_outputs, plain
 from prunekit.spec import Origin
 
 ABOUT = "prunekit.json"  # the extra file of a .pt2, and the key in ONNX's metadata
-BATCH = "batch"  # what a free first dimension is called
+BATCH = "batch"  # name of a free first dimension
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
 
 def about(origin: Origin | None, *, history: bool = False) -> str:
-    """What a file says about its network, as JSON: `arch`, `input` (shape, mean, std), `classes`, perhaps `history`."""
+    """Return the notes about a network in its file as JSON: `arch`, `input` (shape, mean, std), `classes`.
+
+    With `history` they include the steps of the network's history.
+    """
     if origin is None:
         return "{}"
     spec = origin.input.to_json() if origin.input else None
@@ -37,10 +40,13 @@ def about(origin: Origin | None, *, history: bool = False) -> str:
 
 
 def to_pt2(model: nn.Module, inputs: tuple[Any, ...], shapes: Mapping[str, Any] | None, notes: str) -> bytes:
-    """The content of a `.pt2` file.
+    """Return the content of a `.pt2` file.
 
-    `inputs` are the positional arguments of `forward`; `shapes`, torch.export's `dynamic_shapes` by argument, says
-    which of their dimensions may have any size (None: none).
+    Args:
+        model: The network, in eval mode.
+        inputs: The positional arguments of `forward`.
+        shapes: torch.export's `dynamic_shapes` by argument: which dimensions may have any size (None: none).
+        notes: JSON about the network, see `about`.
 
     Raises:
         SurgeryError: torch cannot export the model.
@@ -59,19 +65,25 @@ def to_onnx(
     notes: str,
     names: tuple[Sequence[str], Sequence[str]],
 ) -> tuple[bytes, int]:
-    """The content of an ONNX file, and its operator set; `inputs` and `shapes` as in `to_pt2`.
+    """Return the content of an ONNX file, and its operator set.
 
-    `names` are those of the input tensors and of the output tensors, in order.
+    Args:
+        model: The network, in eval mode.
+        inputs: The positional arguments of `forward`.
+        shapes: As in `to_pt2`.
+        opset: The operator set; None for the exporter's own.
+        notes: JSON about the network, see `about`.
+        names: The names of the input tensors and of the output tensors, in order.
 
     Raises:
-        InputError: a package is missing, or the operator set cannot be reached.
-        SurgeryError: the model cannot be exported.
+        InputError: A package is missing, or the operator set cannot be reached.
+        SurgeryError: The model cannot be exported.
     """
     try:
         import onnxscript
     except ImportError as error:
         raise InputError("ONNX needs the package onnxscript", hint="pip install 'prunekit[onnx]'") from error
-    del onnxscript  # torch.onnx imports it by itself; asking first gives the clearer error
+    del onnxscript  # torch.onnx imports it itself; asking first gives the clearer error
     with _giving(model, lambda output: tuple(named_outputs(output).values())):
         program = _program(model, inputs, shapes)
     with _silence():
@@ -91,13 +103,13 @@ def to_onnx(
     _tidy(proto, notes)
     try:
         return proto.SerializeToString(), int(found)
-    except Exception as error:  # protobuf's own limit of 2 GB
+    except Exception as error:  # protobuf's limit of 2 GB
         raise SurgeryError(f"the model is too large for one ONNX file: {_short(error)}") from error
 
 
 @contextlib.contextmanager
 def _giving(model: nn.Module, form: Callable[[Any], Any]) -> Iterator[None]:
-    """Inside, the model's output has another form: a file is read where the classes of the original are not known."""
+    """Change the form of the model's output inside: a file is read where the classes of the original are unknown."""
     handle = model.register_forward_hook(lambda _module, _inputs, output: form(output))
     try:
         yield
@@ -109,7 +121,7 @@ def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: Mapping[str, Any
     try:
         with torch.no_grad(), _silence():
             program = torch.export.export(model, inputs, dynamic_shapes=shapes)
-    except Exception as error:  # what torch.export raises is of many kinds, and says why
+    except Exception as error:  # torch.export raises errors of many kinds, which say why
         raise _refusal(error, free=shapes is not None) from error
     for node in program.graph.nodes:
         for key in _TRACES:
@@ -118,7 +130,7 @@ def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: Mapping[str, Any
 
 
 def _refusal(error: Exception, *, free: bool) -> SurgeryError:
-    """Why torch.export will not, and what may be done."""
+    """Return the error that explains why torch.export refuses, and what may be done."""
     if type(error).__name__ == "GuardOnDataDependentSymNode":
         return SurgeryError(
             "the model cannot be exported: its code decides by values that it computes, such as how many boxes are "
@@ -130,7 +142,7 @@ def _refusal(error: Exception, *, free: bool) -> SurgeryError:
 
 
 def _tidy(proto: Any, notes: str) -> None:
-    """Take out where each node came from, call the free dimension what it is, and say what the network reads."""
+    """Remove the source position of each node, name the free dimension, and add the notes about the network."""
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -151,7 +163,7 @@ def _tidy(proto: Any, notes: str) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter warns, logs and prints about its own internals."""
+    """Silence the exporter's warnings, logs and prints about its own internals."""
     before = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -163,7 +175,7 @@ def _silence() -> Iterator[None]:
 
 
 def _short(error: BaseException) -> str:
-    """The cause in the end, without what colours a terminal."""
+    """Return the final cause of an error, without terminal colours."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200] or type(error).__name__

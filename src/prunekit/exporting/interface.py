@@ -1,4 +1,4 @@
-"""What a network takes and gives, in whatever containers: its tensors by name, and inputs like an example."""
+"""Inputs and outputs of a network in any containers: tensors by name, and inputs like an example."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from prunekit.errors import InputError
 from prunekit.surgery.execution.sources import as_inputs
 
 INPUT, OUTPUT = "input", "output"
-# symbolic sizes, which stand for numbers while torch.export looks on, hold all that it knows
+# symbolic sizes, which stand for numbers while torch.export traces, hold all its state
 _NO_CONTAINERS = (list, tuple, type, nn.Module, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def plain(output: Any) -> Any:
-    """A network's output as tensors in tuples, lists and dicts, which any process can read.
+    """Return a network's output as tensors in tuples, lists and dicts, which any process can read.
 
     Named tuples, dataclasses, mappings of other classes (Hugging Face's `ModelOutput`) and objects that hold tensors
-    become dicts. What is no tensor becomes None, and is left out of dicts.
+    become dicts. Anything but a tensor becomes None, and is left out of dicts.
     """
     return _plain(output, ())
 
 
 def named_outputs(output: Any) -> dict[str, Tensor]:
-    """The tensors of a network's output, in order, by the names that they have in an exported file.
+    """Return the tensors of a network's output, in order, by their names in an exported file.
 
-    A name is the path of keys, fields and places to the tensor, such as `out`, `features.0` or `output_1.boxes`; a
+    A name is the path of keys, fields and positions to the tensor, such as `out`, `features.0` or `output_1.boxes`; a
     single tensor is called `output`.
 
     Raises:
-        InputError: there is no tensor.
+        InputError: There is no tensor.
     """
     found = _named(plain(output), OUTPUT, ())
     if not found:
@@ -48,7 +48,7 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
 
 
 def named_inputs(arguments: Mapping[str, Any], taken: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors among the arguments of `forward`, in order, by name; a single one is called `input`.
+    """Return the tensors among the arguments of `forward`, in order, by name; a single one is called `input`.
 
     Names that are `taken`, by outputs, get an underscore.
     """
@@ -58,7 +58,7 @@ def named_inputs(arguments: Mapping[str, Any], taken: Iterable[str]) -> dict[str
 
 
 def arguments_of(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Any]:
-    """The positional `inputs` by the names that `forward` gives them.
+    """Return the positional `inputs` by the names of `forward`'s parameters.
 
     Raises:
         InputError: `forward` takes fewer, or needs more.
@@ -71,7 +71,7 @@ def arguments_of(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Any]:
 
 
 def how_to_call(model: nn.Module) -> str:
-    """A hint for those whose example the model does not take."""
+    """Return a hint for an example input that the model does not accept."""
     parameters = inspect.signature(model.forward).parameters.values()
     wanted = ", ".join(str(one.replace(annotation=one.empty)) for one in parameters)
     return f"its forward is ({wanted}); give all that it needs in this order: x=(..., ...), or --inputs SIZE,..."
@@ -79,10 +79,10 @@ def how_to_call(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """The positional inputs of a network, as one example shows them.
+    """The positional inputs of a network, described by one example.
 
     `batch` is the size of the first dimension that all tensors with images share, None where there is none: a list of
-    images `(C, H, W)` has no dimension for the batch. `kind` is the type of numbers that the network computes in.
+    images `(C, H, W)` has no batch dimension. `kind` is the dtype in which the network computes.
     """
 
     inputs: tuple[Any, ...]
@@ -91,15 +91,15 @@ class Example:
 
     @classmethod
     def of(cls, model: nn.Module, x: Any) -> Example:
-        """The example `x`, a tensor or a tuple of positional inputs, for `model`."""
+        """Describe the example `x`, a tensor or a tuple of positional inputs, for `model`."""
         kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         inputs = as_inputs(x)
         return cls(inputs, batch_of(inputs), kind)
 
     def random(self, size: int, generator: torch.Generator, *, shuffled: bool = False) -> tuple[Any, ...]:
-        """Inputs of the same shapes with `size` images: standard normal ones, and whole numbers of the example.
+        """Return inputs of the same shapes with `size` images: standard normal numbers, and integers from the example.
 
-        The latter stay valid that way, whatever they mean; `shuffled`, they stand in another order.
+        The integers stay valid that way, whatever they mean; with `shuffled` they stand in another order.
         """
 
         def fill(leaf: Any) -> Any:
@@ -121,7 +121,7 @@ class Example:
         return filled
 
     def free(self, arguments: Mapping[str, Any], size: int, dimension: Any) -> dict[str, Any] | None:
-        """torch.export's `dynamic_shapes`: `dimension` for the first one of each tensor with `size` images."""
+        """Return torch.export's `dynamic_shapes`: `dimension` for the first one of each tensor with `size` images."""
         if self.batch is None:
             return None
         shapes: dict[str, Any] = tree_map(
@@ -132,7 +132,7 @@ class Example:
 
 
 def batch_of(inputs: Any) -> int | None:
-    """How many images `inputs` hold along the first dimension; None where that is no dimension of a batch."""
+    """Return the number of images along the first dimension of `inputs`; None where that is no batch dimension."""
     inputs = as_inputs(inputs)
     first = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), None)
     listed = any(isinstance(item, list | tuple) and _holds(item, first) for item in inputs)
@@ -140,7 +140,7 @@ def batch_of(inputs: Any) -> int | None:
 
 
 def each(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same inputs with every tensor that has one entry an image changed."""
+    """Return the inputs with `change` applied to every tensor that has one entry per image."""
     size = batch_of(inputs)
     return tree_map(lambda t: change(t) if isinstance(t, Tensor) and t.dim() and len(t) == size else t, inputs)
 
@@ -152,7 +152,7 @@ def _holds(items: Iterable[Any], tensor: Tensor | None) -> bool:
 def _plain(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, Tensor):
         return value
-    if id(value) in above:  # an object that leads back to itself
+    if id(value) in above:  # an object that refers to itself
         return None
     above = (*above, id(value))
     fields = _fields(value)
@@ -166,7 +166,7 @@ def _plain(value: Any, above: tuple[int, ...]) -> Any:
 
 
 def _fields(value: Any) -> Mapping[str, Any] | None:
-    """The parts that have names; None where parts are numbered, or there are none."""
+    """Return the named parts; None where parts are numbered, or there are none."""
     if isinstance(value, Mapping):
         return {str(key): item for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -1,8 +1,8 @@
-"""How closely a file computes what its network does.
+"""Parity: how closely the outputs of a file agree with those of its network.
 
 Networks with gates, and routers, decide: a saliency is above its threshold or not, an image goes here or there. Where
-such a decision hangs on the last digits, two correct runtimes may decide otherwise and then answer otherwise. Images on
-which that happens are counted by themselves; more than a few of them are a mismatch like any other.
+such a decision hinges on the last digits, two correct runtimes may decide and therefore answer differently. Images on
+which that happens are counted separately; more than a few of them are a mismatch like any other.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Batch = tuple[Any, Tensor | None]
 """Normalised images `(N, ...)`, or a tuple of positional inputs, and the labels `(N,)` where they are known."""
 
 TOLERANCE = 1e-4
-_MOST_UNDECIDED = 0.01  # of all images, and at least one
+_MOST_UNDECIDED = 0.01  # share of all images, and at least one
 _LOGITS = "logits"
 
 
 @dataclass(frozen=True)
 class OutputParity:
-    """One output tensor: `difference` is max |difference|, `scale` max |value| of the network's.
+    """One output tensor: `difference` is max |difference|, `scale` is max |value| of the network's.
 
-    `exact` ones, whose values are no floating-point numbers, may not differ at all.
+    `exact` outputs, whose values are not floating-point numbers, may not differ at all.
     """
 
     name: str
@@ -45,23 +45,23 @@ class OutputParity:
     exact: bool = False
 
     def allowed(self, tolerance: float) -> float:
-        """The largest difference allowed: `tolerance`, relative to the largest |value| where that is above one."""
+        """Return the largest difference allowed: `tolerance`, times the largest |value| where that is above one."""
         return 0.0 if self.exact else tolerance * max(1.0, self.scale)
 
     @property
     def relative(self) -> float:
-        """The difference, measured as the tolerance is."""
+        """The difference, relative as the tolerance is."""
         return self.difference / max(1.0, self.scale) if self.difference and not self.exact else self.difference
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How a file's outputs compare with the network's, over `images` inputs.
+    """Comparison of a file's outputs with the network's, over `images` inputs.
 
     `outputs` has one entry for each output tensor; `worst` is the name of the one that differs most, `difference` and
     `scale` its figures. `agreement` is the share of images with the same top class, by the output called `logits` or
-    else the first (None where that is not `(N, classes)`); the `undecided` images, whose gates or route hang on
-    rounding and came out otherwise, are left out of both. With labels, `accuracy` is the network's and
+    else the first (None where that is not `(N, classes)`); the `undecided` images, whose gates or route hinge on
+    rounding and came out differently, are left out of both. With labels, `accuracy` is the network's and
     `exported_accuracy` the file's, over all images. Shares are from 0 to 1.
     """
 
@@ -74,7 +74,7 @@ class Parity:
 
     @property
     def _worst(self) -> OutputParity:
-        # a difference in what must be equal counts more than any in what may differ
+        # a difference in an exact output outweighs any other
         return max(self.outputs, key=lambda output: (output.exact and output.difference > 0, output.relative))
 
     @property
@@ -93,7 +93,7 @@ class Parity:
         return self._worst.scale
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         worst = {name: getattr(self, name) for name in ("worst", "difference", "scale")}
         return {**worst, **vars(self), "outputs": [dict(vars(output)) for output in self.outputs]}
 
@@ -105,7 +105,18 @@ def compare(
     fixed_batch: int | None = None,
     tolerance: float = TOLERANCE,
 ) -> Parity:
-    """Run both on the same inputs, in batches of `fixed_batch` where the file takes no other size."""
+    """Run both on the same inputs, in batches of `fixed_batch` where the file takes no other size.
+
+    Args:
+        model: The network.
+        runtime: The file in its runtime, called as the network is.
+        batches: Inputs, with labels where they are known.
+        fixed_batch: The only batch size that the file takes; None for any.
+        tolerance: The largest relative difference, which is also the margin of undecided images.
+
+    Raises:
+        CheckFailed: The file has other outputs than the network.
+    """
     tally = _Tally(tolerance, partial(hangs_on_rounding, model, margin=tolerance))
     with torch.inference_mode():
         for images, labels in sized(batches, fixed_batch):
@@ -115,8 +126,13 @@ def compare(
 
 
 def require(parity: Parity, tolerance: float = TOLERANCE, min_agreement: float = 1.0, what: str = "") -> None:
-    """Raise `CheckFailed` where an output differs by more than `tolerance`, relative to its largest |value| where that
-    is above one, or less than `min_agreement` of the images get the same top class. `what` names the network exported.
+    """Raise `CheckFailed` where the file does not agree with its network.
+
+    Args:
+        parity: The comparison.
+        tolerance: The largest difference of an output, relative to its largest |value| where that is above one.
+        min_agreement: The least share of images with the same top class.
+        what: The name of the exported network, for the message.
     """
     subject = f"the exported {what or 'network'}"
     for output in sorted(parity.outputs, key=lambda output: output.name != parity.worst):
@@ -142,7 +158,7 @@ def require(parity: Parity, tolerance: float = TOLERANCE, min_agreement: float =
 
 
 def sized(batches: Iterable[Batch], size: int | None) -> Iterator[Batch]:
-    """The same images in batches of the one `size` that the file takes; a rest that fills none is left out."""
+    """Yield the same images in batches of the one `size` that the file takes; a rest that fills none is left out."""
     if size is None:
         yield from batches
         return
@@ -172,7 +188,7 @@ def _part(batch: Batch, which: slice) -> Batch:
 
 
 def hangs_on_rounding(model: nn.Module, inputs: Any, margin: float) -> Tensor:
-    """For each image of `inputs` whether a decision of `model` is so near that rounding may turn it, `(N,)`.
+    """Return for each image whether a decision of `model` is so close that rounding may turn it, `(N,)`.
 
     That is a saliency within `margin` of its threshold, relative to the largest saliency of its layer, or two buckets
     whose scores in the router are within `margin` of each other, relative to the largest score.
@@ -181,7 +197,7 @@ def hangs_on_rounding(model: nn.Module, inputs: Any, margin: float) -> Tensor:
     near = torch.zeros(batch_of(inputs) or 1, dtype=torch.bool, device=device)
 
     def at_threshold(_: nn.Module, __: Any, pi: Tensor, *, threshold: Tensor) -> None:
-        if threshold > 0:  # at zero both sides of it are zero
+        if threshold > 0:  # at a threshold of zero both sides give zero
             near.logical_or_(((pi - threshold).abs() <= margin * pi.max()).any(1))
 
     def at_fork(_: nn.Module, __: Any, scores: Tensor) -> None:
@@ -199,7 +215,7 @@ def hangs_on_rounding(model: nn.Module, inputs: Any, margin: float) -> Tensor:
 
 
 class _Tally:
-    """What has been compared so far."""
+    """Running totals of a comparison."""
 
     def __init__(self, tolerance: float, hangs: Callable[[tuple[Any, ...]], Tensor]) -> None:
         self.tolerance, self.hangs = tolerance, hangs
@@ -208,7 +224,7 @@ class _Tally:
         self.classifies = True
 
     def add(self, inputs: tuple[Any, ...], wanted: Any, found: Any, labels: Tensor | None) -> None:
-        """One batch and its outputs, `wanted` from the network and `found` from the file."""
+        """Add one batch and its outputs, `wanted` from the network and `found` from the file."""
         count = batch_of(inputs) or 1
         pairs = _paired(named_outputs(wanted), list(named_outputs(found).values()))
         gaps = {name: _gaps(*pair, count) for name, pair in pairs.items()}
@@ -235,14 +251,14 @@ class _Tally:
             self.exported_right += int((exported.argmax(1) == labels.cpu()).sum())
 
     def _scaled(self, name: str, wanted: Tensor) -> OutputParity:
-        """The output's figures so far, with the scale of `wanted` in it."""
+        """Return the output's figures so far, with the scale of `wanted` included."""
         before = self.outputs.get(name) or OutputParity(name, 0.0, 0.0, exact=_exact(wanted))
         values = _numbers(wanted)
         values = values[values.isfinite()]
         return replace(before, scale=max(before.scale, float(values.abs().max()) if values.numel() else 0.0))
 
     def parity(self) -> Parity:
-        """The comparison as a whole."""
+        """Return the comparison as a whole."""
         if not self.seen:
             raise InputError("there are no images to compare the exported network on")
         labelled = self.labelled == self.seen
@@ -257,10 +273,10 @@ class _Tally:
 
 
 def _paired(wanted: Mapping[str, Tensor], found: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each output of the network and the file's at the same place.
+    """Pair each output of the network with the file's at the same position.
 
     Raises:
-        CheckFailed: the file has more or fewer, or of another shape or type.
+        CheckFailed: The file has more or fewer outputs, or one of another shape or dtype.
     """
     if len(wanted) != len(found):
         raise CheckFailed(f"the exported network gives {len(found)} outputs instead of {len(wanted)}")
@@ -276,13 +292,13 @@ def _paired(wanted: Mapping[str, Tensor], found: Sequence[Tensor]) -> dict[str, 
 
 
 def _gaps(wanted: Tensor, found: Tensor, count: int) -> Tensor:
-    """max |difference| of each image, `(count,)`: of the whole output where it has no entry for each."""
+    """Return max |difference| of each image, `(count,)`; of the whole output where it has no entry per image."""
     if not wanted.numel():
         return torch.zeros(count, dtype=torch.float64)
     gaps = (_numbers(wanted) - _numbers(found)).abs()
     if _exact(wanted):
-        gaps = gaps.clamp(min=1.0)  # beyond 2^53 two whole numbers may be the same in float64
-    # equal infinities differ by nothing; a comparison with NaN is never true: let it show as an infinite difference
+        gaps = gaps.clamp(min=1.0)  # beyond 2^53, distinct integers may be equal in float64
+    # equal infinities do not differ; a comparison with NaN is never true, so NaN shows as an infinite difference
     gaps = gaps.masked_fill(wanted == found, 0.0).nan_to_num(math.inf, math.inf)
     if wanted.dim() and len(wanted) == count:
         return gaps.reshape(count, -1).amax(1)
@@ -294,5 +310,5 @@ def _exact(values: Tensor) -> bool:
 
 
 def _numbers(values: Tensor) -> Tensor:
-    """As they can be subtracted."""
+    """Convert values to a dtype in which they can be subtracted."""
     return values if values.is_complex() else values.double()

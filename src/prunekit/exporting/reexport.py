@@ -1,4 +1,4 @@
-"""An exported program that was changed, written as an exported program again."""
+"""Re-export: a modified exported program, written as an exported program again."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from prunekit.surgery.proof.verification import random_inputs
 
 
 def to_bytes(program: ExportedProgram) -> bytes:
-    """The `.pt2` of `program`, which takes the batch sizes that it took before; read again and compared.
+    """Return the `.pt2` of `program`, which takes the same batch sizes as before; it is read again and compared.
 
     Raises:
-        InputError: it has several inputs, gates, or an input whose size nobody has said.
+        InputError: The program has several inputs, gates, or an input of unknown size.
         SurgeryError: torch cannot export it.
-        CheckFailed: what was written computes something else.
+        CheckFailed: The file computes something else.
     """
     if len(program.inputs) != 1:
         raise InputError(f"the program takes {len(program.inputs)} inputs, and those of one are written")

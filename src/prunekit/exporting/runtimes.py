@@ -1,6 +1,6 @@
-"""What runs an exported file as its users will: onnxruntime, and torch in a process that knows nothing of prunekit.
+"""Runtimes of exported files as users run them: onnxruntime, and torch in a process without prunekit.
 
-Both are modules that are called as the network is, so that whatever measures a network measures them.
+Both are modules that are called as the network is, so that whatever measures a network can measure them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import InputError, SurgeryError
 
-# Runs in the other process. It gets positional inputs and gives outputs, in whatever containers, each behind its
+# Runs in the other process. It receives positional inputs and sends outputs, in any containers, each preceded by its
 # length; what must not be importable there is blocked before torch is imported.
 _STRANGER = """
 import io, struct, sys
@@ -52,7 +52,11 @@ class OnnxModel(nn.Module):
     """An ONNX file in onnxruntime, on the CPU."""
 
     def __init__(self, content: bytes) -> None:
-        """Raises `InputError` where onnxruntime is missing or cannot read the file."""
+        """Load the file.
+
+        Raises:
+            InputError: onnxruntime is missing or cannot read the file.
+        """
         super().__init__()
         try:
             import onnxruntime
@@ -69,12 +73,12 @@ class OnnxModel(nn.Module):
         self.outputs = tuple(entry.name for entry in self._session.get_outputs())
 
     def forward(self, *inputs: Any) -> Any:
-        """The file's output, or all by name where there are several; `inputs` may stand in lists and dicts."""
+        """Return the file's output, or all by name where there are several; `inputs` may nest lists and dicts."""
         tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         try:
             feed = {name: x.contiguous().numpy() for name, x in zip(self.inputs, tensors, strict=True)}
             found = [torch.from_numpy(np.asarray(array)) for array in self._session.run(None, feed)]
-        except Exception as error:  # its own, and NumPy's for types of numbers that it does not have
+        except Exception as error:  # its own errors, and NumPy's for dtypes that it lacks
             raise SurgeryError(f"the file does not run in onnxruntime: {' '.join(str(error).split())[:200]}") from error
         return found[0] if len(found) == 1 else dict(zip(self.outputs, found, strict=True))
 
@@ -87,12 +91,12 @@ class StrangerModel(nn.Module):
         self._process, self._errors = process, errors
 
     def forward(self, *inputs: Any) -> Any:
-        """The program's output, in its containers."""
+        """Return the program's output, in its containers."""
         into, out = self._process.stdin, self._process.stdout
         assert into is not None
         assert out is not None
         content = io.BytesIO()
-        # copies: of a view, all that it is a view of would be written
+        # copies: a view would be written with its whole storage
         torch.save(tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs), content)
         try:
             into.write(content.tell().to_bytes(8, "little") + content.getvalue())
@@ -110,12 +114,12 @@ class StrangerModel(nn.Module):
 
 @contextlib.contextmanager
 def stranger(content: bytes, blocked: Iterable[str] = ()) -> Iterator[StrangerModel]:
-    """Start the process on a `.pt2` file's `content`; prunekit and the packages in `blocked` do not exist there."""
+    """Start the process on the `content` of a `.pt2`; it cannot import prunekit or the packages in `blocked`."""
     names = ["prunekit", "torchvision.models", *blocked]
     with tempfile.TemporaryDirectory(prefix="prunekit-") as folder:
         path, errors = Path(folder) / "program.pt2", Path(folder) / "errors.txt"
         path.write_bytes(content)
-        # -I: neither the present folder nor PYTHONPATH are searched for code
+        # -I: neither the working folder nor PYTHONPATH is searched for code
         threads = str(torch.get_num_threads())
         command = [sys.executable, "-I", "-W", "ignore", "-c", _STRANGER, str(path), threads, *names]
         with (
@@ -126,7 +130,7 @@ def stranger(content: bytes, blocked: Iterable[str] = ()) -> Iterator[StrangerMo
                 yield StrangerModel(process, errors)
             finally:
                 process.kill()
-                with contextlib.suppress(BrokenPipeError):  # what was not flushed has nobody to read it
+                with contextlib.suppress(BrokenPipeError):  # unflushed data has no reader any more
                     if process.stdin is not None:
                         process.stdin.close()
 

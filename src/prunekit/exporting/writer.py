@@ -1,4 +1,4 @@
-"""Files that need neither prunekit nor the model's code: `.pt2` and ONNX, each checked before it is kept."""
+"""Export to `.pt2` and ONNX, each file verified before it is kept."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ FORMATS: tuple[Format, ...] = ("onnx", "pt2")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a network is written, and how closely the file must agree with it.
+    """Options of a file, and how closely it must agree with its network.
 
-    `opset` is ONNX's operator set (None: the exporter's own). `fixed_batch` allows that one batch size alone; None
-    leaves it free. `tolerance` is the largest |difference of outputs|, relative to the largest |output| where that is
-    above one; `min_agreement` the least share of images that must get the same top class.
+    `opset` is ONNX's operator set (None: the exporter's own). `fixed_batch` fixes the batch size; None leaves it free.
+    `tolerance` is the largest |difference of outputs|, relative to the largest |output| where that is above one;
+    `min_agreement` is the least share of images that must get the same top class.
     """
 
     opset: int | None = None
@@ -46,9 +46,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Written:
-    """A file's `content`, the names of its input and output tensors, and the batch norms that are now part of
-    convolutions.
-    """
+    """A file's `content`, the names of its input and output tensors, and the batch norms folded into convolutions."""
 
     format: Format
     content: bytes = field(repr=False)
@@ -59,13 +57,13 @@ class Written:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size of the file in bytes."""
         return len(self.content)
 
 
 @dataclass(frozen=True)
 class Exported(Written):
-    """A file, and how it compares with its network."""
+    """A file and its comparison with the network."""
 
     parity: Parity
 
@@ -82,19 +80,27 @@ def export(
 ) -> Exported:
     """Write `model` to `target` in `format`, by default that of the suffix: `.onnx` or `.pt2`.
 
-    `x` is an example input `(N, ...)`, or a tuple of positional inputs; tensors in it may stand in lists and dicts.
-    The first dimension of all tensors with N entries is the batch. An output may be any container of tensors: in a
-    `.pt2` it becomes one of tuples, lists and dicts, in ONNX its tensors stand in a row, named by where they stood
-    (`out`, `features.0`, `output_1`); what is no tensor is left out.
+    The file is first run as its users will run it, ONNX by onnxruntime and `.pt2` in another process without prunekit
+    and the model's code, and every output is compared; nothing is written where they differ.
 
-    Before anything is written the file is run as its users will run it, ONNX by onnxruntime and `.pt2` in another
-    process without prunekit and the model's code, on `images`, or else on random inputs, and every output is compared.
+    Args:
+        model: The network; a copy is exported.
+        target: A path or a binary stream.
+        x: An example input `(N, ...)`, or a tuple of positional inputs; tensors in it may be nested in lists and dicts.
+            The first dimension of all tensors with N entries is the batch.
+        format: "onnx" or "pt2"; by default that of the suffix.
+        options: See `ExportOptions`.
+        images: Batches to compare outputs on; by default random inputs.
+        force: Overwrite a file that exists.
+
+    An output may be any container of tensors: in a `.pt2` it becomes one of tuples, lists and dicts, in ONNX its
+    tensors are listed by their paths (`out`, `features.0`, `output_1`). Anything but a tensor is left out.
 
     Raises:
-        InputError: an unknown format, a target that exists, inputs that the model does not take, or a package that is
+        InputError: The format is unknown, the target exists, the model does not accept the inputs, or a package is
             missing.
-        SurgeryError: the model cannot be exported.
-        CheckFailed: the file computes something else. Nothing is written.
+        SurgeryError: The model cannot be exported.
+        CheckFailed: The file computes something else.
     """
     options = options or ExportOptions()
     if isinstance(target, str | Path):
@@ -113,7 +119,7 @@ def export(
 def exported(
     model: nn.Module, x: Any, format: Format, options: ExportOptions, images: Iterable[Batch] | None = None
 ) -> Exported:
-    """The file's content, checked; see `export`."""
+    """Return the verified content of a file; see `export`."""
     done = written(model, x, format, options)
     reference = copied(model).cpu().eval()
     with running(done.content, format, model) as runtime:
@@ -124,7 +130,7 @@ def exported(
 
 
 def written(model: nn.Module, x: Any, format: Format, options: ExportOptions) -> Written:
-    """The content of a file, not compared with anything yet."""
+    """Return the content of a file before any comparison."""
     if isinstance(model, ExportedProgram) and model.batch not in (None, options.fixed_batch):
         raise InputError(f"this program takes batches of {model.batch} alone", hint=f"add --fixed-batch {model.batch}")
     example = Example.of(model, x)
@@ -144,10 +150,10 @@ def written(model: nn.Module, x: Any, format: Format, options: ExportOptions) ->
 
 
 def format_of(path: str | Path) -> Format:
-    """The format that a file's suffix asks for.
+    """Return the format that a file's suffix asks for.
 
     Raises:
-        InputError: it asks for none.
+        InputError: The suffix stands for none.
     """
     suffix = Path(path).suffix.lower()
     found = next((name for name in FORMATS if suffix == f".{name}"), None)
@@ -158,7 +164,7 @@ def format_of(path: str | Path) -> Format:
 
 
 def _exportable(model: nn.Module, inputs: tuple[Any, ...], options: ExportOptions) -> tuple[nn.Module, tuple[str, ...]]:
-    """A plain copy for inference on the CPU, and the batch norms that were folded."""
+    """Return a plain copy for inference on the CPU, and the names of the batch norms that were folded."""
     plain = copied(model).cpu().eval()
     if hasattr(plain, NAME):  # the table of a gated network's sub-networks, which its own forward does not read
         delattr(plain, NAME)
@@ -166,16 +172,16 @@ def _exportable(model: nn.Module, inputs: tuple[Any, ...], options: ExportOption
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
-    """What the network's outputs are called.
+    """Return the names of the network's outputs.
 
     Raises:
-        InputError: it does not run on these inputs, or gives no tensor.
+        InputError: It does not run on these inputs, or returns no tensor.
     """
-    subject = copied(model)  # sizes that a forward remembers are not to be those of every input
+    subject = copied(model)  # sizes that a forward caches must not become those of every input
     try:
         with torch.no_grad():
             output = subject(*inputs)
-    except Exception as error:  # whatever a stranger's forward raises
+    except Exception as error:  # a stranger's forward may raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"the model's forward fails on inputs like the example: {reason}",
@@ -185,7 +191,7 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def random_batches(model: nn.Module, x: Any, fixed_batch: int | None) -> Iterator[Batch]:
-    """Random inputs shaped like `x`, in batches of other sizes than the one that the network is exported with."""
+    """Yield random inputs shaped like `x`, also in other batch sizes than the one used for the export."""
     example, generator = Example.of(model, x), torch.Generator().manual_seed(1)
     sizes = [fixed_batch or 1] * 8 if fixed_batch or example.batch is None else [1, 21, 21, 21]
     for number, size in enumerate(sizes):
@@ -194,7 +200,7 @@ def random_batches(model: nn.Module, x: Any, fixed_batch: int | None) -> Iterato
 
 @contextlib.contextmanager
 def running(content: bytes, format: Format, model: nn.Module) -> Iterator[nn.Module]:
-    """The file of `model` as its users will run it."""
+    """Yield the file of `model` in the runtime of its users, and close that afterwards."""
     if format == "onnx":
         yield OnnxModel(content)
         return
@@ -203,7 +209,7 @@ def running(content: bytes, format: Format, model: nn.Module) -> Iterator[nn.Mod
 
 
 def _package_of(model: nn.Module) -> list[str]:
-    """The package that the model's code is imported from, where it is a user's own."""
+    """Return the package that the model's code is imported from, where it is a user's own."""
     origin = origin_of(model)
     module, _, function = (origin.arch if origin else "").partition(":")
     package = module.partition(".")[0]
