@@ -1,4 +1,4 @@
-"""The safe, self-describing artefact, and the reading of other people's files."""
+"""The safe, self-describing artefact, and readers of foreign checkpoints."""
 
 from __future__ import annotations
 

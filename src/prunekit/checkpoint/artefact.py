@@ -13,16 +13,16 @@ from prunekit.spec import InputSpec, Origin
 
 FORMAT = 1
 
-# From a format version to the header of the next one.
+# Upgrades a header by one format version, by the version it starts from.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the file says about its network.
+    """Description of a network in its file.
 
-    `structure` is the shape that surgery left, see `prunekit.surgery.structure`. `code` is `{"file",
-    "sha256"}` where the architecture is a file of the user's own, to tell later whether it has changed.
+    `structure` is the shape that surgery left, see `prunekit.surgery.structure`. `code` is `{"file", "sha256"}` where
+    the architecture is a file of the user's own, to detect later changes.
     """
 
     origin: Origin
@@ -30,7 +30,7 @@ class Header:
     code: Mapping[str, str] | None = None
 
     def to_text(self) -> str:
-        """JSON, the same text for the same network."""
+        """Return the header as JSON, the same text for the same network."""
         origin = self.origin
         header = {
             "format": FORMAT,
@@ -49,9 +49,10 @@ class Header:
 
     @classmethod
     def from_text(cls, text: object) -> Header:
-        """Read what `to_text` wrote, in this or an older format.
+        """Parse the text that `to_text` wrote, in this or an older format.
 
-        Raises `InputError` for a newer format, and for anything that no `to_text` has written.
+        Raises:
+            InputError: The format is newer, or the text is not one that `to_text` writes.
         """
         try:
             header = json.loads(text) if isinstance(text, str) else None
@@ -78,7 +79,7 @@ class Header:
 
 
 def code_of(arch: str) -> dict[str, str] | None:
-    """The file that `arch` names, with the hash of its code and its neighbours'; None when it names no file."""
+    """Return the file that `arch` names, with the hash of its code and its neighbours'; None where it names no file."""
     path = models.source_file(arch) if models.is_code(arch) else None
     if path is None:
         return None

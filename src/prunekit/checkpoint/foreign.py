@@ -1,4 +1,4 @@
-"""Other people's checkpoints: the networks and state dicts in them, and the one that is meant.
+"""Foreign checkpoints: find the networks and state dicts in them, and choose one.
 
 A place in a checkpoint is written as the keys that lead there, joined by dots; "" is the checkpoint itself.
 """
@@ -19,7 +19,7 @@ _SHOWN = 5
 
 
 def is_state_dict(value: Any) -> TypeGuard[State]:
-    """Whether `value` maps names to tensors, and to nothing else."""
+    """Return whether `value` maps names to tensors, and to nothing else."""
     return (
         isinstance(value, Mapping)
         and len(value) > 0
@@ -28,9 +28,12 @@ def is_state_dict(value: Any) -> TypeGuard[State]:
 
 
 def networks(content: Any, name: str) -> dict[str, State | nn.Module]:
-    """The state dicts and modules in what the file `name` holds, by their places.
+    """Return the state dicts and modules in the content of the file `name`, by their places.
 
-    The state of an optimiser is none of them. Raises `InputError`, saying what is there, where nothing is found.
+    The state of an optimiser is not among them.
+
+    Raises:
+        InputError: There is none; the message says what is there instead.
     """
     if is_state_dict(content):
         return {"": content}
@@ -55,9 +58,10 @@ def networks(content: Any, name: str) -> dict[str, State | nn.Module]:
 
 
 def at(found: Mapping[str, State | nn.Module], key: str, name: str) -> State | nn.Module:
-    """The one of `networks` at the place `key`, or the part of a state dict whose names begin with what `key` adds.
+    """Return the network at the place `key`, or the part of a state dict whose names begin with the rest of `key`.
 
-    Raises `InputError` where there is none.
+    Raises:
+        InputError: There is none.
     """
     if key in found:
         return found[key]
@@ -73,7 +77,7 @@ def at(found: Mapping[str, State | nn.Module], key: str, name: str) -> State | n
 
 
 def only(found: Mapping[str, Any], name: str, what: str) -> Any:
-    """The one of `found`; `InputError`, naming their places, where there are several."""
+    """Return the only entry of `found`; raise `InputError` with their places where there are several."""
     if len(found) == 1:
         return next(iter(found.values()))
     places = list(found)
@@ -83,9 +87,10 @@ def only(found: Mapping[str, Any], name: str, what: str) -> Any:
 
 
 def _weights(value: Mapping[Any, Any]) -> State | None:
-    """The tensors of a mapping that holds weights, beside notes such as the epoch at most; None for any other mapping.
+    """Return the tensors of a mapping of weights, beside which it may hold notes such as the epoch; None otherwise.
 
-    Counters, random generators' states and averages of a metric are tensors too; some weight is a real vector.
+    Counters, states of random generators and averages of a metric are tensors too; weights include a
+    floating-point or complex tensor of at least one dimension.
     """
     tensors = {key: tensor for key, tensor in value.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
     others = [inner for inner in value.values() if not isinstance(inner, Tensor)]
@@ -96,7 +101,7 @@ def _weights(value: Mapping[Any, Any]) -> State | None:
 
 
 def _nothing(content: Any, name: str) -> InputError:
-    """What is there instead, objects by their types."""
+    """Return the error that describes the content instead, objects by their types."""
     if not isinstance(content, Mapping):
         return InputError(f"{name} holds {type(content).__name__}, expected a state dict")
     entries = [(key if isinstance(key, str) else type(key).__name__) + _kind(inner) for key, inner in content.items()]

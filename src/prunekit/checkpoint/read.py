@@ -1,4 +1,4 @@
-"""Reading: what was given is recognised by its content, and becomes a network or one clear error."""
+"""Read a network: recognise a source by its content, and return the network or raise one clear error."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from prunekit.models.torchvision_zoo import check_no_download
 from prunekit.programs import archive
 from prunekit.spec import InputSpec, Origin, origin_of, remember
 
-# Layers without weights stand between those with some, a few to each.
+# Layers without weights lie between those with some, a few for each.
 _MODULES_PER_TENSOR = 8
 
-# Numbers in an input that is not asked about, such as 3x1600x1600.
+# Most numbers in an input that the caller has not confirmed, such as 3x1600x1600.
 _LARGEST_INPUT = 1 << 23
 
-# Characters of an error message.
+# Most characters of an error message.
 _LONGEST = 600
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller says about a file, and the folder that it lies in (None for a stream)."""
+    """The caller's arguments for a file, and the folder that it lies in (None for a stream)."""
 
     name: str
     folder: Path | None
@@ -56,14 +56,23 @@ def load(
     input_spec: InputSpec | None = None,
     map_location: str | torch.device = "cpu",
 ) -> nn.Module:
-    """A network in eval mode that remembers its origin.
+    """Load a network in eval mode that remembers its origin.
 
-    `source` is a path, a binary stream, or the name of a network without a file (`torchvision:…`,
-    `prunekit:…`). prunekit's own files need nothing else; state dicts need `arch` and perhaps `arch_args`, and
-    `key` where a checkpoint holds several that fit (the keys that lead to it, joined by dots, and perhaps a prefix of
-    its names); an exported program comes as it is. Nothing in a file is executed, except with `trust_pickle`, or
-    where a prunekit file's architecture is code and `arch` names that code. Raises `InputError` for everything
-    that is no such file.
+    Nothing in a file is executed, except with `trust_pickle`, or where a prunekit file's architecture is code and
+    `arch` names that code.
+
+    Args:
+        source: A path, a binary stream, or the name of a network without a file (`torchvision:…`, `prunekit:…`).
+        arch: The architecture of a state dict; prunekit's own files and exported programs need none.
+        arch_args: Arguments of the architecture.
+        trust_pickle: Allow the file to run code, as pickles of whole networks do.
+        key: Which network of a checkpoint that holds several: the keys that lead to it, joined by dots, and perhaps a
+            prefix of its names.
+        input_spec: Shape and normalisation of the input, in place of those that the file gives.
+        map_location: The device of the weights.
+
+    Raises:
+        InputError: The source cannot be read as a network.
     """
     model = as_stored(source, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle, key=key)
     if input_spec is not None:
@@ -81,7 +90,7 @@ def as_stored(
     trust_pickle: bool = False,
     key: str | None = None,
 ) -> nn.Module:
-    """As `load`, with whatever size of input the file gives: for callers that say another."""
+    """Load like `load`, but accept any input size that the file gives, for callers that set another."""
     if isinstance(source, str) and _is_name(source):
         _check_no_key(key, source)
         return models.build(source, arch_args).eval()
@@ -107,7 +116,7 @@ def _read(
 
 
 def _check_input(source: str | os.PathLike[str] | BinaryIO, model: nn.Module) -> None:
-    """Inputs are made of the size that a file gives, and everything that the network computes from them."""
+    """Refuse an enormous input size from a file: inputs of that size are created, and all that follows from them."""
     origin = origin_of(model)
     if origin is not None and origin.input is not None and math.prod(origin.input.shape) > _LARGEST_INPUT:
         raise InputError(
@@ -117,7 +126,7 @@ def _check_input(source: str | os.PathLike[str] | BinaryIO, model: nn.Module) ->
 
 
 def _presentable(message: str) -> str:
-    """One line for a terminal: a file's names may hold anything, escape sequences and pages of text among it."""
+    """Return a message as one line for a terminal: names in a file may contain escape sequences and pages of text."""
     printable = "".join(character if character.isprintable() else "?" for character in message)
     return printable if len(printable) <= _LONGEST else printable[:_LONGEST] + "…"
 
@@ -140,7 +149,7 @@ def _read_pickle(stream: BinaryIO, request: Request) -> nn.Module:
 
 
 def _read_foreign(content: Any, request: Request) -> nn.Module:
-    """The one network among what somebody else's training script saved."""
+    """Return the one network in what a foreign training script saved."""
     found = foreign.networks(content, request.name)
     if request.key is not None:
         found = {request.key: foreign.at(found, request.key, request.name)}
@@ -156,7 +165,7 @@ def _check_no_key(key: str | None, name: str) -> None:
 
 
 def _read_own(content: Mapping[str, Any], request: Request) -> nn.Module:
-    """prunekit's own file: the architecture, then its present shape, then the weights as they were saved."""
+    """Build prunekit's own file: the architecture, then its present shape, then the weights as they were saved."""
     try:
         header = Header.from_text(content["prunekit"])
         arch, args = _own_architecture(header, request)
@@ -187,13 +196,13 @@ def _rebuilt(header: Header, arch: str, args: Mapping[str, Any], state: Mapping[
 
 
 def _has_changed(header: Header, arch: str) -> bool:
-    """Whether the code of `arch` is other code than the network was saved with."""
+    """Return whether the code of `arch` differs from the code that the network was saved with."""
     path = models.source_file(arch) if models.is_code(arch) else None
     return path is not None and header.code is not None and header.code.get("sha256") not in models.source_digests(path)
 
 
 def _shaped(model: nn.Module, header: Header, arch: str) -> nn.Module:
-    """The fresh network in the shape that surgery had left."""
+    """Return the fresh network in the shape that surgery had left."""
     from prunekit.surgery import structure
 
     if structure.describe(model) == header.structure:
@@ -202,14 +211,14 @@ def _shaped(model: nn.Module, header: Header, arch: str) -> nn.Module:
         model = structure.conform(model, header.structure)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"its structure does not suit {arch}: {pickles.first_line(error)}") from error
-    # a file may ask for attributes that are no shapes, such as methods
+    # a file may name attributes that are no shapes, such as methods
     if structure.describe(model) != header.structure:
         raise InputError(f"its structure does not suit {arch}")
     return model
 
 
 def _own_architecture(header: Header, request: Request) -> tuple[str, Mapping[str, Any]]:
-    """What to build: as stored, unless the caller says otherwise. Code that a file names is never run unasked."""
+    """Return the architecture as stored, unless the caller names another; code named by a file never runs unasked."""
     stored = header.origin.arch
     args = header.origin.arch_args if request.arch_args is None else request.arch_args
     if stored.startswith("torchvision:"):
@@ -257,7 +266,7 @@ def _read_exported(stream: BinaryIO, request: Request) -> nn.Module:
 
 
 def _adopt(model: nn.Module, request: Request) -> nn.Module:
-    """A module that came out of a trusted pickle."""
+    """Return the module from a trusted pickle without wrappers; its origin is the architecture that the caller names."""
     while isinstance(model, nn.DataParallel):
         model = model.module
     if request.arch is not None:

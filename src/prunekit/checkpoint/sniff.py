@@ -1,4 +1,4 @@
-"""What a file is, told from its content; and what it is when it is no network."""
+"""Tell the kind of a file from its content, and explain what a file is that holds no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunekit.files.archive import Archive
 
 EXPECTED = "expected a prunekit file, a state dict, .safetensors or .pt2"
 
-# The beginnings of things that people pass by mistake.
+# First bytes of files that people pass by mistake.
 _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"BZh", "a bzip2 archive"),
@@ -33,9 +33,10 @@ _TAR_MAGIC = slice(257, 262)
 
 
 def open_source(source: str | os.PathLike[str] | BinaryIO) -> tuple[BinaryIO, str]:
-    """A seekable stream of the source, which the caller closes, and a name for messages.
+    """Open a seekable stream of the source, which the caller closes; return it with a name for messages.
 
-    Raises `InputError` for a path that is missing, a folder, a device, or not readable.
+    Raises:
+        InputError: The path is missing, a folder, a device, or not readable.
     """
     if not isinstance(source, str | os.PathLike):
         return io.BytesIO(source.read()), name_of(source)
@@ -56,7 +57,7 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> tuple[BinaryIO, st
 
 
 def name_of(source: str | os.PathLike[str] | BinaryIO) -> str:
-    """What messages call a source."""
+    """Return the name of a source in messages."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     return str(getattr(source, "name", "the input"))
@@ -66,9 +67,10 @@ _HINT_NAMES = "a network without a file is prunekit:NAME or torchvision:NAME"
 
 
 def kind_of(stream: BinaryIO, name: str) -> str:
-    """`zip`, `pt2`, `pickle` or `safetensors`, from the content alone.
+    """Return `zip`, `pt2`, `pickle` or `safetensors`, from the content alone; the stream is left at its beginning.
 
-    Raises `InputError` saying what was found for anything else. The stream is left at its beginning.
+    Raises:
+        InputError: The file is something else, which the message names.
     """
     stream.seek(0)
     head = stream.read(512)
@@ -84,7 +86,7 @@ def kind_of(stream: BinaryIO, name: str) -> str:
     for magic, what in _STRANGERS:
         if head.startswith(magic):
             raise InputError(f"{name} is {what}; {EXPECTED}")
-    # every pickle since protocol 2 begins so
+    # every pickle since protocol 2 begins like this
     if head.startswith(b"\x80") and head[1] <= 5:
         return "pickle"
     raise InputError(f"{name} is not a model: it begins with {head[:8]!r}; {EXPECTED}")

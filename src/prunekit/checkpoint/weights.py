@@ -1,4 +1,4 @@
-"""Weights into a network: built empty, compared key by key, and filled only when everything fits."""
+"""Load weights into a network: built empty, compared key by key, and filled only when everything fits."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ _SHOWN = 3
 def from_state_dicts(
     found: Mapping[str, Mapping[str, Tensor]], arch: str, args: Mapping[str, Any] | None, name: str
 ) -> nn.Module:
-    """The architecture `arch` with the weights of the one state dict of `found`, or part of one, that fits it.
+    """Build `arch` with the weights of the only state dict in `found`, or part of one, that fits it.
 
-    Several that fit, such as weights and their moving average, are an `InputError` that names them, and so are keys
-    that do not fit. `found` is by place, see `foreign`.
+    Args:
+        found: State dicts by their places, see `foreign`.
+        arch: The name of the architecture.
+        args: Its arguments.
+        name: The name of the file, for error messages.
+
+    Raises:
+        InputError: The keys do not fit, or several state dicts fit, such as weights and their moving average.
     """
     blank = empty(arch, dict(args or {}))
     parts = {
@@ -47,11 +53,13 @@ def from_state_dicts(
 def from_state_dict(
     state: Mapping[str, Tensor], arch: str, args: Mapping[str, Any] | None, name: str, blank: nn.Module | None = None
 ) -> nn.Module:
-    """The architecture `arch` with the weights of a foreign state dict, in the architecture's own dtype.
+    """Build `arch` with the weights of a foreign state dict, in the architecture's own dtype.
 
-    Keys are translated as `models.match_keys` says. Without `num_classes` among `args`, the number of classes
-    is that of the weights. `blank` is the architecture, where `empty` has built it already. Raises `InputError` with
-    the keys that do not fit.
+    Keys are translated by `models.match_keys`. Without `num_classes` in `args`, the number of classes is taken from the
+    weights. `blank` is the architecture, where `empty` has built it already.
+
+    Raises:
+        InputError: The keys do not fit; the message lists them.
     """
     check_backed(state, name)
     args = dict(args or {})
@@ -68,9 +76,12 @@ def from_state_dict(
 
 
 def empty(arch: str, args: Mapping[str, Any], modules: int | None = None) -> nn.Module:
-    """The network without memory for its weights: a file may ask for any size. `modules` is the most that it may have.
+    """Build the network without memory for its weights, since a file may ask for any size.
 
-    Code of the user's own is built as usual. Raises `InputError` for arguments that do not suit, and for more modules.
+    Code of the user's own is built as usual. `modules` is the largest number of modules allowed.
+
+    Raises:
+        InputError: The arguments do not suit, or there are more modules.
     """
     if models.is_code(arch):
         return models.build(arch, args)
@@ -86,7 +97,7 @@ def empty(arch: str, args: Mapping[str, Any], modules: int | None = None) -> nn.
 
 
 def on_cpu(model: nn.Module, arch: str, args: Mapping[str, Any]) -> nn.Module:
-    """A model of `empty` with memory for its weights; what a state dict does not hold has its values."""
+    """Allocate a model of `empty` on the CPU; values that no state dict holds are those of a fresh network."""
     if not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         return model
     if any(module._non_persistent_buffers_set for module in model.modules()):
@@ -97,7 +108,8 @@ def on_cpu(model: nn.Module, arch: str, args: Mapping[str, Any]) -> nn.Module:
 def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put the tensors of `state` into the model as they are, dtype included; tied parameters stay tied.
 
-    Raises `InputError` for whole numbers where the model has fractions, and the other way round.
+    Raises:
+        InputError: A tensor has integers where the model has floating-point numbers, or the other way round.
     """
     for key, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point() != state[key].is_floating_point():
@@ -140,7 +152,7 @@ def _listed(keys: list[str]) -> str:
 
 
 def _classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """The number of classes of the weights, when it is all that differs in the classifier."""
+    """Return the number of classes of the weights, where the classifier differs in nothing else."""
     name = models.classifier(model)
     weight = state.get(f"{name}.weight")
     if name is None or weight is None or weight.dim() == 0:

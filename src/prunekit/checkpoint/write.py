@@ -1,4 +1,4 @@
-"""Writing: the artefact's bytes, and files that are either whole or not there."""
+"""Write a network: the bytes of its artefact, and files that are either whole or not there."""
 
 from __future__ import annotations
 
@@ -23,9 +23,16 @@ def save(
 ) -> None:
     """Write the whole network: architecture, shape, history and weights, so that `load` needs nothing else.
 
-    Two saves of one network give identical bytes, wherever they go. `arch` is for networks that do not
-    remember their origin. Raises `InputError` for these, for an existing file without `force`, and where
-    nothing can be written.
+    Two saves of one network give identical bytes, wherever they go.
+
+    Args:
+        model: The network.
+        target: A path or a binary stream.
+        force: Overwrite a file that exists.
+        arch: The architecture of a network that does not remember its origin.
+
+    Raises:
+        InputError: The network has no origin, the file exists and `force` is off, or nothing can be written there.
     """
     if isinstance(target, str | os.PathLike):
         path = Path(target)
@@ -37,7 +44,7 @@ def save(
 
 
 def to_bytes(model: nn.Module, arch: str | None = None) -> bytes:
-    """The artefact that `save` writes; an exported program stays one."""
+    """Return the artefact that `save` writes; an exported program stays one."""
     from prunekit.exporting import reexport
     from prunekit.programs.program import ExportedProgram
     from prunekit.surgery import structure
@@ -55,14 +62,14 @@ def to_bytes(model: nn.Module, arch: str | None = None) -> bytes:
         )
     header = Header(origin, structure.describe(model), code_of(origin.arch))
     content = {"prunekit": header.to_text(), "state_dict": _own_tensors(model)}
-    # through memory, because torch names the archive inside after the file it writes to
+    # through memory, because torch names the archive's top folder after the file it writes to
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict on the CPU, each tensor with a storage of its own and no larger than itself."""
+    """Return the state dict on the CPU, each tensor with a storage of its own, no larger than itself."""
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
