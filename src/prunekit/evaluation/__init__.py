@@ -1,1 +1,1 @@
-"""What a network is worth: its scores, its cost and its measured speed."""
+"""Evaluation of a network: its accuracy, its cost and its measured speed."""

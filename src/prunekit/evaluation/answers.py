@@ -1,4 +1,4 @@
-"""What a classifier named each image of a data set: accuracy by class, and what is taken for what."""
+"""The predicted class of each image in a data set: accuracy by class, and confusions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_UNBALANCED = 0.3  # how much better than even shares a constant answer may be: 65 % of two classes, 37 % of ten
+_UNBALANCED = 0.3  # how much better than even shares a constant prediction may be: 65 % of two classes, 37 % of ten
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class, shares from 0 to 1.
+    """Scores of one class; shares are from 0 to 1.
 
-    `accuracy` is the share of its `images` that are named so (its recall; None without images), `precision` the share
-    of the images named so that are of it (None where none is named so).
+    `accuracy` is the share of its `images` that are predicted as such (its recall; None without images), `precision`
+    the share of its predictions that are right (None where there are none).
     """
 
     name: str
@@ -27,13 +27,13 @@ class ClassScore:
     precision: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         return {"class": self.name, "images": self.images, "accuracy": self.accuracy, "precision": self.precision}
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """For each image its class and the one that the network named, `(N,)` both, as places in `classes`."""
+    """The true and the predicted class of each image, both `(N,)`, as indices into `classes`."""
 
     classes: tuple[str, ...]
     labels: Tensor = field(repr=False)
@@ -41,7 +41,7 @@ class Answers:
 
     @cached_property
     def per_class(self) -> tuple[ClassScore, ...]:
-        """Every class, in the order of the data set."""
+        """Return the scores of every class, in the order of the data set."""
         count = len(self.classes)
         right = torch.bincount(self.labels[self.labels == self.named], minlength=count).tolist()
         images = torch.bincount(self.labels, minlength=count).tolist()
@@ -59,18 +59,18 @@ class Answers:
 
     @property
     def largest(self) -> tuple[str, float]:
-        """The class with most images, and its share of all: the accuracy of naming it always."""
+        """The largest class and its share of all images: the accuracy of predicting it always."""
         score = max(self.per_class, key=lambda score: score.images)
         return score.name, score.images / len(self.labels)
 
     @property
     def unbalanced(self) -> bool:
-        """Whether accuracy says little, because naming the largest class always would be right on many images."""
+        """True where accuracy says little, since always predicting the largest class would be right on many images."""
         even = 1 / len(self.classes)
         return len(self.classes) > 1 and (self.largest[1] - even) / (1 - even) >= _UNBALANCED
 
     def mistakes(self) -> Mapping[tuple[int, int], int]:
-        """How often the first class was taken for the second, most frequent first."""
+        """Return how often the first class was mistaken for the second, most frequent first."""
         wrong = self.labels != self.named
         pairs = self.labels[wrong] * len(self.classes) + self.named[wrong]
         found, counts = torch.unique(pairs, return_counts=True)
@@ -81,6 +81,6 @@ class Answers:
         }
 
     def confusion(self) -> Tensor:
-        """How many images of each class (rows) were named what (columns), `(classes, classes)`."""
+        """Return the confusion matrix, true classes (rows) by predicted ones (columns): `(classes, classes)` counts."""
         count = len(self.classes)
         return torch.bincount(self.labels * count + self.named, minlength=count * count).view(count, count)

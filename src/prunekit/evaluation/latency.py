@@ -1,4 +1,4 @@
-"""How long a network takes: the one place where passes are timed."""
+"""Timing of forward passes, the only timer in the package."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import nn
 class Latency:
     """Measured wall time of one forward pass.
 
-    `p50` and `p95` are the median and the 95th percentile over `calls` passes, in milliseconds for a whole
-    batch of `batch` images; `threads` is the number of CPU threads that PyTorch used.
+    `p50` and `p95` are the median and the 95th percentile over `calls` passes, in milliseconds for a whole batch of
+    `batch` images; `threads` is the number of CPU threads that PyTorch used.
     """
 
     p50: float
@@ -29,7 +29,7 @@ class Latency:
     calls: int
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         return dict(vars(self))
 
 
@@ -44,8 +44,13 @@ def measure_latency(
 ) -> Latency:
     """Time forward passes of `model` on `inputs` repeated to `batch` images, after a warm-up.
 
-    Passes are timed one by one, for about `seconds` and for at least and at most `calls` of them, on the
-    device of the model's weights.
+    Args:
+        model: The network; its weights decide the device.
+        inputs: Example inputs with a batch of one.
+        batch: Images per pass.
+        threads: CPU threads for PyTorch; None keeps their number.
+        seconds: About how long to measure.
+        calls: The least and the largest number of passes, timed one by one.
     """
     device = device_of(model)
     example = tuple(_repeated(x, batch).to(device) for x in inputs)
@@ -66,7 +71,7 @@ def measure_latency(
 def in_turns(
     runs: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each of `runs`, `rounds` times, taken in turns, so that what disturbs disturbs all alike."""
+    """Time each of `runs` for `rounds` rounds in turns, so that disturbances affect all alike; return seconds."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
         for number in range(rounds + warm_up):
@@ -78,14 +83,14 @@ def in_turns(
 
 
 def least_seconds(run: Callable[[], object], device: torch.device, *, rounds: int = 5, warm_up: int = 1) -> float:
-    """The best of a few timings: what disturbs only ever adds."""
+    """Return the best of a few timings in seconds, since disturbances only ever add time."""
     return min(in_turns({"": run}, device, rounds=rounds, warm_up=warm_up)[""])
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """The wall time of one call, with all that it has asked of a GPU."""
+    """Return the wall time of one call in seconds, including its work on a GPU."""
     on_gpu = device.type == "cuda"
-    if on_gpu:  # what was asked for before is not this call's
+    if on_gpu:  # earlier work must not count
         torch.cuda.synchronize(device)
     start = time.perf_counter()
     run()
@@ -95,14 +100,14 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the weights are; the CPU for a network without any."""
+    """Return the device of the weights; the CPU for a network without any."""
     tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
     return tensor.device if tensor is not None else torch.device("cpu")
 
 
 @contextmanager
 def threads_limited(wanted: int | None) -> Iterator[int]:
-    """Run with `wanted` CPU threads (None: as many as before); yields the number used."""
+    """Run with `wanted` CPU threads (None: as many as before); yield the number used."""
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or before)
     try:
@@ -112,7 +117,7 @@ def threads_limited(wanted: int | None) -> Iterator[int]:
 
 
 def _run_for(run: Callable[[], object], device: torch.device, seconds: float, *, fewest: int, most: int) -> list[float]:
-    """Seconds of each call, for at least `fewest` of them and about `seconds` in all."""
+    """Return the seconds of each call, for at least `fewest` of them and about `seconds` in all."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < fewest or (len(times) < most and time.perf_counter() < end):
@@ -121,7 +126,7 @@ def _run_for(run: Callable[[], object], device: torch.device, seconds: float, *,
 
 
 def _percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the sorted values do not exceed."""
+    """Return the smallest value that at least `share` of the sorted values do not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 

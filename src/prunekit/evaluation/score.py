@@ -1,4 +1,4 @@
-"""What a network is worth: its accuracy, its cost and its measured speed, as one result object."""
+"""Evaluation of a network as one result: its accuracy, its cost and its measured speed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One network, measured.
+    """Measurements of one network.
 
     `accuracy` (top-1) and `accuracy_top5` are shares from 0 to 1, `loss` the mean cross-entropy in nats over
     `images` images; all three are None without data, and `accuracy_top5` also where there are fewer than six
@@ -50,7 +50,7 @@ class EvalResult:
     answers: Answers | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form; its keys are the field names without `answers`, `gates` only where there are some."""
+        """Return the JSON form: the fields by name without `answers`, `gates` only where there are some."""
         fields = {**vars(self), "latency_ms": self.latency_ms.to_json() if self.latency_ms else None}
         del fields["answers"]
         if self.gates is None:
@@ -58,7 +58,7 @@ class EvalResult:
         return fields
 
     def scored(self, score: Score | None) -> EvalResult:
-        """The same network, scored otherwise; None without data."""
+        """Return the result with another score; None for no data."""
         if score is None:
             return self
         return replace(self, **vars(score), balanced_accuracy=score.answers.balanced_accuracy)
@@ -66,7 +66,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a network names images: shares from 0 to 1, and the mean cross-entropy in nats."""
+    """Accuracy and mean cross-entropy of a classifier: shares from 0 to 1, and nats."""
 
     accuracy: float
     accuracy_top5: float | None
@@ -88,14 +88,23 @@ def evaluate(
     name: str | None = None,
     on_progress: Progress | None = None,
 ) -> EvalResult:
-    """Measure `model`, or rather a copy of it in evaluation mode: it is left as it is.
+    """Measure a copy of `model` in evaluation mode; the model itself is left as it is.
 
-    `example` is one input batch, `(1, C, H, W)` or a tuple of inputs; by default zeros of the shape that the
-    model remembers or that `data` has. `device` None means where the model's weights are. `threads` limits
-    PyTorch's CPU threads during the timing only.
+    Args:
+        model: The network.
+        data: Labelled images for accuracy; None measures cost and speed alone.
+        example: One input batch, `(1, C, H, W)`, or a tuple of inputs; by default zeros of the shape that the model
+            remembers or that `data` has.
+        batch_size: Images per forward pass when scoring.
+        latency: Measure the time of a forward pass as well.
+        latency_batch: Images per timed pass.
+        threads: PyTorch's CPU threads during the timing only.
+        device: Where to run; None for the device of the model's weights.
+        name: The name of the network in the result.
+        on_progress: Called after each batch, see `Progress`.
 
-    Raises `InputError` when the data does not fit the model, when no input shape is known, or when memory
-    runs out.
+    Raises:
+        InputError: The data does not fit the model, no input shape is known, or memory runs out.
     """
     inputs = _inputs(model, data, example)
     measured = cost.measure(model, inputs if len(inputs) > 1 else filled(model, inputs[0]))
@@ -118,9 +127,9 @@ def evaluate(
 
 
 def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_progress: Progress | None = None) -> Score:
-    """Top-1 and top-5 accuracy and mean cross-entropy of `model` on all of `data`, where the weights are.
+    """Return top-1 and top-5 accuracy and mean cross-entropy of `model` on all of `data`, on the weights' device.
 
-    The model is used in the mode it is in: the caller says `eval()`.
+    The model runs in its present mode: the caller sets `eval()`.
     """
     right = right5 = seen = classes = 0
     loss = 0.0
@@ -147,7 +156,7 @@ def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_prog
 
 
 def _logits(model: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """The model's output, `(N, classes)`, in float32; an `InputError` where it cannot read the images."""
+    """Return the model's output, `(N, classes)`, in float32; raise `InputError` where it cannot read the images."""
     shape = "x".join(map(str, images.shape[1:]))
     try:
         logits = model(images)
@@ -185,10 +194,10 @@ def _inputs(
 
 
 def _prepared(model: nn.Module, inputs: Sequence[torch.Tensor], device: str | torch.device | None) -> nn.Module:
-    """A copy of the model where it is to run, in channels-last order if its forward can work with that.
+    """Return a copy of the model on its device, in channels-last order if its forward supports that.
 
-    Measured on a CPU, one thread: ResNet-56 reads 1,000 images in 4.8 s instead of 6.6 s. A `view` across
-    channels, in somebody's forward, needs the plain order.
+    Measured on a CPU, one thread: ResNet-56 reads 1,000 images in 4.8 s instead of 6.6 s. A `view` across channels in a
+    user's forward needs the plain order.
     """
     place = device_of(model) if device is None else torch.device(device)
     subject = copied(model).to(place).to(memory_format=torch.channels_last)
@@ -202,7 +211,7 @@ def _prepared(model: nn.Module, inputs: Sequence[torch.Tensor], device: str | to
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each module's own after; exported programs, which refuse `eval()`, stay."""
+    """Put all modules in evaluation mode and restore each one's own; exported programs, which refuse `eval()`, stay."""
     training = [module for module in model.modules() if module.training]
     if training:
         model.eval()
