@@ -1,1 +1,1 @@
-"""Training: one loop, with Network Slimming's sparsity, that can be interrupted and resumed, on one process or many."""
+"""Training: one loop with Network Slimming's sparsity that can be interrupted and resumed, on one process or many."""

@@ -1,6 +1,6 @@
-"""`TrainConfig`: everything that decides what a training run computes, and how often it saves and reports.
+"""`TrainConfig`: everything that decides the result of a training run, and how often it saves and reports.
 
-Stands below the layers that need torch, so that a command can show its flags without importing it.
+It needs no torch, so that a command can show its flags without importing it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prunekit.errors import InputError, TrainingError, unknown_name
 
 AUGMENTATIONS = ("none", "shift", "cifar", "imagenet")
 
-# Settings that change nothing in the result, so that a run may go on with others.
+# Settings that do not change the result, so that a resumed run may have others.
 _FREE = {"free": True}
 
 
@@ -91,7 +91,7 @@ class TrainConfig:
             raise TrainingError("with a momentum of 1, the pull of the penalty has no limit", hint="use --momentum 0.9")
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must agree on, JSON-ready."""
+        """Return the settings that a resumed run must agree on, ready for JSON."""
         options = (o for o in dataclasses.fields(self) if not o.metadata.get("free"))
         values = {o.name: getattr(self, o.name) for o in options}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}

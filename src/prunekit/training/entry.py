@@ -1,4 +1,4 @@
-"""`train`: the way in."""
+"""`train`: the entry point of training."""
 
 from __future__ import annotations
 
@@ -57,17 +57,34 @@ def train(
     objective: Callable[[nn.Module, TrainConfig, nn.Module | None], Objective] = Objective.of,
     on_event: Sink | None = None,
 ) -> TrainResult:
-    """Train `model` **in place** and return it; it keeps its device, memory layout and train/eval modes.
+    """Train `model` **in place**; it keeps its device, memory layout and train/eval modes.
 
-    `penalised` names the parameters under the L1 penalty (default: batch-norm weights, as `config.sparsity_scope`
-    says). `objective` makes what is minimised, from the model, the settings and the teacher. The run's state goes to
-    `state_path`; with `resume` it goes on from there, on one CPU process to the same weights, bit for bit, as if it
-    had never stopped (a layer that draws from another generator than torch's is not covered). A state that exists is
-    overwritten only with `force`. `extra` (JSON) is kept in the state and must agree on resuming. Under torchrun
-    every process calls this; the batch is divided among them, and the first writes and reports.
+    On one CPU process a resumed run ends with the same weights, bit for bit, as if it had never stopped (a layer that
+    draws from another generator than torch's is not covered). Under torchrun every process calls this; the batch is
+    divided among them, and the first writes and reports.
 
-    Raises `InputError` for unusable settings or data, `TrainingError` when the run cannot start, resume or go
-    on, and `Interrupted`, the state saved, on SIGINT or SIGTERM.
+    Args:
+        model: A classifier of images.
+        config: The settings.
+        train_set: The images to train on.
+        val_set: Images to validate on after every epoch.
+        teacher: A network to distil from.
+        penalised: Names of the parameters under the L1 penalty; by default batch-norm weights, as
+            `config.sparsity_scope` says.
+        state_path: The file for the state of the run.
+        resume: Go on from the state at `state_path`.
+        force: Overwrite a state that exists.
+        extra: JSON that is kept in the state and must agree on resuming.
+        objective: Makes the loss that is minimised, from the model, the settings and the teacher.
+        on_event: Called with the events of `prunekit.training.events`.
+
+    Returns:
+        The trained model and the figures of every epoch.
+
+    Raises:
+        InputError: The settings or the data are unusable.
+        TrainingError: The run cannot start, resume or go on.
+        Interrupted: SIGINT or SIGTERM stopped the run; its state is saved.
     """
     config.check()
     began = time.monotonic()
@@ -117,7 +134,7 @@ def _state(
 
 @contextlib.contextmanager
 def _placed(models: Sequence[nn.Module | None], config: TrainConfig, world: World) -> Iterator[None]:
-    """The models in eval mode on the device and in the layout of the run, put back as they were at the end."""
+    """Put the models in eval mode, on the device and in the layout of the run; restore them at the end."""
     with contextlib.ExitStack() as stack:
         for model in models:
             if model is not None:
@@ -141,7 +158,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 @contextlib.contextmanager
 def _quiet(world: World) -> Iterator[None]:
-    """Leave the caller's random generators and cuDNN's settings as they were."""
+    """Restore the caller's random generators and cuDNN settings at the end."""
     on_gpu = world.device.type == "cuda"
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = on_gpu or benchmark
@@ -154,7 +171,7 @@ def _quiet(world: World) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _enough_memory(config: TrainConfig) -> Iterator[None]:
-    """Say what to do where memory runs out inside."""
+    """Explain what to do where memory runs out inside."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""What a training run reports while it runs. Only the first of several processes reports."""
+"""Events that a training run reports. Only the first of several processes reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StartEvent:
-    """A run begins, or goes on: `epoch` and `step` are those it begins at, both 0 for a new run."""
+    """A run begins or resumes at `epoch` and `step`, both 0 for a new run."""
 
     epoch: int
     epochs: int
@@ -22,11 +22,11 @@ class StartEvent:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """Where a run stands: `loss` and `accuracy` (0 to 1) over this epoch's training images so far.
+    """Progress of a run: `loss` and `accuracy` (0 to 1) over this epoch's training images so far.
 
-    `epoch` counts from 1, `step` from the beginning of the run. `sparsity` is the share of batch-norm gammas
-    of at most 1 % of the largest (None without batch norm). `eta` is in seconds. `figures` are what the method that
-    trains reports beside these, by name.
+    `epoch` counts from 1, `step` from the beginning of the run. `sparsity` is the share of batch-norm gammas of at most
+    1 % of the largest (None without batch norm). `eta` is in seconds. `figures` are further ones of the training
+    method, by name.
     """
 
     epoch: int
@@ -44,7 +44,7 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class EpochEvent:
-    """An epoch is over; the validation figures are None where there is no validation set."""
+    """End of an epoch; the validation figures are None where there is no validation set."""
 
     epoch: int
     epochs: int

@@ -1,6 +1,6 @@
-"""A network asked for class scores: what it must answer, and what is said where it fails or answers something else.
+"""Forward pass of a user's classifier: check that it returns class scores, and explain its errors.
 
-The network is the user's: whatever its code raises is told as its error, with what to do about the usual ones.
+Whatever the network's code raises is reported as its error, with advice on the usual ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prunekit import models
 from prunekit.data import ImageSet, check_classes
 from prunekit.errors import InputError, PrunekitError, TrainingError
 
-# What torch says, and what to do then.
+# Messages of torch, and the advice for each.
 _SIZES = r"cannot be multiplied|[Ss]izes? of tensor|[Ss]ize mismatch|too small|greater than actual|invalid for input of"
 _ADVICE = (
     (
@@ -32,7 +32,7 @@ _NO_GRADIENT = "does not require grad"
 
 
 def answer(network: nn.Module, images: Tensor) -> Any:
-    """What `network` returns for `images`; `TrainingError` for whatever its code raises, save a lack of memory."""
+    """Return the output of `network` for `images`; raise `TrainingError` for its errors, except a lack of memory."""
     try:
         return network(images)
     except PrunekitError:
@@ -47,7 +47,7 @@ def answer(network: nn.Module, images: Tensor) -> Any:
 
 
 def backward(loss: Tensor) -> None:
-    """The gradient of `loss`; `TrainingError` where the network lets none through."""
+    """Compute the gradient of `loss`; raise `TrainingError` where the network lets none through."""
     try:
         torch.autograd.backward(loss)
     except RuntimeError as error:
@@ -60,10 +60,11 @@ def backward(loss: Tensor) -> None:
 
 
 def class_scores(output: Any, count: int) -> tuple[Tensor, list[Tensor]]:
-    """The scores `(count, classes)` that a network returned, and those of its auxiliary classifiers.
+    """Return the scores `(count, classes)` in a network's output, and those of its auxiliary classifiers.
 
-    Raises `TrainingError`, saying what came instead, unless it is one such tensor, or a tuple of several of one shape;
-    auxiliary ones may be None.
+    Raises:
+        TrainingError: The output is neither one such tensor nor a tuple of several of one shape, of which auxiliary
+            ones may be None.
     """
     scores, *others = output if isinstance(output, tuple) and output else (output,)
     auxiliary = [other for other in others if other is not None]
@@ -79,9 +80,9 @@ def class_scores(output: Any, count: int) -> tuple[Tensor, list[Tensor]]:
 
 @torch.no_grad()
 def check_fit(model: nn.Module, train_set: ImageSet, val_set: ImageSet | None, teacher: nn.Module | None) -> None:
-    """Raise `InputError` unless the images, their labels, the network and the teacher go together.
+    """Raise `InputError` unless the images, their labels, the network and the teacher fit together.
 
-    The networks are asked in the mode that they are in.
+    The networks run in their present mode.
     """
     if not len(train_set):
         raise InputError(f"{train_set.name} has no images to train on")
@@ -103,12 +104,12 @@ def check_fit(model: nn.Module, train_set: ImageSet, val_set: ImageSet | None, t
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """The dtype of the network's weights, which its images are to have."""
+    """Return the dtype of the network's weights, which its images must have."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, on any device."""
+    """Return whether memory has run out, on any device."""
     # On the CPU the allocator has no error class of its own.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
@@ -130,7 +131,7 @@ def _is_scores(value: Any, count: int) -> bool:
 
 
 def _described(output: Any) -> str:
-    """What came, with the shapes of the tensors in it."""
+    """Describe an output, with the shapes of the tensors in it."""
     if isinstance(output, Tensor):
         kind = "" if output.is_floating_point() else f" of {output.dtype}"
         return f"a tensor{kind} of shape {tuple(output.shape)}"

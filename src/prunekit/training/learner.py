@@ -1,4 +1,4 @@
-"""A network with all that changes it: gradients, the optimiser's step, the L1 term, the moving average."""
+"""A network with its optimiser: gradients, steps, the L1 term, the moving average."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from prunekit.training.penalty import GammaPenalty
 from prunekit.training.tally import Tally
 from prunekit.training.world import World
 
-_SAMPLE = 5000  # images that a first loss is measured on
+_SAMPLE = 5000  # images for the initial loss
 _PRECISION = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Learner:
-    """Trains `model` in place. `gradients`, then `update`, make one optimiser step."""
+    """Trains `model` in place: `gradients`, then `update`, make one optimiser step."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Learner:
         self._net = world.wrapped(model.train())
 
     def gradients(self, batches: Iterator[tuple[Tensor, Tensor]], step: int, tally: Tally) -> None:
-        """The gradient of the loss over the next `accumulate` batches, averaged over the processes."""
+        """Compute the gradient of the loss over the next `accumulate` batches, averaged over the processes."""
         self._optimizer.zero_grad()
         parts = self._config.accumulate
         for part in range(parts):
@@ -58,7 +58,7 @@ class Learner:
             tally.add(step, loss, logits, labels)
 
     def update(self, lr: float) -> None:
-        """One optimiser step with the gradients at hand: clipped, then the L1 term on gamma, once."""
+        """Take one optimiser step: clip the gradients, apply the L1 term on gamma once."""
         config, penalty = self._config, self.penalty
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["rate"]
@@ -76,7 +76,7 @@ class Learner:
 
     @torch.no_grad()
     def score(self, data: ImageSet, should_stop: Callable[[], bool]) -> tuple[float, float] | None:
-        """Mean cross-entropy and accuracy on `data`, of the moving average where there is one; None when stopped."""
+        """Return mean cross-entropy and accuracy on `data`, of the moving average if there is one; None when stopped."""
         model = self.model if self._average is None else self._average.module
         model.eval()
         tally = Tally(self._world)
@@ -90,7 +90,7 @@ class Learner:
         return None if should_stop() else tally.means()
 
     def begin(self, data: ImageSet) -> None:
-        """A new run on the images `data` starts."""
+        """Prepare the objective for a new run on the images `data`."""
 
         def mean_loss() -> float:
             sample = data.sample(min(len(data), _SAMPLE), seed=self._config.seed)
@@ -101,7 +101,7 @@ class Learner:
         self.objective.begin(mean_loss)
 
     def synchronise(self) -> None:
-        """Give every process the same running statistics: the mean of theirs."""
+        """Give every process the same running statistics: their mean over the processes."""
         self._world.average_(self.model.buffers())
         if self._average is not None:
             self._world.average_(self._average.module.buffers())
@@ -113,12 +113,12 @@ class Learner:
 
     @property
     def finite(self) -> bool:
-        """Whether every weight is a number."""
+        """True where every weight is finite."""
         tensors = [value for value in self.model.state_dict().values() if isinstance(value, Tensor)]
         return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
 
     def tensors(self) -> dict[str, Any]:
-        """The state dicts of all parts."""
+        """Return the state dicts of all parts."""
         average = None if self._average is None else self._average.state_dict()
         return {
             "model": self.model.state_dict(),
@@ -129,7 +129,7 @@ class Learner:
         }
 
     def restore(self, tensors: dict[str, Any]) -> None:
-        """Take back what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         self.model.load_state_dict(tensors["model"])
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._scaler.load_state_dict(tensors["scaler"])

@@ -1,4 +1,4 @@
-"""Which images a process trains on at which step, and how they look then: a function of seed, epoch and step alone."""
+"""Training images of each process and step, augmented: a function of seed, epoch and step alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from prunekit.errors import TrainingError
 from prunekit.training.config import TrainConfig
 from prunekit.training.world import World
 
-_ORDER, _VIEWS = 0, 1  # what random numbers are for: the last entry of their key
+_ORDER, _VIEWS = 0, 1  # purposes of random numbers: the last entry of their key
 
 
 class Feed:
     """The training images of one process.
 
-    Every epoch is one order of all images, drawn for all processes alike; a step takes the next `batch` of it and each
-    process its share of that. Images that do not fill the last batch wait for another epoch.
+    Every epoch is one order of all images, drawn for all processes alike; a step takes its next `batch` images, and
+    each process its share of them. Images that do not fill the last batch wait for another epoch.
     """
 
     def __init__(self, data: ImageSet, config: TrainConfig, world: World, dtype: torch.dtype) -> None:
@@ -30,7 +30,7 @@ class Feed:
         self._config, self._world, self._dtype = config, world, dtype
 
     def epoch(self, epoch: int, first: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Images `(n, C, H, W)` and labels `(n,)` from step `first` on; `config.accumulate` of them make a step."""
+        """Yield images `(n, C, H, W)` and labels `(n,)` from step `first` on, `config.accumulate` batches per step."""
         config, world, count = self._config, self._world, len(self.data)
         order = torch.randperm(count, generator=seeded(config.seed, epoch, _ORDER))
         parts = order[: self.steps * self.batch].view(self.steps, config.accumulate, world.size, -1)
@@ -48,13 +48,13 @@ class Feed:
 
 
 def shares(data: ImageSet, batch_size: int, world: World, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of a validation set, each image once."""
+    """Yield this process's share of a validation set, each image once."""
     order = torch.arange(world.rank, len(data), world.size, device=data.labels.device)
     yield from data.batches(batch_size, device=world.device, order=order, dtype=dtype)
 
 
 def resident(data: ImageSet, device: torch.device) -> ImageSet:
-    """`data` on the GPU where it takes at most a quarter of the memory that is free there; else as it is."""
+    """Return `data` on the GPU where it takes at most a quarter of the free memory there; otherwise unchanged."""
     if device.type != "cuda" or not isinstance(data.images, Tensor):
         return data
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""The loss of a training step: cross-entropy, with a teacher where there is one."""
+"""The loss of a training step: cross-entropy, with distillation where there is a teacher."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _AUXILIARY = 0.3  # weight of auxiliary classifiers (Szegedy et al., "Going Deep
 
 
 def at_least_float(logits: Tensor) -> Tensor:
-    """Logits from a half-precision network in float32; others as they are."""
+    """Return logits of a half-precision network in float32; others unchanged."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Objective:
-    """`(1 - d) * CE + d * T² * KL(teacher / T || student / T)` (Hinton et al., 2015), `d = 0` without a teacher.
+    """Cross-entropy with distillation: `(1 - d) * CE + d * T² * KL(teacher / T || student / T)`.
 
-    A method that trains otherwise extends it: what it returns as loss is minimised, and it may keep tensors of its own
-    from step to step (`state`), act on the network between epochs (`end_epoch`), and report (`figures`).
+    Hinton et al., 2015; `d = 0` without a teacher. A method with another loss extends it: it may keep tensors of its own from step to step
+    (`state`), act on the network between epochs (`end_epoch`), and report (`figures`).
     """
 
     own: frozenset[str] = frozenset()
@@ -42,11 +42,11 @@ class Objective:
 
     @classmethod
     def of(cls, model: nn.Module, config: TrainConfig, teacher: nn.Module | None) -> Objective:  # noqa: ARG003
-        """The objective of a run that trains `model`."""
+        """Return the objective of a run that trains `model`."""
         return cls(config, teacher)
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss over a batch, and the logits `(N, classes)` of the main classifier."""
+        """Return the mean loss over a batch, and the logits `(N, classes)` of the main classifier."""
         scores, auxiliary = class_scores(output, len(labels))
         logits = at_least_float(scores)
         loss = self._cross_entropy(logits, labels)
@@ -57,27 +57,27 @@ class Objective:
         return loss, logits.detach()
 
     def begin(self, mean_loss: Callable[[], float]) -> None:
-        """A new run starts; `mean_loss` measures the cross-entropy on training images, as they are."""
+        """Start a new run; `mean_loss` measures the cross-entropy on training images, without augmentation."""
 
     def end_step(self, progress: float, epochs: int, world: World) -> None:
-        """An optimiser step is done, `progress` epochs (with fractions) of `epochs` from the beginning of the run."""
+        """Note the end of an optimiser step, `progress` epochs (with fractions) of `epochs` into the run."""
 
     def end_epoch(self, epoch: int, epochs: int, world: World) -> None:
-        """Epoch `epoch` (from 0) of `epochs` is over; every process is here, and nothing was validated yet."""
+        """Note the end of epoch `epoch` (from 0) of `epochs`; every process is here, and nothing was validated yet."""
 
     def figures(self) -> dict[str, float]:
-        """What is reported beside loss and accuracy."""
+        """Return the figures to report beside loss and accuracy."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that a resumed run needs; sums are this process's own."""
+        """Return the tensors that a resumed run needs; sums are this process's own."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Restore the tensors that `state` returned."""
 
     def close(self) -> None:
-        """The run is over or has failed: let go of the network."""
+        """Release the network after the run has finished or failed."""
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self._smoothing)

@@ -1,4 +1,4 @@
-"""The optimisers and their weight-decay groups, and how far their steps carry."""
+"""Optimisers, their weight-decay groups, and the reach of their steps."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from prunekit.training.config import TrainConfig
 def build_optimizer(
     model: nn.Module, config: TrainConfig, own: frozenset[str] = frozenset(), own_rate: float = 1.0
 ) -> optim.Optimizer:
-    """The optimiser over the trainable parameters; `TrainingError` where there are none.
+    """Build the optimiser over the trainable parameters.
 
-    The parameters named in `own` are not decayed and learn at `own_rate` times the rate, which a group's "rate" says;
-    without `decay_norm`, biases and normalisation weights (all parameters of one dimension) are not decayed either.
+    The parameters named in `own` are not decayed and learn at `own_rate` times the rate (the group's "rate"); without
+    `decay_norm`, biases and normalisation weights (all parameters of one dimension) are not decayed either.
+
+    Raises:
+        TrainingError: There are no trainable parameters.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
@@ -37,7 +40,7 @@ def build_optimizer(
 
 
 def pull(optimizer: optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter, gradient: float) -> float | Tensor:
-    """How far a step of `optimizer` moves `parameter`, of its `group`, by a `gradient` that has always been there.
+    """Return how far a step of `optimizer` moves `parameter`, of its `group`, by a constant `gradient` in the long run.
 
     SGD has summed it up to `gradient / (1 - momentum)`, in Nesterov's form as in the plain one. AdamW divides it by the
     root of the mean square of the gradients that `parameter` has had, element by element; it is the step of a proximal

@@ -13,20 +13,21 @@ from prunekit.errors import TrainingError, unknown_name
 from prunekit.surgery.tracing.tracer import example_of
 from prunekit.training.optimizer import pull
 
-_SMALL = 0.01  # of the largest |gamma|: what counts as sparse in reports
+_SMALL = 0.01  # share of the largest |gamma| up to which a gamma counts as sparse in reports
 
 
 class GammaPenalty:
-    """The gammas of a network, and the two ways of drawing them to zero."""
+    """The gammas of a network, and two ways of driving them to zero: subgradient and proximal steps."""
 
     def __init__(self, gammas: dict[str, nn.Parameter]) -> None:
         self._gammas = list(gammas.values())
 
     @classmethod
     def of(cls, model: nn.Module, penalised: Sequence[str] | None, *, needed: bool) -> GammaPenalty:
-        """The gammas named by `penalised` (parameter names), or every trainable batch-norm weight.
+        """Collect the gammas named by `penalised` (parameter names), or every trainable batch-norm weight.
 
-        Raises `TrainingError` where the penalty is `needed` and there is nothing to penalise.
+        Raises:
+            TrainingError: The penalty is `needed` and there is nothing to penalise.
         """
         if penalised is None:
             found = {
@@ -48,21 +49,21 @@ class GammaPenalty:
         return cls(found)
 
     def __len__(self) -> int:
-        """How many gammas, one a channel."""
+        """Return the number of gammas, one per channel."""
         return sum(gamma.numel() for gamma in self._gammas)
 
     def add_subgradient(self, strength: float) -> None:
-        """`grad += strength * sign(gamma)`: once per optimiser step, after unscaling and clipping."""
+        """Add `strength * sign(gamma)` to the gradients: once per optimiser step, after unscaling and clipping."""
         for gamma in self._gammas:
             if gamma.grad is not None:
                 gamma.grad.add_(gamma.detach().sign(), alpha=strength)
 
     @torch.no_grad()
     def shrink(self, strength: float, optimizer: optim.Optimizer) -> None:
-        """The proximal step, `gamma = sign(gamma) * max(|gamma| - t, 0)`: once after each step of the optimiser.
+        """Take the proximal step, `gamma = sign(gamma) * max(|gamma| - t, 0)`: once after each optimiser step.
 
-        The threshold `t` is how far the optimiser would carry the subgradient in the long run, so that a gamma goes to
-        zero here as there: where the loss holds it by a gradient of less than `strength`.
+        The threshold `t` is how far the optimiser would carry the subgradient in the long run, so both forms of the
+        penalty drive the same gammas to zero: those that the loss holds by a gradient of less than `strength`.
         """
         groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         for gamma in self._gammas:
@@ -71,7 +72,7 @@ class GammaPenalty:
 
     @torch.no_grad()
     def share_small(self) -> float | None:
-        """The share of gammas of at most 1 % of the largest; None where there are none."""
+        """Return the share of gammas of at most 1 % of the largest; None where there are none."""
         if not self._gammas:
             return None
         sizes = torch.cat([gamma.detach().abs().flatten() for gamma in self._gammas])
@@ -79,7 +80,7 @@ class GammaPenalty:
 
 
 def inner_gammas(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
-    """The batch-norm weights of the channels that can go by themselves, since no addition shares them with others.
+    """Return the batch-norm weights of channels that can be removed alone, since no addition shares them with others.
 
     Where only these are to be pruned, a penalty on the others costs accuracy and saves nothing. `shape` is that of one
     image, `(C, H, W)`.

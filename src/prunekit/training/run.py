@@ -1,4 +1,4 @@
-"""One training run: where it stands, when it saves, stops and reports."""
+"""The loop of one training run: it trains, saves, stops and reports."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from prunekit.training.state import State
 from prunekit.training.tally import Tally
 from prunekit.training.world import World
 
-_LAYERS = 2  # what random numbers are for, beside the two of `feed`: dropout and the like
+_LAYERS = 2  # purpose of random numbers, beside the two of `loader`: dropout and the like
 
 
 class Run:
-    """A run of one process, from where `state` stands to the end."""
+    """The part of one process in a run, from the position of `state` to the end."""
 
     def __init__(
         self,
@@ -54,7 +54,12 @@ class Run:
         self._mark = (self._began, self._first)
 
     def go(self) -> None:
-        """Train to the end. Raises `Interrupted` on a signal, `TrainingError` when the loss is no number."""
+        """Train to the end.
+
+        Raises:
+            Interrupted: A signal stopped the run.
+            TrainingError: The loss is not finite.
+        """
         self._start()
         while self._state.epoch < self._config.epochs:
             began = time.monotonic()
@@ -64,7 +69,7 @@ class Run:
 
     @property
     def _number(self) -> int:
-        """The step, counted from the beginning of the run, that comes next."""
+        """The next step, counted from the beginning of the run."""
         return self._state.epoch * self._feed.steps + self._state.step
 
     @property
@@ -101,7 +106,11 @@ class Run:
                     self._interrupt()
 
     def _agree(self, number: int) -> tuple[bool, bool]:
-        """Whether all processes stop and save after this step; raises where the loss of any is no number."""
+        """Agree among all processes on whether to stop and to save after this step.
+
+        Raises:
+            TrainingError: The loss of a process is not finite.
+        """
         config, world = self._config, self._world
         by_steps = config.save_every > 0 and (number + 1) % config.save_every == 0
         by_clock = world.is_main and time.monotonic() - self._saved >= config.save_seconds
@@ -195,7 +204,7 @@ class Run:
         raise Interrupted(place, hint=hint)
 
     def _no_number(self, what: str, steps: int) -> TrainingError:
-        """`what` happened once `steps` steps had changed the weights."""
+        """Return the error for `what`, seen after `steps` steps."""
         if not steps:
             return TrainingError(
                 "the network gives no numbers, or has a weight that is none, before the first step",

@@ -1,4 +1,4 @@
-"""Turning SIGINT and SIGTERM into a wish to stop, granted at the next step."""
+"""Turn SIGINT and SIGTERM into a request to stop, granted at the next step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places that events can go to besides a terminal: `metrics.jsonl` and TensorBoard."""
+"""Destinations of events besides a terminal: `metrics.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _KINDS = {StartEvent: "start", StepEvent: "step", EpochEvent: "epoch", SaveEvent
 
 
 class MetricsFile:
-    """Writes each event as one line of JSON, `{"event": "step", …}`, to a file that grows.
+    """File of metrics that grows by one line of JSON per event, `{"event": "step", …}`.
 
-    A run that goes on first drops the lines that it is going to write again.
+    A resumed run first drops the lines that it will write again.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -40,7 +40,7 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """Writes the figures of each step and epoch as TensorBoard scalars into a folder."""
+    """TensorBoard writer for the figures of each step and epoch, as scalars in a folder."""
 
     def __init__(self, folder: str | Path) -> None:
         try:
@@ -59,5 +59,5 @@ class TensorBoard:
                 self._writer.add_scalar(f"{kind}/{name}", value, event.step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still buffered."""
         self._writer.close()

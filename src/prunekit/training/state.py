@@ -1,4 +1,4 @@
-"""The state of a run on disk: enough to go on to the same weights, written so that a good one is always there."""
+"""State of a run on disk: enough to resume to the same weights, and replaced atomically."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _FORMAT = 1
 
 @dataclass
 class State:
-    """Where a run stands. `epoch` (from 0) and `step` (within the epoch) are the next to be done.
+    """Position and content of a run: `epoch` (from 0) and `step` (within the epoch) are the next to be done.
 
-    Random numbers are addressed by seed, epoch and step (`prunekit.data.seeded`), so no generator's state is
-    needed. `settings` are what a resumed run must agree on, `tally` the sums of the epoch so far, `history`
-    one `EpochEvent` an epoch, `tensors` the state dicts; all but the last is JSON.
+    Random numbers depend on seed, epoch and step (`prunekit.data.seeded`), so no generator's state is needed.
+    `settings` are what a resumed run must agree on, `tally` the sums of the epoch so far, `history` one `EpochEvent`
+    per epoch, `tensors` the state dicts; all but the last is JSON.
     """
 
     settings: Mapping[str, Any]
@@ -38,7 +38,7 @@ class State:
     tensors: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Replace the file at `path` in one move: whatever happens, the old one or the new one is there."""
+        """Replace the file at `path` atomically: at any time the old one or the new one is there."""
         header = {name: value for name, value in vars(self).items() if name != "tensors"}
         content = {"prunekit_training": _FORMAT, "header": json.dumps(header), "tensors": self.tensors}
 
@@ -49,7 +49,7 @@ class State:
 
     @classmethod
     def load(cls, path: str | Path) -> State:
-        """Read what `save` wrote; `TrainingError` for anything else."""
+        """Read the file that `save` wrote; raise `TrainingError` for anything else."""
         if not Path(path).is_file():
             raise TrainingError(f"there is no training state {path}", hint="start without --resume")
         try:
@@ -66,7 +66,7 @@ class State:
             ) from error
 
     def must_agree(self, settings: Mapping[str, Any], path: str | Path) -> None:
-        """Raise `TrainingError`, naming what differs, unless `settings` are those of this state."""
+        """Raise `TrainingError`, naming the differences, unless `settings` are those of this state."""
         asked = json.loads(json.dumps(settings))
         names = [n for n in {**self.settings, **asked} if self.settings.get(n) != asked.get(n)]
         if names:
@@ -80,7 +80,7 @@ class State:
 def identity(
     model: nn.Module, train_set: ImageSet, val_set: ImageSet | None, teacher: nn.Module | None
 ) -> dict[str, Any]:
-    """What, besides its settings, makes a run the one it is: the network, its past, the images and the teacher."""
+    """Return what identifies a run besides its settings: the network, its history, the images and the teacher."""
     origin = origin_of(model)
     shapes = {name: list(p.shape) for name, p in model.state_dict().items() if isinstance(p, Tensor)}
     return {
@@ -94,7 +94,7 @@ def identity(
 
 
 def _images(data: ImageSet) -> str:
-    """Not by name: the folder may have moved."""
+    """Identify the images by their number, classes, input and labels, not by name: the folder may have moved."""
     what = json.dumps([list(data.classes), data.input_spec.to_json()])
     return f"{len(data)} ({_digest(what, data.labels.cpu().numpy().tobytes())})"
 

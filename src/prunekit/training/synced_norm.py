@@ -1,7 +1,7 @@
-"""Batch norms that normalise by the images of all processes, on any device.
+"""Synchronised batch norms, which normalise by the images of all processes, on any device.
 
 PyTorch's own `SyncBatchNorm` runs on GPUs alone, and its modules would have to be exchanged back after training; here
-each batch norm stays what it is, and its `forward` is another one while the run lasts.
+each batch norm stays what it is, and its `forward` is replaced for the duration of the run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def synchronised(model: nn.Module) -> Iterator[None]:
-    """Inside, the batch norms of `model` in training mode take their statistics over all processes."""
+    """Let batch norms of `model` in training mode take their statistics over all processes inside."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
         norm.forward = partial(_forward, norm)  # type: ignore[method-assign]
@@ -31,7 +31,7 @@ def synchronised(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """What `norm` computes, with the mean and variance of `x`, `(N, C, ...)`, over the batches of all processes."""
+    """Normalise by the mean and variance of `x`, `(N, C, ...)`, over the batches of all processes."""
     if not norm.training:
         return type(norm).forward(norm, x)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -49,7 +49,7 @@ def _forward(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes. Each of their losses depends on every term, so that gradients are summed as well."""
+    """Sum over the processes. The loss of each depends on every term, so gradients are summed as well."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
@@ -71,7 +71,7 @@ def _total(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _remember(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    """Move the running statistics towards those of the batch; the variance is the unbiased one."""
+    """Update the running statistics towards those of the batch; the variance is the unbiased one."""
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)

@@ -1,4 +1,4 @@
-"""Sums over the images seen, kept on the device so that watching does not slow a GPU down."""
+"""Sums over the images seen, kept on the device so that reporting does not slow a GPU down."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunekit.training.world import World
 
 
 class Tally:
-    """Loss, correct answers and images since `reset`, and the first step whose loss was not finite."""
+    """Loss, correct predictions and images since `reset`, and the first step with a loss that was not finite."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -20,14 +20,14 @@ class Tally:
         self.reset()
 
     def reset(self, values: list[float] | None = None) -> None:
-        """Start again, from `values` where a run goes on."""
+        """Reset the sums, to `values` in a resumed run."""
         self._sums = torch.tensor(values or [0.0] * 3, dtype=self._dtype, device=self._world.device)
         if self._world.rank != 0:
-            self._sums.zero_()  # what was saved is the sum over all processes already
+            self._sums.zero_()  # saved sums are already over all processes
         self._bad = torch.full((), math.inf, dtype=self._dtype, device=self._world.device)
 
     def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: its mean `loss`, `logits` `(N, classes)` and `labels` `(N,)`."""
+        """Add a batch: its mean `loss`, `logits` `(N, classes)` and `labels` `(N,)`."""
         loss = loss.detach().to(self._dtype)
         correct = (logits.argmax(1) == labels).sum().to(self._dtype)
         count = torch.full_like(loss, len(labels))
@@ -35,16 +35,16 @@ class Tally:
         self._bad = torch.where(torch.isfinite(loss), self._bad, self._bad.clamp(max=step))
 
     def totals(self) -> list[float]:
-        """Summed loss, correct answers and images, over all processes."""
+        """Return summed loss, correct predictions and images, over all processes."""
         values: list[float] = self._world.summed(self._sums).tolist()
         return values
 
     def means(self) -> tuple[float, float]:
-        """Mean loss and accuracy, over all processes."""
+        """Return mean loss and accuracy, over all processes."""
         loss, correct, count = self.totals()
         return loss / max(count, 1), correct / max(count, 1)
 
     @property
     def bad_step(self) -> float:
-        """The first step whose loss was not finite in this process, or infinity."""
+        """The first step with a loss that was not finite in this process, or infinity."""
         return float(self._bad)

@@ -25,7 +25,7 @@ _NO_BROADCAST: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` that train together; rank 0 alone writes and reports."""
+    """This process among the `size` that train together; rank 0 alone writes and reports."""
 
     rank: int
     size: int
@@ -33,15 +33,15 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and reports."""
+        """True where this process writes and reports."""
         return self.rank == 0
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sum of `values` over the processes."""
+        """Return the sum of `values` over the processes."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def largest(self, values: Tensor) -> Tensor:
-        """The element-wise maximum of `values` over the processes."""
+        """Return the element-wise maximum of `values` over the processes."""
         return self._reduced(values, dist.ReduceOp.MAX)
 
     def average_(self, tensors: Iterable[Tensor]) -> None:
@@ -59,9 +59,9 @@ class World:
             dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model with its gradients averaged over the processes.
+        """Return the model wrapped so that its gradients are averaged over the processes.
 
-        Batch norms normalise by the images of their own process (`synced_norm` has the other way). Their running
+        Batch norms normalise by the images of their own process (`synced_norm` offers the other way). Their running
         statistics are not broadcast at every step: being linear in the batches' statistics, they can be averaged
         whenever they are needed.
         """
@@ -79,10 +79,10 @@ class World:
 
 
 def join(device: str) -> World:
-    """The world that the environment describes: torchrun sets RANK, LOCAL_RANK and WORLD_SIZE.
+    """Join the processes that the environment describes: torchrun sets RANK, LOCAL_RANK and WORLD_SIZE.
 
-    Joined once, for as long as the process lives: a second group of the same processes would read the addresses that
-    the first left in torchrun's store, and wait for them for ever.
+    This happens once per process: a second group of the same processes would read the addresses that the first left in
+    torchrun's store, and wait for them forever.
     """
     chosen = _device(device)
     running = dist.is_available() and dist.is_initialized()
@@ -102,7 +102,7 @@ def _leave() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one of a torchrun that writes and prints."""
+    """Return whether this process of a torchrun is the one that writes and prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
