@@ -266,7 +266,7 @@ def _read_exported(stream: BinaryIO, request: Request) -> nn.Module:
 
 
 def _adopt(model: nn.Module, request: Request) -> nn.Module:
-    """Return the module from a trusted pickle without wrappers; its origin is the architecture that the caller names."""
+    """Return the module of a trusted pickle without wrappers; its origin is the architecture named by the caller."""
     while isinstance(model, nn.DataParallel):
         model = model.module
     if request.arch is not None:

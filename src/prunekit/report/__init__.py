@@ -1,1 +1,1 @@
-"""What people and programs get to see: messages and tables for the one, JSON documents for the other."""
+"""Output for people and programs: messages, tables, pages and pictures for the one, JSON documents for the other."""

@@ -1,4 +1,4 @@
-"""Figures as people read them. The metric prefixes are powers of a thousand, for bytes as well."""
+"""Formatting of figures. Metric prefixes are powers of a thousand, for bytes as well."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Written = Callable[[float], str]
 
 
 def count(value: float | None) -> str:
-    """853018 as 853.0 K."""
+    """Format a count with three figures: 853018 as 853 K."""
     if value is None:
         return NONE
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
@@ -20,17 +20,17 @@ def count(value: float | None) -> str:
 
 
 def data_size(value: int | None) -> str:
-    """3450000 as 3.45 MB."""
+    """Format a number of bytes: 3450000 as 3.45 MB."""
     return NONE if value is None else count(value) + ("B" if value >= 1000 else " B")
 
 
 def percent(value: float | None, *, decimals: int = 2) -> str:
-    """0.9388 as 93.88 %."""
+    """Format a share as a percentage: 0.9388 as 93.88 %."""
     return NONE if value is None else f"{100 * value:.{decimals}f} %"
 
 
 def change(before: float, after: float) -> str:
-    """How much less: 200 and 100 give −50 %."""
+    """Format a relative change: from 200 to 100 as −50 %."""
     if not before:
         return NONE
     share = after / before - 1
@@ -38,12 +38,12 @@ def change(before: float, after: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """2.3456 as 2.35 ms."""
+    """Format milliseconds with three figures: 2.3456 as 2.35 ms."""
     return NONE if value is None else f"{value:.{_decimals(value)}f} ms"
 
 
 def duration(seconds: float) -> str:
-    """75.2 as 1 m 15 s."""
+    """Format seconds: 75.2 as 1 m 15 s."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -52,5 +52,5 @@ def duration(seconds: float) -> str:
 
 
 def _decimals(value: float) -> int:
-    """Three figures: 1.23, 12.3, 123."""
+    """Return the decimals that make three figures: 1.23, 12.3, 123."""
     return 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0

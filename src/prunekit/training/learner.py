@@ -76,7 +76,7 @@ class Learner:
 
     @torch.no_grad()
     def score(self, data: ImageSet, should_stop: Callable[[], bool]) -> tuple[float, float] | None:
-        """Return mean cross-entropy and accuracy on `data`, of the moving average if there is one; None when stopped."""
+        """Return mean cross-entropy and accuracy on `data`, of the moving average if there is one; None if stopped."""
         model = self.model if self._average is None else self._average.module
         model.eval()
         tally = Tally(self._world)

@@ -24,8 +24,8 @@ def at_least_float(logits: Tensor) -> Tensor:
 class Objective:
     """Cross-entropy with distillation: `(1 - d) * CE + d * T² * KL(teacher / T || student / T)`.
 
-    Hinton et al., 2015; `d = 0` without a teacher. A method with another loss extends it: it may keep tensors of its own from step to step
-    (`state`), act on the network between epochs (`end_epoch`), and report (`figures`).
+    Hinton et al., 2015; `d = 0` without a teacher. A method with another loss extends it: it may keep tensors of its
+    own from step to step (`state`), act on the network between epochs (`end_epoch`), and report (`figures`).
     """
 
     own: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""How well each class is recognised, and what it is taken for, as pieces of a page."""
+"""Accuracy and confusions of each class, as parts of a page."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from prunekit.evaluation.answers import Answers
     from prunekit.evaluation.score import EvalResult
 
-_MATRIX = 30  # a matrix of more classes cannot be read: the most frequent mistakes can
+_MATRIX = 30  # a matrix of more classes is unreadable: the most frequent confusions are shown instead
 _MISTAKES = 20
 
 
 def class_parts(results: Sequence[EvalResult]) -> list[str]:
-    """The pieces of a page: accuracy by class, and the confusions of each network; none without images."""
+    """Return the parts of a page: accuracy by class, and the confusions of each network; none without images."""
     scored = [(result.model, result.answers) for result in results if result.answers is not None]
     if not scored:
         return []
@@ -52,7 +52,7 @@ def _confusions(model: str, answers: Answers) -> str:
 
 
 def _matrix(answers: Answers) -> str:
-    """Rows are the classes, columns what they were named; a cell is as dark as its share of the row."""
+    """Return the confusion matrix, true classes by predicted ones; a cell is as dark as its share of the row."""
     names = answers.classes
     head = "".join(f'<th class="n" title="{for_html(name)}">{i}</th>' for i, name in enumerate(names))
     rows = []

@@ -1,4 +1,4 @@
-"""Networks side by side as a document: a page, and the charts of a picture."""
+"""Networks side by side: a page, and the charts of a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def comparison_page(title: str, results: Sequence[EvalResult], about: str) -> str:
-    """One page: the table, accuracy against MACs and against latency where these were measured, and the classes."""
+    """Return one page: the table, accuracy against MACs and against latency where measured, and the classes."""
     columns, rows = result_cells(results)
     numbered = [(str(number), *row) for number, row in enumerate(rows, start=1)]
     drawn = [svg.draw(chart) for chart in comparison_charts(results)]
@@ -26,7 +26,7 @@ def comparison_page(title: str, results: Sequence[EvalResult], about: str) -> st
 
 
 def comparison_charts(results: Sequence[EvalResult]) -> list[Chart]:
-    """Accuracy against MACs and against latency, where these were measured; points are numbered as in the table."""
+    """Return accuracy against MACs and against latency, where measured; points are numbered as in the table."""
     charts = []
     for axis, figures in (
         (Axis("MACs", written=numbers.count), [float(r.macs) for r in results]),

@@ -1,4 +1,4 @@
-"""What the gates of a network do with a data set, as one self-contained page."""
+"""The gates of a network on a data set, as one self-contained page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SIDE = 96  # pixels of a thumbnail
 
 
 def gates_page(model: str, portrait: Portrait, images: ImageSet) -> str:
-    """The page; every picture is in it."""
+    """Return the page; every picture is embedded in it."""
     result = portrait.result
     facts = [
         ("accuracy", numbers.percent(portrait.record.accuracy)),
@@ -68,7 +68,7 @@ def _gallery(portrait: Portrait, images: ImageSet, places: Sequence[int]) -> str
 
 
 def _png(picture: Tensor) -> str:
-    """One image `(C, H, W)` of uint8 as PNG in base 64; the first or the first three channels."""
+    """Return one image `(C, H, W)` of uint8 as PNG in base 64; the first one or three channels are shown."""
     channels = picture[:3] if picture.size(0) >= 3 else picture[:1]
     array = channels.permute(1, 2, 0).cpu().numpy()
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What `inspect` found, as a page: widths before and after, channel groups, what is frozen and why, and the history."""
+"""The result of `inspect` as a page: widths before and after, channel groups, frozen groups with reasons, history."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunekit.report.terminal.inspection import TITLES, describe_step, some
 
 
 def inspection_page(facts: Mapping[str, Any]) -> str:
-    """The document of `inspect` as one self-contained page."""
+    """Return the document of `inspect` as one self-contained page."""
     spec, original = facts["input"], facts["original"]
     about = [
         facts["arch"] or "unknown architecture",
@@ -42,7 +42,7 @@ def _card(key: str, title: str, facts: Mapping[str, Any], original: Mapping[str,
 
 
 def _layers(layers: Sequence[Mapping[str, Any]], widths: Mapping[str, int]) -> str:
-    """Convolutions and linear layers with bars of their widths; all others when asked for."""
+    """Return a table of convolutions and linear layers with bars of their widths; all other layers are folded."""
     widest = max([*(layer["channels"] for layer in layers), *widths.values(), 1])
     wide = [layer for layer in layers if layer["channels"]]
     rows = [
@@ -63,7 +63,7 @@ def _layers(layers: Sequence[Mapping[str, Any]], widths: Mapping[str, int]) -> s
 
 
 def _width(now: int, before: int, widest: int) -> str:
-    """The figure and its bar: all of the bar is the width before, its bright part the width now."""
+    """Return a width and its bar: the whole bar is the width before pruning, its bright part the present one."""
     text = f"{now} of {before}" if now != before else str(now)
     return page.bar(text, before / widest, now / max(before, now))
 
@@ -84,7 +84,7 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _sensitivity(found: Mapping[str, Any]) -> list[str]:
-    """A row a group: the accuracy that is left when it alone loses channels, with a bar for the largest loss."""
+    """Return a row per group: the accuracy left when it alone loses channels, with a bar for the largest loss."""
     groups, whole = found["groups"], found["accuracy"]
     ratios = groups[0]["ratios"]
     rows = []

@@ -58,7 +58,7 @@ svg .mark { fill: var(--paper); font-weight: 700; font-size: 11px; }
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A whole page; `parts` are pieces of HTML that stand under one another."""
+    """Return a whole page; `parts` are pieces of HTML, one below the other."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -68,17 +68,17 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def heading(text: str) -> str:
-    """A section's heading."""
+    """Return the heading of a section."""
     return f"<h2>{for_html(text)}</h2>"
 
 
 def paragraph(text: str) -> str:
-    """A line of explanation."""
+    """Return a paragraph of explanation."""
     return f"<p>{for_html(text)}</p>"
 
 
 def cards(facts: Sequence[tuple[str, str]]) -> str:
-    """Figures that should be seen first: (what it is, the figure)."""
+    """Return a row of prominent figures, given as (label, figure)."""
     inner = "".join(
         f'<div class="card"><b>{for_html(figure)}</b><span>{for_html(what)}</span></div>' for what, figure in facts
     )
@@ -86,12 +86,12 @@ def cards(facts: Sequence[tuple[str, str]]) -> str:
 
 
 def charts(pictures: Sequence[str]) -> str:
-    """SVG pictures, side by side where there is room."""
+    """Arrange SVG pictures side by side where there is room."""
     return '<div class="charts">' + "".join(f"<div>{picture}</div>" for picture in pictures) + "</div>"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, raw: Sequence[int] = ()) -> str:
-    """A table whose first `left` columns are text and whose others are figures; the columns `raw` are HTML already.
+    """Return a table with `left` columns of text, then columns of figures; the columns `raw` are HTML already.
 
     A first column without a name numbers the rows.
     """
@@ -112,11 +112,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
 
 
 def bar(text: str, whole: float, part: float) -> str:
-    """A figure and a bar: `whole` is the share (0 to 1) of the room that it takes, `part` the bright share of that."""
+    """Return a figure and a bar: `whole` is its share (0 to 1) of the full width, `part` the bright share of that."""
     inner = f'<span class="bar" style="width:{100 * whole:.1f}%"><i style="width:{100 * part:.1f}%"></i></span>'
     return f'<span class="both"><span>{for_html(text)}</span><span>{inner}</span></span>'
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that shows when asked for."""
+    """Return content that is folded until clicked."""
     return f"<details><summary>{for_html(summary)}</summary>{content}</details>"

@@ -1,4 +1,4 @@
-"""A sweep for people: a table, a page, and the charts of a picture."""
+"""A sweep as a table, a page, and the charts of a picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = ("method", "ratio", "accuracy", "parameters", "MACs", "size", "latenc
 
 
 def show_sweep(output: Output, base: EvalResult, points: Sequence[SweepPoint], format: str) -> None:
-    """All points on standard output, the unpruned network first."""
+    """Write all points to standard output, the unpruned network first."""
     if format == "csv":
         flat = tables.flat(base)
         rows = [["", 0.0, *flat.values(), None]]
@@ -36,7 +36,7 @@ def show_sweep(output: Output, base: EvalResult, points: Sequence[SweepPoint], f
 
 
 def sweep_page(title: str, base: EvalResult, points: Sequence[SweepPoint]) -> str:
-    """One page: the curves, then every figure."""
+    """Return one page: the curves, then every figure."""
     charts = sweep_charts(base, points)
     columns, rows = _cells(base, points)
     parts = [page.charts([svg.draw(chart) for chart in charts]), svg.legend(charts[0].series)] if charts else []
@@ -44,7 +44,7 @@ def sweep_page(title: str, base: EvalResult, points: Sequence[SweepPoint]) -> st
 
 
 def sweep_charts(base: EvalResult, points: Sequence[SweepPoint]) -> list[Chart]:
-    """Accuracy against the ratio and against MACs, a line a method; none without accuracies."""
+    """Return accuracy against the ratio and against MACs, a line per method; none without accuracies."""
     if base.accuracy is None or not any(p.result and p.result.accuracy is not None for p in points):
         return []
     unpruned = Reference(f"unpruned {numbers.percent(base.accuracy)}", 100 * base.accuracy)
@@ -56,7 +56,7 @@ def sweep_charts(base: EvalResult, points: Sequence[SweepPoint]) -> list[Chart]:
 
 
 def _curves(base: EvalResult, points: Sequence[SweepPoint], against: Axis) -> tuple[Series, ...]:
-    """For each method its points by ratio, beginning at the unpruned network."""
+    """Return the points of each method by ratio, beginning at the unpruned network."""
     curves: dict[str, list[Point]] = {}
     for point in points:
         if point.result is not None and point.result.accuracy is not None:
@@ -73,7 +73,7 @@ def _place(result: EvalResult, ratio: float, note: str, against: Axis) -> Point:
 
 
 def _cells(base: EvalResult, points: Sequence[SweepPoint]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The table; a column without any figure is left out."""
+    """Return the columns and rows of the table; a column without any figure is left out."""
     rows = [
         ("unpruned", "", *_figures(base, base)),
         *((p.label, f"{p.ratio:g}", *_figures(base, p.result)) for p in points),

@@ -1,4 +1,4 @@
-"""What a chart shows, whoever draws it: `svg` for pages, `pictures` (Matplotlib) for files."""
+"""Description of a chart, independent of the renderer: `svg` for pages, `png` (Matplotlib) for files."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Form = Literal["points", "line", "bars", "steps"]
 
 
 def plainly(value: float) -> str:
-    """A figure without superfluous digits."""
+    """Format a figure without superfluous digits."""
     return f"{value:g}"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows: its label, its unit, and how a figure on it is written (without the unit).
+    """An axis: its label, its unit, and the format of its figures (without the unit).
 
-    With `names` its places 0, 1, 2, … are called so. `descending` puts the largest figure first.
+    With `names`, the positions 0, 1, 2, … have these names. `descending` puts the largest figure first.
     """
 
     label: str
@@ -31,13 +31,13 @@ class Axis:
 
     @property
     def title(self) -> str:
-        """Label and unit, as they are drawn."""
+        """Label and unit, as drawn."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
 @dataclass(frozen=True)
 class Point:
-    """One figure: where it stands, what is written in its marker or beside it, and what hovering over it tells."""
+    """One point: its coordinates, the text in its marker or beside it, and its tooltip."""
 
     x: float
     y: float
@@ -50,7 +50,7 @@ class Point:
 class Series:
     """Points of one colour: alone, joined by a line, or as the heights of bars or steps around `x`.
 
-    Bars take the share `width` of the room to their neighbours; `muted` is what others are compared with.
+    Bars take the share `width` of the distance to their neighbours; `muted` series are the ones to compare with.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Series:
 
     @property
     def solid(self) -> bool:
-        """Whether it has heights, which begin at zero."""
+        """True for bars and steps, whose heights begin at zero."""
         return self.form in ("bars", "steps")
 
     @property
@@ -73,7 +73,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Reference:
-    """A figure to compare with: a line across the chart at `value` of the axis `along`, with a label."""
+    """A line across the chart at `value` of the axis `along`, with a label."""
 
     label: str
     value: float
@@ -82,7 +82,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Chart:
-    """Series over two axes, with lines of reference."""
+    """Series over two axes, with reference lines."""
 
     title: str
     x: Axis
@@ -92,16 +92,16 @@ class Chart:
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """Those of all series."""
+        """The points of all series."""
         return tuple(point for series in self.series for point in series.points)
 
     @property
     def description(self) -> str:
-        """The chart in one line, for those who do not see it."""
+        """Description of the chart in one line, for screen readers."""
         return f"{self.title}: {self.y.title} against {self.x.title}"
 
     def extent(self, along: Literal["x", "y"]) -> tuple[float, float]:
-        """The least and the largest figure that must be on the paper along one axis."""
+        """Return the least and the largest figure that one axis must cover."""
         found = [getattr(point, along) for point in self.points]
         found += [reference.value for reference in self.references if reference.along == along]
         for series in self.series:
@@ -115,7 +115,7 @@ class Chart:
 def ticks(
     low: float, high: float, axis: Axis, fits: Callable[[Sequence[tuple[float, str]]], bool]
 ) -> list[tuple[float, str]]:
-    """Round figures between `low` and `high` and what is written there: as many, up to six, as `fits` allows."""
+    """Return round figures between `low` and `high` with their texts: as many, up to six, as `fits` allows."""
     found: list[tuple[float, str]] = []
     for about in (6, 5, 4, 3, 2, 1):
         found = _named(low, high, axis.names, about) if axis.names else _round(low, high, axis, about)
@@ -125,7 +125,7 @@ def ticks(
 
 
 def _round(low: float, high: float, axis: Axis, about: int) -> list[tuple[float, str]]:
-    """Multiples of 1, 2 or 5 times a power of ten."""
+    """Return multiples of 1, 2 or 5 times a power of ten."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = min((power * m for m in (1, 2, 5, 10)), key=lambda size: abs(math.log(size / raw)))

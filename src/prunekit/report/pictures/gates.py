@@ -13,19 +13,19 @@ from prunekit.report.pictures.chart import Axis, Chart, Point, Reference, Series
 if TYPE_CHECKING:
     from prunekit.methods.manidp.gate_report import Portrait
 
-_DOTS = 400  # of the scatter plot
+_DOTS = 400  # in the scatter plot
 MACS = Axis("MACs of an image", written=numbers.count)
 
 
 def spread_chart(portrait: Portrait) -> Chart:
-    """How many images cost how much."""
+    """Return a histogram of the cost of images."""
     points = tuple(Point(macs, n, note=f"{n:,} images") for macs, n in histogram(portrait.record.macs))
     mean = Reference(f"mean {numbers.count(portrait.result.macs['mean'])}", portrait.result.macs["mean"], "x")
     return Chart("Images by cost", MACS, Axis("images", written=numbers.count), (Series("", points, "bars"),), (mean,))
 
 
 def sweep_chart(portrait: Portrait) -> Chart:
-    """Accuracy against mean MACs as all thresholds grow together."""
+    """Return accuracy against mean MACs while all thresholds grow together."""
     points = tuple(
         Point(macs, 100 * accuracy, note=f"{numbers.count(macs)} MACs, {numbers.percent(accuracy)}")
         for macs, accuracy in sorted(portrait.sweep)
@@ -35,7 +35,7 @@ def sweep_chart(portrait: Portrait) -> Chart:
 
 
 def loss_chart(portrait: Portrait, most: int | None = _DOTS) -> Chart:
-    """What images cost against how hard they are; `most` of them, evenly chosen."""
+    """Return the cost of images against their difficulty; `most` of them, evenly chosen."""
     record = portrait.record
     step = max(1, len(record.macs) // most) if most else 1
     points = tuple(
@@ -46,7 +46,7 @@ def loss_chart(portrait: Portrait, most: int | None = _DOTS) -> Chart:
 
 
 def draw_gates(portrait: Portrait, folder: Path) -> None:
-    """`macs.png`, `sweep.png` and `difficulty.png` in `folder`."""
+    """Write `macs.png`, `sweep.png` and `difficulty.png` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     png.draw([spread_chart(portrait)], folder / "macs.png")
     png.draw([sweep_chart(portrait)], folder / "sweep.png")

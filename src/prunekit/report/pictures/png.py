@@ -1,4 +1,4 @@
-"""Charts as files, drawn by Matplotlib (the extra `pictures`), and those of a pruning: gammas, widths, passes."""
+"""Charts as files, drawn by Matplotlib (the extra `pictures`), and the charts of a pruning: gammas, widths, passes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _PICTURES = (".png", ".svg", ".pdf")
 _COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#a61e4d")
 _MUTED = "#9aa5b1"
 _BINS = 60
-_MANY = 100  # points, from which on they are small
-_LETTERS = 60  # that have room along an axis
+_MANY = 100  # points, above which markers are small
+_LETTERS = 60  # names that fit along an axis
 MACS, ACCURACY = Axis("MACs", written=numbers.count), Axis("accuracy", "%")
 
 
 def require_matplotlib() -> Any:
-    """Matplotlib's object-oriented `Figure`, which needs no display.
+    """Return Matplotlib's object-oriented `Figure`, which needs no display.
 
     Raises:
-        InputError: it is not installed.
+        InputError: Matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -53,13 +53,13 @@ def check_picture(path: str) -> None:
 
 
 def gammas_of(model: nn.Module) -> torch.Tensor:
-    """|gamma| of every batch norm, `(channels,)`."""
+    """Return |gamma| of every batch norm, `(channels,)`."""
     scales = [m.weight.detach().abs().flatten() for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
     return torch.cat(scales).cpu() if scales else torch.zeros(0)
 
 
 def gammas_chart(before: torch.Tensor, after: torch.Tensor, threshold: float | None) -> Chart:
-    """Histograms of |gamma| before and after, with the threshold between what went and what stayed."""
+    """Return histograms of |gamma| before and after, with the threshold that separates removed from kept channels."""
     top = float(max([t.max() for t in (before, after) if t.numel()], default=torch.tensor(1.0))) or 1.0
 
     def counted(values: torch.Tensor) -> tuple[Point, ...]:
@@ -72,7 +72,7 @@ def gammas_chart(before: torch.Tensor, after: torch.Tensor, threshold: float | N
 
 
 def widths_chart(before: Mapping[str, int], after: Mapping[str, int]) -> Chart:
-    """Output channels of each layer before and after, in execution order."""
+    """Return the output channels of each layer before and after, in execution order."""
     now = tuple(Point(i, after.get(name, 0)) for i, name in enumerate(before))
     then = tuple(Point(i, width) for i, width in enumerate(before.values()))
     series = (Series("before", then, "bars", width=0.8, muted=True), Series("after", now, "bars", width=0.5))
@@ -80,7 +80,7 @@ def widths_chart(before: Mapping[str, int], after: Mapping[str, int]) -> Chart:
 
 
 def passes_chart(passes: Sequence[PassResult], start_accuracy: float) -> Chart:
-    """Accuracy against MACs over the passes, right after pruning and after tuning."""
+    """Return accuracy against MACs over the passes, right after pruning and after tuning."""
     start = Point(passes[0].before.macs, 100 * start_accuracy, note="before")
     tuned = (start, *(Point(p.after.macs, 100 * p.accuracy_tuned) for p in passes))
     pruned = tuple(Point(p.after.macs, 100 * p.accuracy_pruned) for p in passes)
@@ -89,7 +89,7 @@ def passes_chart(passes: Sequence[PassResult], start_accuracy: float) -> Chart:
 
 
 def draw(charts: Sequence[Chart], path: Path, *, title: str = "", force: bool = True) -> None:
-    """Write the charts side by side as one picture, in the format that the suffix of `path` says.
+    """Write the charts side by side as one picture, in the format of the suffix of `path`.
 
     Raises:
         InputError: Matplotlib is missing, or the file cannot be written.
@@ -103,7 +103,7 @@ def draw(charts: Sequence[Chart], path: Path, *, title: str = "", force: bool = 
         _draw(axes, chart)
     kind = path.suffix.lower().removeprefix(".")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts that the font does not have
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts that the font lacks
         atomic_write(path, lambda stream: figure.savefig(stream, dpi=120, format=kind), force=force)
 
 
@@ -137,7 +137,7 @@ def _add(axes: Axes, series: Series, colour: str) -> None:
 
 
 def _write_ticks(axes: Axes, chart: Chart) -> None:
-    """The same ones as on a page; names stand upright, all of them."""
+    """Write the same ticks as on a page; names are vertical, and none is left out."""
     for axis, drawn, (low, high) in ((chart.x, axes.xaxis, axes.get_xlim()), (chart.y, axes.yaxis, axes.get_ylim())):
         if axis.names:
             drawn.set_ticks(range(len(axis.names)), [_text(name) for name in axis.names], rotation=90, fontsize=6)
@@ -149,7 +149,7 @@ def _write_ticks(axes: Axes, chart: Chart) -> None:
 
 
 def _annotate(axes: Axes, points: Sequence[Point]) -> None:
-    """Write each point's name beside it: above one another where points lie together, leftwards at the right end."""
+    """Write each point's name beside it: stacked where points lie together, to the left at the right end."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     taken: list[tuple[float, float]] = []
     for point in sorted((p for p in points if p.name), key=lambda p: p.y):
@@ -163,6 +163,6 @@ def _annotate(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _text(name: str) -> str:
-    """A name as it is: Matplotlib reads $ as mathematics, and hides what begins with an underscore."""
+    """Escape a name: Matplotlib reads $ as mathematics, and hides labels that begin with an underscore."""
     escaped = printable(name).replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped

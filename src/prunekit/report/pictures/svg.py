@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn by hand so that a page needs nothing else; colours are those of `page`'s style."""
+"""Charts as SVG, written by hand so that a page needs nothing else; colours are those of `page`'s style."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from prunekit.report.text import for_html
 _WIDTH, _HEIGHT = 480, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 88, 20, 36, 56
 _COLOURS = 6
-_RADIUS = 9  # of a marker with a text in it
-_LETTER = 8.6  # about the width of one, in the size of the labels
-_MANY = 100  # points, from which on they are small
+_RADIUS = 9  # of a marker with text in it
+_LETTER = 8.6  # approximate width of a letter, in the size of the labels
+_MANY = 100  # points, above which markers are small
 
 
 class _Scale:
-    """From figures to places on paper, with a little room at both ends."""
+    """Mapping from figures to pixels, with a margin at both ends."""
 
     def __init__(self, extent: tuple[float, float], axis: Axis, start: float, end: float) -> None:
         low, high = extent
@@ -34,7 +34,7 @@ class _Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
     def across(self) -> list[tuple[float, str]]:
-        """Places and texts below the paper: none reaches over its edge or into another one."""
+        """Return positions and texts below the plot: none crosses its edge or overlaps another."""
 
         def fits(found: Sequence[tuple[float, str]]) -> bool:
             ends = sorted((self(value) - _wide(text) / 2, self(value) + _wide(text) / 2) for value, text in found)
@@ -44,7 +44,7 @@ class _Scale:
         return [(self(value), text) for value, text in ticks(self.low, self.high, self.axis, fits)]
 
     def up(self) -> list[tuple[float, str]]:
-        """Places and texts beside the paper."""
+        """Return positions and texts beside the plot."""
 
         def fits(found: Sequence[tuple[float, str]]) -> bool:
             return all(_wide(text) <= _LEFT - 24 for _, text in found)
@@ -53,7 +53,7 @@ class _Scale:
 
 
 def draw(chart: Chart) -> str:
-    """The chart as one `<svg>`; empty where there are no points."""
+    """Return the chart as one `<svg>`; empty where there are no points."""
     if not chart.points:
         return ""
     across = _Scale(chart.extent("x"), chart.x, _LEFT, _WIDTH - _RIGHT)
@@ -68,7 +68,7 @@ def draw(chart: Chart) -> str:
 
 
 def legend(series: Sequence[Series]) -> str:
-    """Which colour is whose."""
+    """Return the legend: the colour and name of each series."""
     keys = zip(series, _colours(series), strict=True)
     return (
         "<p>" + "".join(f'<span class="key f{colour}"></span>{for_html(line.name)}' for line, colour in keys) + "</p>"
@@ -76,7 +76,7 @@ def legend(series: Sequence[Series]) -> str:
 
 
 def _colours(series: Sequence[Series]) -> list[str]:
-    """The name of each one's colour in the style: `b` for what is muted, numbers for the others."""
+    """Return the colour of each series by its name in the style: `b` for muted series, numbers for the others."""
     bright = [line for line in series if not line.muted]
     return ["b" if line.muted else str(bright.index(line) % _COLOURS) for line in series]
 
@@ -98,7 +98,7 @@ def _axes(across: _Scale, up: _Scale) -> list[str]:
 
 
 def _reference(line: Reference, across: _Scale, up: _Scale) -> str:
-    """A dashed line and its label, which stands where the line leaves the paper."""
+    """Return a dashed line and its label, where the line leaves the plot."""
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     if line.along == "y":
         place = up(line.value)
@@ -148,7 +148,7 @@ def _dot(x: float, y: float, colour: str, radius: int) -> str:
 
 
 def _marked(x: float, y: float, mark: str, colour: str, taken: list[tuple[float, float]]) -> str:
-    """A marker with its text, moved aside where one stands already, and tied to its true place."""
+    """Return a marker with its text, moved aside where another stands, and tied to its true position."""
     place = x
     step = 2 * _RADIUS if x < _WIDTH / 2 else -2 * _RADIUS
     while any(math.hypot(place - other, y - height) < 2 * _RADIUS - 1 for other, height in taken):

@@ -1,4 +1,4 @@
-"""How well each class is recognised, and what it is mostly taken for."""
+"""Accuracy of each class, and the class that it is mostly mistaken for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def classes_table(results: Sequence[EvalResult]) -> Any:
-    """A row a class: its images and each network's accuracy; of a single network more."""
+    """Return a table with a row per class: its images and each network's accuracy; more for a single network."""
     return table(*class_cells(results))
 
 
 def class_cells(results: Sequence[EvalResult]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Columns and rows of that table, as text."""
+    """Return columns and rows of that table, as text."""
     scored = [(result.model, result.answers) for result in results if result.answers is not None]
     if len(scored) != 1:
         columns = ["class", "images", *(model for model, _ in scored)]
@@ -38,7 +38,7 @@ def class_cells(results: Sequence[EvalResult]) -> tuple[list[str], list[tuple[st
 
 
 def unbalanced(answers: Answers, accuracy: float | None) -> str | None:
-    """What to beware of where one class is most of the data; None where none is."""
+    """Return a warning where one class dominates the data; None where none does."""
     if not answers.unbalanced:
         return None
     name, share = answers.largest
@@ -50,7 +50,7 @@ def unbalanced(answers: Answers, accuracy: float | None) -> str | None:
 
 
 def _taken_for(answers: Answers) -> list[str]:
-    """For each class the one that it is most often taken for, and how often."""
+    """Return for each class the one that it is most often mistaken for, and how often."""
     found = [numbers.NONE] * len(answers.classes)
     for (label, named), count in answers.mistakes().items():  # most frequent first
         if found[label] == numbers.NONE:

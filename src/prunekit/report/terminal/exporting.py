@@ -1,4 +1,4 @@
-"""A model and the file that was exported from it, for people."""
+"""A model beside its exported file, for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RUNS_ON = {"onnx": "ONNX Runtime", "pt2": ".pt2"}
 
 
 def side_by_side(done: Exported | ExportedBuckets, times: Mapping[str, Latency], size: int | None) -> Any:
-    """Accuracy, size and latency of both; a column without a figure is left out."""
+    """Return accuracy, size and latency of both as a table; a column without a figure is left out."""
     parity = done.parity
     rows = [
         ("PyTorch", numbers.percent(parity.accuracy), numbers.data_size(size), *_times(times.get("model"))),
@@ -34,7 +34,7 @@ def side_by_side(done: Exported | ExportedBuckets, times: Mapping[str, Latency],
 
 
 def parity_line(done: Exported | ExportedBuckets) -> str:
-    """How closely they agree, in one line."""
+    """Return the agreement of both in one line."""
     parity = done.parity
     kind = "images" if parity.accuracy is not None else "random inputs"
     several = len(parity.outputs) > 1

@@ -1,4 +1,4 @@
-"""What gates did, for people."""
+"""The figures of a gated network, for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunekit.report.text import printable
 
 
 def gates_table(model: str, facts: Mapping[str, Any]) -> Any:
-    """The figures of a gated network: costs over the images, its runtimes, and its layers."""
+    """Return a table of a gated network: costs over the images, its runtimes, and its layers."""
     parts: list[Any] = [Text(f"gates of {printable(model)}", style="bold"), _costs(facts)]
     if "runtimes_ms" in facts:
         parts.append(_runtimes(facts["runtimes_ms"]))

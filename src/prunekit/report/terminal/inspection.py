@@ -1,4 +1,4 @@
-"""What `inspect` found, for people."""
+"""The result of `inspect`, for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TITLES = {"params": "parameters", "macs": "MACs", "channels": "channels"}
 
 
 def inspection(facts: Mapping[str, Any]) -> Group:
-    """The document of `inspect` as text and tables, the summary first."""
+    """Return the document of `inspect` as text and tables, the summary first."""
     widths = facts["original"]["widths"] if facts["original"] else {}
     parts: list[Any] = [_summary(facts), _layers(facts["layers"], widths), _groups(facts["groups"])]
     if facts["frozen"]:
@@ -44,7 +44,7 @@ def _summary(facts: Mapping[str, Any]) -> Text:
 
 
 def _figure(facts: Mapping[str, Any], key: str) -> str:
-    """A figure, and what the unpruned architecture has, where that is known."""
+    """Return a figure, with that of the unpruned architecture where it is known."""
     original = facts["original"]
     return f"{facts[key]:,}" + (f" of {original[key]:,}" if original else "")
 
@@ -59,7 +59,7 @@ def _input(spec: Mapping[str, Any] | None) -> str:
 
 
 def _layers(layers: Sequence[Mapping[str, Any]], widths: Mapping[str, int]) -> Any:
-    """`widths` are the channels before pruning, where they are known."""
+    """Return a table of layers; `widths` are the channels before pruning, where known."""
     rows = [
         (
             layer["name"],
@@ -80,7 +80,7 @@ def _width(now: int, before: int | None) -> str:
 
 
 def _sensitivity(found: Mapping[str, Any]) -> Any:
-    """The accuracy that is left when one group alone loses channels."""
+    """Return a table of the accuracy left when one group alone loses channels."""
     groups = found["groups"]
     rows = [
         (group["group"], str(group["channels"]), *(numbers.percent(left) for left in group["accuracy"]))
@@ -117,7 +117,7 @@ def _history(history: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def describe_step(step: Mapping[str, Any]) -> str:
-    """One step of history: what was set otherwise than by default, and what it did. The plan is for `--json`."""
+    """Describe one step of history: settings other than the defaults, and results. The plan is left to `--json`."""
     name = str(step.get("method", "plan"))
     usual = _usual_settings(name)
     chosen = {key: value for key, value in step.get("settings", {}).items() if key not in usual or usual[key] != value}
@@ -131,7 +131,7 @@ def describe_step(step: Mapping[str, Any]) -> str:
 
 
 def _usual_settings(name: str) -> dict[str, Any]:
-    """The defaults of a step's settings; of a method that is not installed here those that every method has."""
+    """Return the default settings of a step; for a method that is not installed, those that every method has."""
     from prunekit.methods import registry
     from prunekit.methods.base import Config
     from prunekit.training.config import TrainConfig
@@ -142,7 +142,7 @@ def _usual_settings(name: str) -> dict[str, Any]:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names, and the number of the others."""
     shown = ", ".join(names[:_NAMES_SHOWN])
     return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
 

@@ -1,4 +1,4 @@
-"""The two streams of a command: data goes to standard output, everything for people to standard error."""
+"""The two streams of a command: data goes to standard output, messages for people to standard error."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ _WIDEST = 1000
 
 
 class ClosedPipeError(Exception):
-    """Nobody reads standard output any more: the command ends, and that is no error."""
+    """Error where nobody reads standard output any more: the command ends quietly."""
 
 
 class Output:
-    """Where one run of a command writes.
+    """The output of one run of a command.
 
-    `quiet` drops notes and progress, never data, warnings or errors; `json` says that the data is wanted as
-    one JSON document. Of the processes that `torchrun` starts, only the first one writes; each may report its
-    error.
+    `quiet` drops notes and progress, never data, warnings or errors; `json` says that the data is wanted as one JSON
+    document. Of the processes that `torchrun` starts, only the first one writes; each may report its error.
     """
 
     def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
@@ -38,25 +37,25 @@ class Output:
 
     @property
     def live(self) -> bool:
-        """Whether somebody watches: standard error is a terminal that can redraw a line."""
+        """True where standard error is a terminal that can redraw a line."""
         return not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def people(self) -> Console:
-        """A Rich console on standard error; colour follows NO_COLOR and TERM."""
+        """Return a Rich console on standard error; colour follows NO_COLOR and TERM."""
         return _console(sys.stderr)
 
     def note(self, text: str) -> None:
-        """One line about what happens."""
+        """Write one line of information."""
         if not self.quiet:
             self.people().print(_shown(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """One line that people should not miss."""
+        """Write one line of warning."""
         if self.first:
             self.people().print(f"[yellow]warning:[/] {_escaped(text)}", soft_wrap=True, markup=True)
 
     def error(self, message: str, hint: str | None = None) -> None:
-        """What went wrong, and what to do about it: two lines at most."""
+        """Write an error and its remedy: two lines at most."""
         console = self.people()
         who = "" if self.first else f"process {self.rank}: "
         console.print(f"[bold red]error:[/] {who}{_escaped(_one_line(message))}", soft_wrap=True, markup=True)
@@ -74,7 +73,7 @@ class Output:
             print(text, file=sys.stderr)
 
     def data(self, text: str) -> None:
-        """Write `text` to standard output, ending with one newline; a path's bytes that are no UTF-8 as they are."""
+        """Write `text` to standard output with one final newline; bytes of a path that are not UTF-8 are kept."""
         if self.first:
             _write(sys.stdout.buffer, (text.rstrip("\n") + "\n").encode(errors="surrogateescape"))
 
@@ -89,7 +88,7 @@ class Output:
 
 
 def _console(stream: TextIO, *, into: TextIO | None = None) -> Console:
-    """A console with the manners of `stream` (colour, width), which writes there or into another one."""
+    """Return a console with the properties of `stream` (colour, width), which writes there or into another one."""
     from rich.console import Console
 
     known = stream.isatty() or "COLUMNS" in os.environ
@@ -99,17 +98,17 @@ def _console(stream: TextIO, *, into: TextIO | None = None) -> Console:
         width=None if known else _WIDTH_OFF_TERMINAL,
         highlight=False,
         emoji=False,
-        markup=False,  # names may hold any
+        markup=False,  # names may contain such
     )
 
 
 def _rendered(content: RenderableType, stream: TextIO) -> str:
-    """The text of a table as it is to look on `stream`."""
+    """Return the text of a table as it should look on `stream`."""
     from rich.measure import Measurement
 
     text = io.StringIO()
     console = _console(stream, into=text)
-    # figures are never cut: what is wider than the terminal is the terminal's to wrap
+    # figures are never cut: the terminal wraps what is too wide
     least = Measurement.get(console, console.options.update(width=_WIDEST), content).minimum
     console.width = max(console.width, least)
     console.print(content)
@@ -130,7 +129,7 @@ def _write(stream: BinaryIO, content: bytes) -> None:
 
 
 def discard_stdout() -> None:
-    """Point standard output at nothing, so that the interpreter's last flush does not complain."""
+    """Redirect standard output to nothing, so that the interpreter's last flush does not complain."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # a replaced stream without a descriptor has nothing left to flush
@@ -142,7 +141,7 @@ def _one_line(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Lines for a terminal, in which nothing but these lines happens."""
+    """Return lines for a terminal, without control characters other than line breaks."""
     return printable(text, keep="\n")
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def say_pass(output: Output, done: PassResult) -> None:
-    """One line when a pass is over."""
+    """Write one line at the end of a pass."""
     output.note(
         f"pass {done.number}: {numbers.percent(done.accuracy_pruned)} after pruning, "
         f"{numbers.percent(done.accuracy_tuned)} after tuning, {done.after.macs:,} MACs"
@@ -22,7 +22,7 @@ def say_pass(output: Output, done: PassResult) -> None:
 
 
 def report_passes(output: Output, passes: Sequence[PassResult], start: float) -> None:
-    """All passes as one table."""
+    """Show all passes in one table."""
     first = passes[0].before
     rows = [("before", "", numbers.percent(start), f"{first.params:,}", f"{first.macs:,}")]
     rows += [

@@ -1,4 +1,4 @@
-"""How far long work is: a bar with the time left on a terminal, now and then a plain line off it."""
+"""Progress of long work: a bar with the time left on a terminal, an occasional plain line off it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def counting(output: Output, label: str) -> Iterator[Count]:
-    """Show the progress of one piece of work, called `label`; yields what is to be told of it."""
+    """Show the progress of one piece of work, called `label`; yield the function that receives it."""
     if output.live:
         with bar(output) as progress:
             task = progress.add_task(printable(label), total=None)
@@ -33,7 +33,7 @@ def counting(output: Output, label: str) -> Iterator[Count]:
 
 
 def bar(output: Output) -> Progress:
-    """A bar on standard error that goes away when the work is done."""
+    """Return a progress bar on standard error that disappears when the work is done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -47,7 +47,7 @@ def bar(output: Output) -> Progress:
 
 
 class _Lines:
-    """A line every few seconds: off a terminal a bar would fill a log."""
+    """Progress as a line every few seconds: off a terminal a bar would fill a log."""
 
     def __init__(self, output: Output, label: str) -> None:
         self.output = output

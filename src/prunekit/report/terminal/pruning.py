@@ -1,4 +1,4 @@
-"""What a surgery changed, for people."""
+"""The result of a surgery, for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def report(output: Output, pruned: Pruned, *, dry_run: bool) -> None:
-    """The figures before and after, and what happened beside; with `dry_run` the plan, as the data asked for."""
+    """Show the figures before and after, and remarks; with `dry_run` also the plan, as the data asked for."""
     parts: list[Any] = [_change(pruned)]
     if dry_run:
         parts.insert(0, _widths(pruned))
@@ -36,7 +36,7 @@ def _change(pruned: Pruned) -> Any:
 
 
 def _widths(pruned: Pruned) -> Any:
-    """The plan: how many channels each group keeps."""
+    """Return the plan as a table: how many channels each group keeps."""
     kept = {pruned.graph.group(keep.group).name: len(keep.index) for keep in pruned.plan.keeps}
     rows = [
         (group.name, str(group.size), str(kept.get(group.name, group.size)))
@@ -47,8 +47,8 @@ def _widths(pruned: Pruned) -> Any:
 
 
 def _remarks(pruned: Pruned) -> Sequence[str]:
-    """What the method notes beside its plan, the proof, and the time."""
-    said = {key: value for key, value in pruned.plan.notes.items() if key != "never_ran"}  # there was a warning
+    """Return the notes of the method, the proof, and the time."""
+    said = {key: value for key, value in pruned.plan.notes.items() if key != "never_ran"}  # already shown as a warning
     notes = {key: value for key, value in said.items() if value not in (None, [], {}, "")}
     lines = [f"{key}: {_short(value)}" for key, value in notes.items()]
     proof = f"masked and sliced agree to {pruned.difference:.1e}"

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, left: int = 1) -> Table:
-    """A table whose first `left` columns are text and whose others are figures.
+    """Return a table with `left` columns of text, then columns of figures.
 
-    Names (the first column) and figures are never wrapped; the text between them may be.
+    Names (the first column) and figures are never wrapped; other text may be.
     """
     grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     columns, cells = [*map(printable, columns)], [tuple(map(printable, row)) for row in rows]
@@ -35,16 +35,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str |
 
 
 def results_table(results: Sequence[EvalResult], *, columns: Sequence[str] | None = None) -> Table:
-    """Networks side by side; see `result_cells`."""
+    """Return networks side by side as a table; see `result_cells`."""
     return table(*result_cells(results, columns=columns))
 
 
 def result_cells(
     results: Sequence[EvalResult], *, columns: Sequence[str] | None = None
 ) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Names and rows of the table of `results`, as text; figures that differ from the first network's say by how much.
+    """Return columns and rows of the table of `results`, as text, with the relative change from the first network.
 
-    A column that none of them has a figure for is left out, as is what `columns` omits.
+    A column without any figure is left out, as is any column not in `columns`.
     """
     first = results[0]
     cells: dict[str, list[str]] = {
@@ -64,19 +64,19 @@ def result_cells(
 
 
 def _unbalanced(result: EvalResult) -> bool:
-    """Whether the mean over the classes says something that plain accuracy does not."""
+    """Return whether the mean over the classes says more than plain accuracy."""
     return result.answers is not None and result.answers.unbalanced
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """The same table for a document in Markdown."""
+    """Return the same table in Markdown."""
     rule = ["---" if i < left else "---:" for i in range(len(columns))]
     lines = [columns, rule, *rows]
     return "\n".join("| " + " | ".join(map(for_markdown, line)) + " |" for line in lines)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Comma-separated values, quoted where they must be; an empty cell where there is no figure, and no formulas."""
+    """Return comma-separated values, quoted where necessary; empty cells for missing figures, and no formulas."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(for_csv, columns))
@@ -85,7 +85,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def flat(result: EvalResult) -> dict[str, object]:
-    """A result's figures without rounding, one a column: `latency_ms` becomes `latency_ms_p50` and so on."""
+    """Return a result's figures without rounding, one per column: `latency_ms` becomes `latency_ms_p50` and so on."""
     plain = result.to_json()
     latency = plain.pop("latency_ms") or {}
     plain.pop("gates", None)  # a document of its own
@@ -94,5 +94,5 @@ def flat(result: EvalResult) -> dict[str, object]:
 
 
 def against(first: int, value: int, text: str) -> str:
-    """The figure, and its change against the first network's where it differs."""
+    """Return the figure, with its change against the first network's where they differ."""
     return f"{text} {numbers.change(first, value)}" if value != first else text

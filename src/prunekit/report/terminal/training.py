@@ -1,4 +1,4 @@
-"""A training run as people watch it: a bar and a line an epoch on a terminal, plain lines off it."""
+"""A training run as people watch it: a bar and a line per epoch on a terminal, plain lines off it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 @contextmanager
 def watching(output: Output, label: str = "training") -> Iterator[Sink]:
-    """Show a run; yields what is to be told of its events."""
+    """Show a run; yield the sink that receives its events."""
     if output.live:
         with bar(output) as progress:
             yield _Watcher(output, label, progress)
@@ -30,7 +30,7 @@ def watching(output: Output, label: str = "training") -> Iterator[Sink]:
 
 
 class _Watcher:
-    """Turns events into lines, and on a terminal into a bar above which the lines appear."""
+    """Turns events into lines, and on a terminal into a bar with the lines above it."""
 
     def __init__(self, output: Output, label: str, progress: Progress | None) -> None:
         self.output = output
