@@ -1,4 +1,4 @@
-"""The command line: a thin face on the Python API. Torch is imported only by the command that needs it."""
+"""The command line: a thin layer over the Python API. Torch is imported only by commands that need it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """The `prunekit` program: run the command that `sys.argv` names and leave with its exit status."""
+    """Run the command that `sys.argv` names and exit with its status."""
     try:
         from prunekit.cli.app import run
 
         sys.exit(run(sys.argv[1:]))
-    except KeyboardInterrupt:  # before a command could begin, or while the last lines of one were written
+    except KeyboardInterrupt:  # before a command could begin, or while its last lines were written
         sys.exit(130)

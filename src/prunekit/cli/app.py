@@ -1,4 +1,4 @@
-"""The root command and how a run of it ends: arguments in, exit status out."""
+"""The root command, and the exit status of each run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BUG = 70
 INTERRUPTED = 130
 
-# name -> one line of help; each is a module of prunekit.cli.commands with a `COMMAND`. Methods come between.
+# name -> one line of help; each is a module of prunekit.cli.commands with a `COMMAND`. Methods come in between.
 _BEFORE_METHODS = {"inspect": "What a network is made of: layers, channel groups, cost, and what is frozen and why."}
 _AFTER_METHODS = {
     "train": "Train or fine-tune any model; with --sparsity, as Network Slimming asks.",
@@ -55,17 +55,17 @@ _EPILOG = "A model is a file, - for standard input, torchvision:NAME or prunekit
 
 
 class RootGroup(TyperGroup):
-    """Builds a command when it is asked for; the list of them needs names and summaries alone."""
+    """Group that builds a command on request; listing commands needs names and summaries alone."""
 
     listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """All commands: the built-in ones, and one for each installed method."""
+        """Return all commands: the built-in ones, and one for each installed method."""
         del ctx
         return [*_BEFORE_METHODS, *_methods(), *_GROUPS, *_AFTER_METHODS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name; while help lists them, only its name and summary."""
+        """Return the command of that name; while help lists them, only its name and summary."""
         if cmd_name not in self.list_commands(ctx):
             return None
         if cmd_name in _GROUPS and not self.listing:
@@ -74,7 +74,7 @@ class RootGroup(TyperGroup):
         return build(cmd_name, _summary(cmd_name), command)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that is to run, suggesting the nearest where there is none."""
+        """Find the command to run; where there is none, suggest the nearest."""
         known = self.list_commands(ctx)
         if args and not args[0].startswith("-") and args[0] not in known:
             raise unknown_name("command", args[0], known)
@@ -112,12 +112,12 @@ def _summary(name: str) -> str:
 
     try:
         return registry.get(name).summary
-    except Exception as error:  # whatever a plug-in raises: it must not take the help of all others with it
+    except Exception as error:  # a plug-in may raise anything, which must not break the help of all others
         return f"(cannot be loaded: {type(error).__name__}: {error})"
 
 
 def _nothing() -> None:
-    """Stands for a command whose code is not needed."""
+    """Stand in for a command whose code is not needed."""
 
 
 def _load(name: str) -> Command:
@@ -150,7 +150,7 @@ def _root(
 
 
 def root_command() -> Any:
-    """The whole command line as one object that parses arguments."""
+    """Return the whole command line as one object that parses arguments."""
     app = typer.Typer(cls=RootGroup, rich_markup_mode=None, add_completion=True)
     app.callback(help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})(_root)
     return typer.main.get_command(app)
@@ -175,7 +175,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _parsed_and_run(args: Sequence[str]) -> object:
-    """What the parser returns: its own exit status, or what the command returned, which means nothing."""
+    """Return the parser's exit status, or the result of the command, which has no meaning."""
     arguments = list(args) or ["--help"]
     try:
         return root_command().main(args=arguments, prog_name="prunekit", standalone_mode=False)
@@ -192,16 +192,16 @@ def _finished(result: object) -> int:
 
 
 def _report(error: Exception, output: Output) -> int:
-    """Say what went wrong in one or two lines; the exit status that belongs to it."""
+    """Show an error in one or two lines and return its exit status."""
     if isinstance(error, PrunekitError):
         output.error(error.message, error.hint)
         return error.exit_code
-    if hasattr(error, "format_message"):  # the argument parser's own: bad usage
+    if hasattr(error, "format_message"):  # usage errors of the argument parser
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "prunekit"
         output.error(error.format_message(), f"see {path} --help")
         return 2
-    if isinstance(error, OSError) and error.strerror:  # the machine's fault: a full disk, no permission
+    if isinstance(error, OSError) and error.strerror:  # the environment's fault: a full disk, no permission
         where = f"{error.filename}: " if error.filename else ""
         output.error(f"{where}{error.strerror}")
         return 2
@@ -212,7 +212,7 @@ def _report(error: Exception, output: Output) -> int:
 
 @contextmanager
 def _plain_warnings(output: Output) -> Iterator[None]:
-    """Show a warning as one line, without file and source; nothing of what only developers can act on."""
+    """Show a warning as one line, without file and source, and hide those that only developers can act on."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
         if issubclass(category, UserWarning):

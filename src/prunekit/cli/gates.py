@@ -1,4 +1,4 @@
-"""What `eval` adds for networks with gates: budgets, runtimes, and what the gates did."""
+"""Additions of `eval` for networks with gates: budgets, runtimes, and figures of the gates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def prepare(options: EvalOptions, model: nn.Module) -> None:
-    """Set the thresholds that `--budget` names; raises `InputError` for gate options without gates."""
+    """Set the thresholds that `--budget` names; raise `InputError` for gate options without gates."""
     from prunekit.methods.manidp.thresholds import use_budget
 
     if not _has_gates(model):
@@ -36,7 +36,7 @@ def prepare(options: EvalOptions, model: nn.Module) -> None:
 def measure(
     output: Output, model: nn.Module, images: ImageSet | None, result: EvalResult, options: EvalOptions
 ) -> EvalResult:
-    """The result with what the gates did, and with the accuracy and latency of the runtime asked for."""
+    """Return the result with the figures of the gates, and accuracy and latency of the requested runtime."""
     if not _has_gates(model):
         return result
     from prunekit.methods.manidp.assess import assess
@@ -61,7 +61,7 @@ def measure(
 
 
 def show(output: Output, result: EvalResult) -> None:
-    """The gates of a result as tables for people."""
+    """Show the gates of a result as tables for people."""
     if result.gates is not None:
         from prunekit.report.terminal.gates import gates_table
 
@@ -81,7 +81,7 @@ def _budgets(model: nn.Module) -> list[str]:
 
 
 def _baseline(model: nn.Module) -> float | None:
-    """The validation accuracy that the network had before it got gates, as its history tells."""
+    """Return the network's validation accuracy before it got gates, from its history."""
     from prunekit.spec import origin_of
 
     origin = origin_of(model)
@@ -97,7 +97,7 @@ def _run_as(
     options: EvalOptions,
     facts: dict[str, Any],
 ) -> EvalResult:
-    """Accuracy and latency of the runtime asked for; an approximate runtime answers otherwise than the masks do."""
+    """Return the result with accuracy and latency of the requested runtime; an approximate one answers differently."""
     import torch
 
     from prunekit.evaluation.latency import measure_latency
@@ -118,7 +118,7 @@ def _run_as(
 
 
 def _latencies(output: Output, model: nn.Module, options: EvalOptions) -> dict[str, float]:
-    """Median milliseconds of each runtime and of the dense network without gates, timed in turns."""
+    """Return the median milliseconds of each runtime and of the dense network without gates, timed in turns."""
     from prunekit.evaluation.latency import threads_limited
     from prunekit.methods.manidp.runtimes import choose
 

@@ -1,4 +1,4 @@
-"""What a training run leaves in a network's memory."""
+"""Record of a training run in a network's history."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def remember_run(model: nn.Module, images: ImageSet, config: TrainConfig, result: TrainResult) -> None:
-    """Note how images are prepared for `model`, its classes, and the run as a step of its history."""
+    """Remember in `model` its classes, the preparation of its images, and the run as a step of history."""
     origin = dataclasses.replace(origin_of(model) or Origin(""), input=images.input_spec, classes=images.classes)
     step = {"method": "train", "settings": config.settings(), "accuracy": result.accuracy}
     remember(model, origin.after(step))

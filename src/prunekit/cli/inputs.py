@@ -14,10 +14,10 @@ _KINDS = ("int64", "int32", "uint8", "bool")
 
 
 def example_inputs(network: nn.Module, sizes: str | None) -> tuple[Tensor, ...]:
-    """Inputs of the `sizes` that --inputs says, or else the one image that the network reads; all with a batch of one.
+    """Return inputs of the `sizes` of --inputs, or else the one image that the network reads; all with a batch of one.
 
     Raises:
-        InputError: something in `sizes` is no size, or nobody says what the network reads.
+        InputError: Something in `sizes` is no size, or the network's input is unknown.
     """
     import torch
 
@@ -29,7 +29,7 @@ def example_inputs(network: nn.Module, sizes: str | None) -> tuple[Tensor, ...]:
         shape, kind = _size(text)
         if kind is None:
             example.append(_zeros(network, shape))
-        else:  # zeros and ones are numbers that everything takes: of classes, of words, masks
+        else:  # zeros and ones are valid as classes, as words and as masks
             example.append(torch.randint(2, shape, generator=generator).to(getattr(torch, kind)))
     return tuple(example)
 
@@ -43,7 +43,7 @@ def _zeros(network: nn.Module, shape: tuple[int, ...]) -> Tensor:
 
 
 def _size(text: str) -> tuple[tuple[int, ...], str | None]:
-    """`3x64x64` or `16:int64` as a shape with a batch of one, and the type of its numbers where it is said."""
+    """Parse `3x64x64` or `16:int64` into a shape with a batch of one, and the dtype where it is given."""
     size, _, kind = text.strip().lower().partition(":")
     parts = size.split("x")
     if not all(part.isdigit() and int(part) > 0 for part in parts) or kind not in ("", *_KINDS):

@@ -1,4 +1,4 @@
-"""Measuring networks, as `eval`, `compare` and `sweep` do."""
+"""Measurement of networks for `eval`, `compare` and `sweep`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Models = Annotated[
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What is measured, and how."""
+    """Options of the measurement."""
 
     split: str = option("test", choices=("test", "val", "train"), help="Which part of the data.")
     batch_size: int = option(256, help="Images at a time.")
@@ -50,7 +50,7 @@ class MeasureOptions:
 
 @dataclass(frozen=True)
 class EvalOptions(MeasureOptions):
-    """What is measured, and what must come of it."""
+    """Options of the measurement, and requirements on its result."""
 
     runtime: str | None = option(
         choices=RUNTIMES, help="How networks with gates run: their accuracy and latency are then those of this runtime."
@@ -64,7 +64,7 @@ class EvalOptions(MeasureOptions):
 def measure_all(
     output: Output, sources: list[str], data: DataOptions, options: MeasureOptions, reading: ReadingOptions
 ) -> list[EvalResult]:
-    """Read and measure each model that `sources` name; one of them may be standard input."""
+    """Read and measure each model in `sources`; one of them may be standard input."""
     return [result for _, _, result in measured(output, sources, data, options, reading)]
 
 
@@ -76,7 +76,7 @@ def measured(
     reading: ReadingOptions,
     prepare: Callable[[nn.Module], object] = lambda _: None,
 ) -> Iterator[tuple[nn.Module, ImageSet | None, EvalResult]]:
-    """As `measure_all`, with each model, after `prepare` has seen it, and the images that it was measured on."""
+    """Yield each model, after `prepare` has seen it, with the images that it was measured on and its result."""
     if sources.count(STREAM) > 1:
         raise InputError("standard input was given twice", hint="only one model can come from a pipe")
     for number, source in enumerate(sources):
@@ -90,7 +90,7 @@ def measured(
 
 
 def warn_of_balance(output: Output, result: EvalResult) -> None:
-    """Say where plain accuracy misleads, because most images are of one class."""
+    """Warn where plain accuracy misleads, because most images are of one class."""
     from prunekit.report.terminal.classes import unbalanced
 
     beware = unbalanced(result.answers, result.accuracy) if result.answers is not None else None
@@ -101,7 +101,7 @@ def warn_of_balance(output: Output, result: EvalResult) -> None:
 def open_images(
     output: Output, model: nn.Module, data: DataOptions, options: MeasureOptions, reading: ReadingOptions
 ) -> ImageSet | None:
-    """The images to measure on, prepared as the model reads them; None without `--data`."""
+    """Return the images to measure on, prepared for the model; None without `--data`."""
     if data.data is None:
         return None
     return data.open(output, cast("Split", options.split), spec_of(model), reading)

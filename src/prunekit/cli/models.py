@@ -23,9 +23,9 @@ _SUFFIXES = (".pt", ".pth", ".pt2", ".th", ".bin", ".ckpt", ".safetensors", ".ta
 
 
 def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | None]:
-    """The network that `source` names, and the size of its file in bytes (None where there is no file).
+    """Return the network that `source` names, and the size of its file in bytes (None where there is no file).
 
-    What `--input-size`, `--mean` and `--std` say becomes part of what the network knows about itself.
+    The values of `--input-size`, `--mean` and `--std` become part of the network's origin.
     """
     from prunekit import checkpoint
     from prunekit.checkpoint.read import as_stored
@@ -46,7 +46,7 @@ def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | N
 
 
 def read_teacher(source: str | None, reading: ReadingOptions) -> nn.Module | None:
-    """The network that `--distill` names, read as it says itself, or else as `--arch` says; None without one."""
+    """Return the network that `--distill` names, read by its own description, or else by `--arch`; None without one."""
     if source is None:
         return None
     try:
@@ -59,7 +59,7 @@ def read_teacher(source: str | None, reading: ReadingOptions) -> nn.Module | Non
 
 
 def spec_of(model: nn.Module) -> InputSpec:
-    """What the network reads; raises `InputError` where nobody has said so."""
+    """Return the input that the network reads; raise `InputError` where it is unknown."""
     from prunekit.spec import origin_of
 
     origin = origin_of(model)
@@ -69,7 +69,7 @@ def spec_of(model: nn.Module) -> InputSpec:
 
 
 def output_path(source: str, options: OutputOptions, suffix: str, output: Output, *, kind: str | None = None) -> str:
-    """Where the artefact goes, checked before any work: `--output`, or `NAME-suffix` and `kind` beside the source.
+    """Return the artefact's path, checked before any work: `--output`, or `NAME-suffix` and `kind` beside the source.
 
     By default a `.pt2` stays a `.pt2`, and everything else becomes a `.pt`.
     """
@@ -90,7 +90,7 @@ def output_path(source: str, options: OutputOptions, suffix: str, output: Output
 
 
 def check_kind(model: nn.Module, target: str) -> None:
-    """Raise `InputError`, before any work, where the name of an artefact says that it is something else."""
+    """Raise `InputError`, before any work, where the suffix of an artefact contradicts its kind."""
     from prunekit.programs.program import ExportedProgram
 
     named, is_program = Path(target).suffix.lower() == _PROGRAM, isinstance(model, ExportedProgram)
@@ -104,7 +104,7 @@ def check_kind(model: nn.Module, target: str) -> None:
 
 
 def write_model(model: nn.Module, target: str, output: Output, *, force: bool) -> str:
-    """Write the artefact to `target` (`-`: standard output); returns `target`."""
+    """Write the artefact to `target` (`-`: standard output); return `target`."""
     from prunekit import checkpoint
 
     if target == STREAM:
@@ -117,7 +117,7 @@ def write_model(model: nn.Module, target: str, output: Output, *, force: bool) -
 
 
 def check_report(path: str | None, *, force: bool) -> None:
-    """Raise `InputError` before any work where a report cannot go to `path`."""
+    """Raise `InputError`, before any work, where a report cannot go to `path`."""
     from prunekit.files.writing import check_target
 
     if path is not None:
@@ -146,7 +146,7 @@ def _file_size(source: str) -> int | None:
 
 
 def beside(source: str, suffix: str, kind: str = ".pt") -> Path:
-    """`folder/model.pth.tar` gives `folder/model-suffix.pt`, `torchvision:resnet50` `resnet50-suffix.pt`."""
+    """Return the default output: `folder/model-suffix.pt` for `folder/model.pth.tar`, `resnet50-suffix.pt` by name."""
     path = Path(source)
     if not path.exists() and ":" in source:
         path = Path(source.partition(":")[2].partition("@")[0])
@@ -159,5 +159,5 @@ def beside(source: str, suffix: str, kind: str = ".pt") -> Path:
 
 
 def describe_source(source: str) -> str:
-    """How results call the model: its argument, `stdin` for `-`."""
+    """Return the model's name in results: its argument, `stdin` for `-`."""
     return "stdin" if source == STREAM else source

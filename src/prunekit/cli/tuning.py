@@ -1,4 +1,4 @@
-"""What the commands of methods do with `--data`: restore from images, tune, and do it all again."""
+"""Restoring from images and tuning in passes, for the commands of methods."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TUNING = "Tuning (with --data)"
 
 @dataclass(frozen=True)
 class PassOptions:
-    """How often, and what is kept of it."""
+    """Number of passes, and what is kept of them."""
 
     iterations: int = option(1, metavar="COUNT", help="Passes of prune and tune towards the one target.")
     calibration: int = option(1000, metavar="COUNT", help="Training images that restoration looks at, without labels.")
@@ -37,14 +37,14 @@ class PassOptions:
 
 @dataclass(frozen=True)
 class Tuning(TrainConfig):
-    """The settings of training, as they suit the tuning of a pruned network."""
+    """Settings of training, with defaults for tuning a pruned network."""
 
     epochs: int = option(0, help="Passes over the training images after each pruning; 0 leaves the network untuned.")
     lr: float | None = option(0.02, help="Learning rate at its peak.")
 
 
 def check(data: DataOptions, tuning: Tuning, passes: PassOptions, target: str) -> None:
-    """Raise `InputError` for flags that do not go together."""
+    """Raise `InputError` for flags that exclude each other."""
     if data.data is None and (tuning.epochs or passes.resume):
         raise InputError("tuning needs images", hint="say which with --data digits, a folder or a data set's name")
     if not tuning.epochs and (passes.iterations > 1 or passes.resume or passes.scratch):
@@ -57,7 +57,7 @@ def check(data: DataOptions, tuning: Tuning, passes: PassOptions, target: str) -
 
 @dataclass(frozen=True)
 class Job:
-    """One call of a method's command, read and checked."""
+    """One call of a method's command, parsed and checked."""
 
     output: Output
     name: str
@@ -72,16 +72,16 @@ class Job:
 
     @property
     def steps(self) -> Path:
-        """Where the finished steps of a run are kept while it lasts."""
+        """The folder of a run's finished steps while it lasts."""
         return Path(self.target).with_suffix(".steps")
 
     def images(self, split: Split) -> ImageSet:
-        """The images of a split, as the network reads them."""
+        """Return the images of a split, prepared for the network."""
         return self.data.open(self.output, split, spec_of(self.network), self.reading)
 
 
 def calibration_images(job: Job, train_set: ImageSet | None = None) -> Tensor | None:
-    """Normalised training images `(N, C, H, W)`, without their labels; None without `--data`."""
+    """Return normalised training images `(N, C, H, W)`, without their labels; None without `--data`."""
     if job.data.data is None:
         return None
     if job.passes.calibration < 1:
@@ -92,7 +92,7 @@ def calibration_images(job: Job, train_set: ImageSet | None = None) -> Tensor | 
 
 
 def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
-    """Run the passes; the tuned network, what each did, and the accuracy before. The steps' folder stays."""
+    """Run the passes; return the tuned network, each pass, and the accuracy before. The steps' folder stays."""
     from prunekit.evaluation.score import accuracy
     from prunekit.report.terminal.passes import say_pass
     from prunekit.workflows.passes import Images, Recipe, run_passes
@@ -117,7 +117,7 @@ def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
 
 
 def draw(folder: str, before: nn.Module, after: nn.Module, notes: dict[str, Any]) -> None:
-    """Pictures of the gammas and the widths before and after."""
+    """Draw the gammas and the widths before and after."""
     from prunekit import api
     from prunekit.report.pictures import png
 

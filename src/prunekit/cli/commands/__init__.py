@@ -1,1 +1,1 @@
-"""One file a command: each has a `COMMAND`, and imports torch only when it runs."""
+"""One module per command: each has a `COMMAND`, and imports torch only when it runs."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What the comparison becomes."""
+    """The form of the comparison."""
 
     format: str = option("table", choices=("table", "csv", "markdown"), help="What standard output gets.")
     picture: str | None = option(
@@ -30,7 +30,7 @@ class ReportOptions:
     force: bool = option(False, help="Replace files that exist.")
 
     def check(self, data: DataOptions) -> None:
-        """Raise `InputError` for files that cannot be written and pictures of nothing, before any work."""
+        """Raise `InputError`, before any work, for files that cannot be written and charts without figures."""
         check_report(self.html, force=self.force)
         check_report(self.picture, force=self.force)
         if self.picture is not None:
@@ -49,7 +49,7 @@ def run(
     report: ReportOptions,
     reading: ReadingOptions,
 ) -> None:
-    """Measure all models, and show them in the form asked for."""
+    """Measure all models and show them in the requested form."""
     options.check()
     report.check(data)
     results = measure_all(output, models, data, options, reading)
@@ -76,7 +76,7 @@ def _show(output: Output, results: list[EvalResult], format: str) -> None:
 
 
 def _write(results: list[EvalResult], data: DataOptions, report: ReportOptions) -> list[str]:
-    """The page and the picture, where they were asked for; the files written."""
+    """Write the page and the picture, where requested; return the files written."""
     from prunekit.report.pages import comparison
 
     written = []
@@ -93,7 +93,7 @@ def _write(results: list[EvalResult], data: DataOptions, report: ReportOptions) 
 
 
 def _about(result: EvalResult, data: DataOptions) -> str:
-    """How the figures came about, in one line."""
+    """Describe in one line how the figures were obtained."""
     parts = [f"{result.images:,} images of {data.data}"] if data.data is not None else []
     if result.latency_ms is not None:
         timing = result.latency_ms

@@ -1,4 +1,4 @@
-"""`prunekit completion`: the script that teaches a shell the commands, flags and choices."""
+"""`prunekit completion`: the script that lets a shell complete commands, flags and choices."""
 
 from __future__ import annotations
 

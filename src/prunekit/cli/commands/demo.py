@@ -1,4 +1,4 @@
-"""`prunekit demo`: the whole story on the bundled digits."""
+"""`prunekit demo`: both pruning methods on the bundled digits, from training to comparison."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from prunekit.evaluation.score import EvalResult
 
-# file name -> what the model is
+# file name -> description of the model
 _CHAPTERS = {
     "usual": "a small VGG, trained",
     "pruned": "filters with small norms removed",
@@ -37,7 +37,7 @@ _COLUMNS = ("model", "accuracy", "parameters", "MACs", "size", "latency")
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """How the story is told."""
+    """Options of the demonstration."""
 
     out: str = option("prunekit-demo", flag="--output,-o", metavar="FOLDER", help="Where the models go.")
     force: bool = option(False, help="Replace the models of an earlier demo.")
@@ -49,7 +49,7 @@ class DemoOptions:
 
 
 def run(output: Output, options: DemoOptions) -> None:
-    """Both methods on a small VGG, each model written and measured, all in one table."""
+    """Prune a small VGG with both methods, write and measure each model, and show all in one table."""
     if options.epochs < 1:
         raise InputError(f"--epochs must be at least 1, found {options.epochs}")
     start = time.perf_counter()
@@ -74,7 +74,7 @@ def run(output: Output, options: DemoOptions) -> None:
 
 
 def _story(output: Output, options: DemoOptions, files: dict[str, Path]) -> list[EvalResult]:
-    """The models, written to `files` as they come, and measured."""
+    """Write the models to `files` one after another, and return their measurements."""
     results: list[EvalResult] = []
 
     def keep(name: str, model: nn.Module) -> nn.Module:
@@ -94,7 +94,7 @@ def _story(output: Output, options: DemoOptions, files: dict[str, Path]) -> list
 
 
 def _trained(output: Output, label: str, options: DemoOptions, **settings: Any) -> nn.Module:
-    """A new network, trained."""
+    """Train a new network."""
     import torch
 
     from prunekit import models
@@ -143,7 +143,7 @@ def _keep(output: Output, model: nn.Module, path: Path, options: DemoOptions) ->
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """On images of 8x8 pixels a second thread costs more than it brings."""
+    """Use one thread inside: on images of 8x8 pixels a second costs more than it brings."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""`prunekit eval`: what networks are worth, side by side."""
+"""`prunekit eval`: accuracy, cost and speed of networks, side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run(output: Output, models: Models, data: DataOptions, options: EvalOptions, reading: ReadingOptions) -> None:
-    """Measure each model, show them in one table, and check the accuracy asked for."""
+    """Measure each model, show them in one table, and check the required accuracy."""
     _check(models, data, options)
     results = []
     for model, images, result in measured(output, models, data, options, reading, partial(gates.prepare, options)):
@@ -53,7 +53,7 @@ def _check(models: list[str], data: DataOptions, options: EvalOptions) -> None:
 
 
 def _facts(result: EvalResult, options: EvalOptions) -> dict[str, Any]:
-    """A result as JSON, with its classes where they were asked for."""
+    """Return a result as JSON, with its classes where requested."""
     facts = result.to_json()
     if options.per_class and result.answers is not None:
         facts["per_class"] = [score.to_json() for score in result.answers.per_class]
@@ -61,7 +61,7 @@ def _facts(result: EvalResult, options: EvalOptions) -> dict[str, Any]:
 
 
 def _require(results: list[EvalResult], least: float) -> None:
-    """Raise `CheckFailed` where a model is less accurate than was asked."""
+    """Raise `CheckFailed` where a model is less accurate than required."""
     short = [result for result in results if result.accuracy is None or result.accuracy < least]
     if short:
         found = ", ".join(f"{result.model} has {numbers.percent(result.accuracy)}" for result in short)

@@ -1,4 +1,4 @@
-"""`prunekit export`: a file that needs neither prunekit nor the model's code, compared with the model first."""
+"""`prunekit export`: a file that needs neither prunekit nor the model's code, verified against the model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What kind of file."""
+    """Kind of file."""
 
     format: str | None = option(
         choices=("onnx", "pt2"),
@@ -65,7 +65,7 @@ class FileOptions:
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How the file is compared with the model."""
+    """Comparison of the file with the model."""
 
     split: str = option("test", choices=("test", "val", "train"), help="Which part of the data.")
     tolerance: float = option(1e-4, help="Largest difference of outputs, relative to the largest output above 1.")
@@ -122,7 +122,7 @@ def _check(file: FileOptions, where: OutputOptions, data: DataOptions, check: Ch
 
 
 def _format(file: FileOptions, where: OutputOptions) -> Format:
-    """What was asked for: by --format, by the suffix of --output, or else ONNX."""
+    """Return the format of --format, else of the suffix of --output, else ONNX."""
     from prunekit.exporting.writer import format_of
 
     named = format_of(where.out) if where.out not in (None, STREAM) and not file.buckets else None
@@ -136,7 +136,7 @@ def _format(file: FileOptions, where: OutputOptions) -> Format:
 
 
 def _target(model: str, file: FileOptions, where: OutputOptions, format: Format, output: Output) -> str:
-    """The file to write, or with --buckets the folder, checked before any work."""
+    """Return the file to write, or with --buckets the folder, checked before any work."""
     if not file.buckets:
         return output_path(model, where, "", output, kind=f".{format}")
     from prunekit.files.writing import check_folder
@@ -149,7 +149,7 @@ def _target(model: str, file: FileOptions, where: OutputOptions, format: Format,
 
 
 def _use_gates(network: nn.Module, file: FileOptions) -> None:
-    """Set the thresholds that --budget names; raises `InputError` for flags of gates without gates."""
+    """Set the thresholds of --budget; raise `InputError` for flags of gates without gates."""
     from prunekit.methods.manidp.thresholds import use_budget
     from prunekit.nn.gated import gated_layers
 
@@ -178,7 +178,7 @@ def _exported(
 
 
 def _batches(images: ImageSet, output: Output) -> Iterator[Batch]:
-    """All images, with the progress shown."""
+    """Yield all images in batches, with the progress shown."""
     seen = 0
     with counting(output, "comparing") as progress:
         for batch, labels in images.batches(_BATCH_SIZE):
@@ -194,7 +194,7 @@ def _latencies(
     batch: int,
     check: CheckOptions,
 ) -> dict[str, Latency]:
-    """Of the model in PyTorch, and of the file in what runs it, with the same number of threads."""
+    """Return the latencies of the model in PyTorch and of the file in its runtime, with the same number of threads."""
     from prunekit.evaluation.latency import measure_latency, threads_limited
     from prunekit.methods.manidp.runtimes.buckets import Bucketed, bucketed
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
@@ -210,7 +210,7 @@ def _latencies(
 
 
 def _runtime(format: Format, content: bytes) -> nn.Module:
-    """A file in what runs it, in this process."""
+    """Return a file in its runtime, in this process."""
     import torch
 
     from prunekit.exporting.runtimes import OnnxModel

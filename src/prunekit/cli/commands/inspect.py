@@ -1,4 +1,4 @@
-"""`prunekit inspect`: what a network is made of, what of it can be pruned, and what was done to it."""
+"""`prunekit inspect`: layers of a network, the channels that can be pruned, and its history."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What else is looked at, and where it goes."""
+    """Further inspections, and where the result goes."""
 
     html: str | None = option(metavar="FILE", help="Write one self-contained page there.")
     force: bool = option(False, help="Replace that file if it exists.")
@@ -34,7 +34,7 @@ class InspectOptions:
     images: int = option(1000, metavar="COUNT", help="Images to measure that on, evenly chosen from the test images.")
 
     def check(self, data: DataOptions) -> None:
-        """Raise `InputError` for flags that do not go together, before any work."""
+        """Raise `InputError`, before any work, for flags that exclude each other."""
         check_report(self.html, force=self.force)
         if self.sensitivity and data.data is None:
             raise InputError("--sensitivity needs images", hint="say which with --data")
@@ -47,7 +47,7 @@ class InspectOptions:
 def run(
     output: Output, model: ModelArgument, options: InspectOptions, data: DataOptions, reading: ReadingOptions
 ) -> None:
-    """Trace the model, and show its layers, its channel groups, what is frozen and its history."""
+    """Trace the model and show its layers, channel groups, frozen groups and history."""
     from prunekit import api
     from prunekit.surgery.graph.groups import frozen_by_reason
 
@@ -78,7 +78,7 @@ def run(
 
 
 def _identity(network: nn.Module) -> dict[str, Any]:
-    """Where the network comes from, as far as it knows."""
+    """Return the origin of the network, as far as it is known."""
     from prunekit.spec import origin_of
 
     origin = origin_of(network)
@@ -98,7 +98,7 @@ def _cost(cost: Cost, size: int | None) -> dict[str, Any]:
 
 
 def _original(network: nn.Module) -> dict[str, Any] | None:
-    """What the architecture costs unpruned, and its widths; None where nothing was pruned or it is not known."""
+    """Return cost and widths of the unpruned architecture; None where nothing was pruned or it is unknown."""
     from prunekit import api
     from prunekit.checkpoint import weights
     from prunekit.spec import origin_of
@@ -112,13 +112,13 @@ def _original(network: nn.Module) -> dict[str, Any] | None:
     try:
         fresh = weights.empty(origin.arch, origin.arch_args)
         cost = api.inspect(fresh, example_of(fresh, (1, *origin.input.shape))).cost
-    except PrunekitError:  # code that has gone since; everything else about the file is still true
+    except PrunekitError:  # its code is missing by now; everything else about the file still holds
         return None
     return {**cost.to_json(), "widths": {layer.name: layer.channels for layer in cost.layers if layer.channels}}
 
 
 def _group(group: ChannelGroup) -> dict[str, Any]:
-    """One group: its channels, how many of them can go, and the layers that make and read them."""
+    """Return one group as JSON: its channels, how many can be removed, and the layers that make and read them."""
     return {
         "name": group.name,
         "channels": group.size,
@@ -137,7 +137,7 @@ def _sensitivity(
     data: DataOptions,
     reading: ReadingOptions,
 ) -> dict[str, Any]:
-    """The accuracy as it is, and for each group with some of its channels gone."""
+    """Return the present accuracy, and for each group that with some of its channels removed."""
     from prunekit.evaluation.score import accuracy
     from prunekit.workflows.sensitivity import sensitivity
 

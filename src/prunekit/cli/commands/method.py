@@ -1,4 +1,4 @@
-"""The command of a pruning method, made from what its plug-in says about itself."""
+"""The command of a pruning method, built from its plug-in's description."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def command_for(name: str) -> Command:
-    """The command of the method `name`: its `Config` becomes flags, its examples lead the help."""
+    """Return the command of the method `name`: its `Config` becomes flags, its examples lead the help."""
     from prunekit.methods import registry
 
     method = registry.get(name)
@@ -52,7 +52,7 @@ def command_for(name: str) -> Command:
 
 
 def _prune(job: Job) -> None:
-    """Prune, prove it, write it, and say what changed."""
+    """Prune, verify, write the artefact, and show the changes."""
     from prunekit import api
 
     output, dry_run = job.output, job.where.dry_run
@@ -72,7 +72,7 @@ def _prune(job: Job) -> None:
 
 
 def _tune(job: Job) -> None:
-    """Prune and tune in passes, write the last network, and say what each pass did."""
+    """Prune and tune in passes, write the final network, and show each pass."""
     from prunekit.report.terminal.passes import report_passes
     from prunekit.workflows.passes import clear
 
@@ -95,7 +95,7 @@ def _tune(job: Job) -> None:
 
 
 def _facts(pruned: Pruned) -> dict[str, Any]:
-    """What a program may want to know about a finished surgery."""
+    """Return the facts of a finished surgery for programs."""
     from prunekit.surgery.graph.groups import frozen_by_reason
 
     return {
@@ -110,7 +110,7 @@ def _facts(pruned: Pruned) -> dict[str, Any]:
 
 
 def _pass_facts(results: list[PassResult], start: float, seconds: float) -> dict[str, Any]:
-    """The same keys for a run of passes, and what each pass did; plan and proof are the last pass's."""
+    """Return the same keys for a run of passes, with each pass; plan and proof are those of the last."""
     last = results[-1]
     return {
         "before": {**results[0].before.to_json(), "accuracy": start},

@@ -1,4 +1,4 @@
-"""`prunekit methods`: what is installed here that prunes."""
+"""`prunekit methods`: the installed pruning methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunekit.report.terminal.output import Output
 
 
 def run(output: Output) -> None:
-    """List the methods, those that cannot be loaded with the reason."""
+    """List the methods, with the reason for those that cannot be loaded."""
     from prunekit.methods import registry
 
     found = [_method(name) for name in registry.names()]
@@ -30,7 +30,7 @@ def _method(name: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": name, "package": registry.source(name), "summary": None, "settings": []}
     try:
         method = registry.get(name)
-    except Exception as error:  # whatever a plug-in raises when it is imported
+    except Exception as error:  # a plug-in may raise anything when it is imported
         return {**facts, "error": f"{type(error).__name__}: {error}"}
     settings = [_setting(field) for field in dataclasses.fields(method.Config)]
     return {**facts, "summary": method.summary, "settings": settings, "error": None}

@@ -1,4 +1,4 @@
-"""`prunekit sweep`: methods over ratios, one table and picture; an interrupted sweep goes on."""
+"""`prunekit sweep`: methods over ratios, one table and picture; an interrupted sweep can be resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prunekit.evaluation.score import EvalResult
     from prunekit.workflows.sweeps import SweepPoint, Variant
 
-_MOST = 1000  # points: more is a slip of the pen
+_MOST = 1000  # points: a larger number is a typing error
 
 Methods = Annotated[
     list[str] | None,
@@ -39,7 +39,7 @@ Methods = Annotated[
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Which points, and where they go."""
+    """Points of the sweep, and where they go."""
 
     ratios: str = option("0.1:0.9:0.1", metavar="R,...|FROM:TO:STEP", help="Shares of channels to remove.")
     out: str | None = option(
@@ -63,7 +63,7 @@ def run(
     options: MeasureOptions,
     reading: ReadingOptions,
 ) -> None:
-    """Measure the model, then every method at every ratio that is not known yet."""
+    """Measure the model, then every method at every ratio that is not yet known."""
     from prunekit.workflows import sweeps
 
     options.check()
@@ -94,10 +94,10 @@ def run(
 
 
 def read_ratios(text: str) -> list[float]:
-    """`0.1,0.5` or `0.1:0.9:0.2` (both ends included) as ascending ratios.
+    """Parse `0.1,0.5` or `0.1:0.9:0.2` (both ends included) into ascending ratios.
 
     Raises:
-        InputError: no numbers, none at all, or one that is not between 0 and 1.
+        InputError: The text has no numbers, or one that is not between 0 and 1.
     """
     try:
         if ":" in text:
@@ -116,7 +116,7 @@ def read_ratios(text: str) -> list[float]:
 
 
 def _variants(given: list[str] | None) -> list[Variant]:
-    """The methods asked for, their settings checked."""
+    """Return the requested methods, with their settings checked."""
     from prunekit import api
     from prunekit.methods import registry
     from prunekit.workflows.sweeps import Variant
@@ -133,7 +133,7 @@ def _variants(given: list[str] | None) -> list[Variant]:
 
 
 def _target(source: str, sweep: SweepOptions, data: DataOptions) -> Path:
-    """Where the points go, once everything that is to be written can be."""
+    """Return the file of the points, after checking that everything can be written."""
     if sweep.out == STREAM or (sweep.out is None and source == STREAM):
         raise InputError("a sweep keeps its points in a file", hint="name one with -o FILE")
     if sweep.calibration < 1:
@@ -152,7 +152,7 @@ def _target(source: str, sweep: SweepOptions, data: DataOptions) -> Path:
 
 
 class _Kept:
-    """The file that a sweep is kept in while it runs, and after: its own JSON document."""
+    """The file that holds a sweep while it runs, and after: its own JSON document."""
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path = path
@@ -160,7 +160,7 @@ class _Kept:
         self.base: EvalResult | None = None
 
     def points(self, *, resume: bool, force: bool) -> list[SweepPoint]:
-        """The points of an earlier run with `resume`; none where a new sweep begins."""
+        """Return the points of an earlier run with `resume`; none where a new sweep begins."""
         from prunekit.workflows.sweeps import SweepPoint, result_from_json
 
         if not self.path.exists():
@@ -182,19 +182,19 @@ class _Kept:
         return points
 
     def document(self, base: EvalResult, points: Sequence[SweepPoint]) -> dict[str, Any]:
-        """Everything that is known."""
+        """Return the document of all known points."""
         fields = {**self.header, "base": base.to_json(), "points": [point.to_json() for point in points]}
         return document("sweep", {"output": str(self.path), **fields})
 
     def write(self, base: EvalResult, points: Sequence[SweepPoint]) -> None:
-        """Keep what is known so far."""
+        """Write the points known so far."""
         write_report(str(self.path), dumps(self.document(base, points)) + "\n", force=True)
 
 
 def _calibration(
     output: Output, network: nn.Module, data: DataOptions, count: int, reading: ReadingOptions
 ) -> Tensor | None:
-    """Normalised training images without their labels, where there are images."""
+    """Return normalised training images without their labels, where there are images."""
     if data.data is None:
         return None
     images = data.open(output, "train", spec_of(network), reading)

@@ -1,4 +1,4 @@
-"""`prunekit train`: train or fine-tune any model, with Network Slimming's penalty if asked."""
+"""`prunekit train`: train or fine-tune any model, optionally with Network Slimming's penalty."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ModelOrNothing = Annotated[
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What surrounds a run."""
+    """Options around a run."""
 
     resume: bool = option(False, help="Go on with an interrupted run: the same command, and this flag.")
     teacher: str | None = option(flag="--distill", metavar="MODEL", help="Learn from this model's outputs too.")
@@ -46,7 +46,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a run needs, made ready before it starts."""
+    """Everything that a run needs, prepared before it starts."""
 
     model: nn.Module
     train_set: ImageSet
@@ -56,12 +56,12 @@ class Job:
 
     @property
     def state(self) -> Path:
-        """Where the state of the run is kept while it lasts."""
+        """The file that holds the state of the run while it lasts."""
         return self.target.with_suffix(".state")
 
     @property
     def metrics(self) -> Path:
-        """Where its figures go, one line of JSON an event."""
+        """The file for the figures of the run, one line of JSON per event."""
         return self.target.with_suffix(".metrics.jsonl")
 
 
@@ -75,7 +75,7 @@ def run(
     options: RunOptions,
     reading: ReadingOptions,
 ) -> None:
-    """Train, write the artefact, and say how it went."""
+    """Train, write the artefact, and show the result."""
     from prunekit.training.entry import train
 
     config.check()
@@ -109,7 +109,7 @@ def prepare(
     *,
     suffix: str = "trained",
 ) -> Job:
-    """Check the arguments, then read the model and the images. `suffix` ends the name of what is written."""
+    """Check the arguments, then read the model and the images. `suffix` ends the name of the artefact."""
     if (source or reading.arch) is None:
         raise InputError("nothing to train", hint="name a model file, or an architecture with --arch NAME")
     if where.out == STREAM:
@@ -128,7 +128,7 @@ def prepare(
 def _from_scratch(
     output: Output, data: DataOptions, config: TrainConfig, reading: ReadingOptions
 ) -> tuple[nn.Module, ImageSet]:
-    """A new network with as many outputs as the data has classes, where it lets itself be told their number."""
+    """Build a network with as many outputs as the data has classes, where it accepts their number; return both."""
     import torch
 
     from prunekit import models
@@ -144,7 +144,7 @@ def _from_scratch(
 
 
 def _show(output: Output, job: Job, config: TrainConfig) -> None:
-    """What would be done."""
+    """Show what would be done."""
     from prunekit import api
 
     cost = api.inspect(job.model).cost
@@ -176,9 +176,9 @@ def finish(
     name: str = "train",
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the artefact of a run, drop its state, and say how it went.
+    """Write the artefact of a run, delete its state, and show the result.
 
-    `facts` are what its document `name` holds beside what all runs have.
+    `facts` are the fields of its document `name` beside those that all runs have.
     """
     remember_run(trained, job.train_set, config, result)
     write_model(trained, str(job.target), output, force=force)

@@ -1,1 +1,1 @@
-"""How any command is made: options from dataclasses, settings from files, events of a run."""
+"""Construction of commands: options from dataclasses, settings from files, events of a run."""

@@ -1,4 +1,4 @@
-"""From a plain function to a command: examples lead its help, its options stand in sections."""
+"""Build a command from a plain function: examples lead its help, its options stand in sections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COMMON = "Common options"
 
 @dataclass(frozen=True)
 class CommonOptions:
-    """What every command takes."""
+    """Options that every command has."""
 
     json: bool = field(default=False, metadata={"help": "One JSON document on standard output."})
     quiet: bool = field(default=False, metadata={"flag": "--quiet,-q", "help": "No notes and no progress."})
@@ -34,11 +34,11 @@ class CommonOptions:
 
 @dataclass(frozen=True)
 class Command:
-    """What makes a command: the function that runs it, and examples for its help.
+    """Description of a command: the function that runs it, and examples for its help.
 
-    `run` takes an `Output` first. A parameter that is a dataclass stands for the options that its fields make
-    (see `prunekit.cli.framework.fields`), under the heading in `sections` and with the flags in `flags`; any other
-    becomes an argument or option by its annotation.
+    `run` takes an `Output` first. A parameter that is a dataclass stands for the options of its fields (see
+    `prunekit.cli.framework.fields`), under the heading in `sections` and with the flags in `flags`; any other becomes
+    an argument or option by its annotation.
     """
 
     run: Callable[..., Any]
@@ -51,7 +51,7 @@ class SectionedCommand(TyperCommand):
     """A command whose settings may come from a file, and whose help has sections: its own first, common ones last."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Parse `args`; what they leave open comes from the file that `--config` names."""
+        """Parse `args`; missing settings come from the file that `--config` names."""
         path = config.named_file(args)
         if path is not None and not extra.get("resilient_parsing"):
             known = parent.command.list_commands(parent) if parent is not None else [str(self.name)]
@@ -86,7 +86,7 @@ class SectionedCommand(TyperCommand):
 
 
 def one_line_each(completions: Any) -> Any:
-    """The same completions with short explanations: a shell takes a second line for another completion."""
+    """Shorten the explanations of completions: a shell takes a second line for another completion."""
     for completion in completions:
         if completion.help:
             completion.help = textwrap.shorten(completion.help, 70, placeholder=" …")
@@ -94,7 +94,7 @@ def one_line_each(completions: Any) -> Any:
 
 
 def build(name: str, summary: str, command: Command) -> Any:
-    """The parsing object for `command`, called `name`; `summary` is one line."""
+    """Return the parser of `command`, called `name`; `summary` is one line."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(
         name,
@@ -107,7 +107,7 @@ def build(name: str, summary: str, command: Command) -> Any:
 
 
 def build_group(name: str, summary: str, commands: Mapping[str, tuple[str, Command]]) -> Any:
-    """The parsing object for a group of commands, each with one line of help."""
+    """Return the parser of a group of commands, each with one line of help."""
     group = SubGroup(name=name, help=_group_help(summary, commands), short_help=summary, rich_markup_mode=None)
     group.context_settings = {"help_option_names": ["-h", "--help"]}
     for own, (line, command) in commands.items():
@@ -116,17 +116,17 @@ def build_group(name: str, summary: str, commands: Mapping[str, tuple[str, Comma
 
 
 class SubGroup(TyperGroup):
-    """A group whose unknown commands are answered with the nearest ones."""
+    """A group that suggests the nearest commands for an unknown one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that is to run."""
+        """Find the command to run."""
         known = self.list_commands(ctx)
         if args and not args[0].startswith("-") and args[0] not in known:
             raise unknown_name(f"command of {self.name}", args[0], known)
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The commands in the order they were given in."""
+        """Return the commands in the order they were given in."""
         del ctx
         return list(self.commands)
 
@@ -136,13 +136,13 @@ def _group_help(summary: str, commands: Mapping[str, tuple[str, Command]]) -> st
 
 
 def _help_text(summary: str, examples: tuple[str, ...]) -> str:
-    """The summary and the examples; `\\b` keeps the lines of a paragraph as they are."""
+    """Return the summary and the examples; `\\b` keeps the lines of a paragraph as they are."""
     lines = "\n".join(f"  {example}" for example in examples)
     return f"{summary}\n\n\b\nExamples:\n{lines}\n" if lines else summary
 
 
 def _callback(command: Command) -> Callable[..., Any]:
-    """What the parser calls: makes the `Output` and the settings objects of flat options, and calls `run`."""
+    """Return the function that the parser calls: it makes the `Output` and the settings objects, and calls `run`."""
     declared = list(inspect.signature(command.run, eval_str=True).parameters.values())[1:]
     groups: dict[str, type] = {
         p.name: p.annotation
@@ -171,11 +171,12 @@ def _callback(command: Command) -> Callable[..., Any]:
 
 
 def _extend(flat: list[inspect.Parameter], more: list[inspect.Parameter]) -> None:
-    """Add parameters. One that has the name and type of an earlier one shares its flag: a method and its tuning draw
-    from one `--seed`.
+    """Add parameters; one with the name and type of an earlier one shares its flag.
+
+    A method and its tuning draw from one `--seed`.
 
     Raises:
-        InputError: two parameters of other types want one name, or two names one flag.
+        InputError: Two parameters of different types want one name, or two names one flag.
     """
     known = {parameter.name: parameter for parameter in flat}
     flags = {flag: parameter.name for parameter in flat for flag in _flags(parameter)}
@@ -191,6 +192,6 @@ def _extend(flat: list[inspect.Parameter], more: list[inspect.Parameter]) -> Non
 
 
 def _flags(parameter: inspect.Parameter) -> list[str]:
-    """All flags of an option; none of an argument."""
+    """Return all flags of an option; none for an argument."""
     declared = getattr(parameter.default, "param_decls", None) or ()
     return [flag for one in declared for flag in one.split("/") if flag.startswith("-")]

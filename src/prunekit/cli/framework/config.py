@@ -1,7 +1,7 @@
 """Settings from a TOML file: `--config FILE` reads what `--print-config` writes. The keys are the flags' names.
 
-Keys at the top are for whatever command reads the file; a table with a command's name is for that command alone, and
-wins. What stands on the command line wins over both.
+Keys at the top are for any command that reads the file; a table with a command's name is for that command alone, and
+takes precedence. The command line takes precedence over both.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# Parameters that say what to do with settings, and are none.
+# Parameters that control the settings, and are none themselves.
 _NOT_SETTINGS = frozenset(("config", "print_config", "help"))
 
 
 def key_of(parameter: Any) -> str:
-    """The key of a click parameter in a file: its long flag without dashes, or an argument's own name."""
+    """Return the key of a click parameter in a file: its long flag without dashes, or an argument's name."""
     longest = max(parameter.opts, key=len)
     return str(longest).lstrip("-").replace("_", "-")
 
 
 def named_file(arguments: Sequence[str]) -> str | None:
-    """The file that `--config FILE` or `--config=FILE` names among the arguments of a command."""
+    """Return the file that `--config FILE` or `--config=FILE` names among the arguments of a command."""
     for place, argument in enumerate(arguments):
         if argument == "--":
             return None
@@ -42,10 +42,10 @@ def named_file(arguments: Sequence[str]) -> str | None:
 
 
 def read(path: str, command: str, parameters: Sequence[Any], commands: Sequence[str]) -> dict[str, Any]:
-    """The settings in the file for `command`, by parameter name.
+    """Return the settings in the file for `command`, by parameter name.
 
     Raises:
-        InputError: an unreadable file, a key that the command does not have, or a value that no flag can have.
+        InputError: The file is unreadable, has a key that the command lacks, or a value that no flag can have.
     """
     content = _parsed(path)
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
@@ -66,7 +66,7 @@ def read(path: str, command: str, parameters: Sequence[Any], commands: Sequence[
 
 
 def written(parameters: Sequence[Any], values: Mapping[str, Any]) -> str:
-    """TOML that sets every parameter to its value; those without one stand behind a comment sign."""
+    """Return TOML that sets every parameter to its value; parameters without one are commented out."""
     lines = []
     for parameter in parameters:
         if parameter.name in _NOT_SETTINGS:
@@ -86,7 +86,7 @@ def _parsed(path: str) -> dict[str, Any]:
 
 
 def _value(path: str, key: str, value: Any, parameter: Any) -> Any:
-    """The value as the parser takes it: text and numbers as they are, several values with commas between."""
+    """Return the value as the parser takes it: text and numbers as they are, several values with commas."""
     flag = getattr(parameter, "is_flag", False)
     if isinstance(value, bool) is not flag:
         wanted = "true or false" if flag else "text or a number"

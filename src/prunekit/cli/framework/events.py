@@ -1,4 +1,4 @@
-"""Everywhere that the events of a training run go."""
+"""Destinations of a training run's events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def sinks(output: Output, metrics: Path, tensorboard: str | None) -> Iterator[Sink]:
-    """The screen, the file of metrics, and TensorBoard when asked."""
+    """Yield the sink for the terminal, the file of metrics and, where requested, TensorBoard."""
     from prunekit.report.terminal.training import watching
     from prunekit.training.sinks import MetricsFile, TensorBoard
 

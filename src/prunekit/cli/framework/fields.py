@@ -1,15 +1,17 @@
-"""Dataclasses as options: each field of a settings object becomes a flag, the flags the object again.
+"""Dataclasses as options: each field of a settings object becomes a flag, and the flags make the object again.
 
-The same code serves a method's `Config`, the training settings and the option groups that commands share. A
-field says more about itself in its metadata, all of it optional:
+The same code serves a method's `Config`, the training settings and the option groups that commands share. The metadata
+of a field is all optional:
 
-    help      what the flag does choices   the values it may have; another is an error that suggests the
-    nearest flag      its name on the command line, where it is not `--` and the field's name; several
-    separated by commas metavar   what stands for the value in the help section   the heading that the flag
-    stands under in the help hidden    True for a field that only the Python API has
+    help      description of the flag
+    choices   allowed values; another is an error that suggests the nearest
+    flag      name on the command line, where it is not `--` and the field's name; several separated by commas
+    metavar   placeholder of the value in the help
+    section   heading of the flag in the help
+    hidden    True for a field that only the Python API has
 
-A field may be a float, int, str or bool, or one of these or None, or a tuple of numbers or texts, which is
-written with commas. A field of any other type has no form on the command line and is left at its default.
+A field may be a float, int, str or bool, or one of these or None, or a tuple of numbers or texts, which is written with
+commas. A field of any other type has no form on the command line and keeps its default.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _METAVARS = {float: "NUMBER", int: "COUNT", str: "TEXT"}
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How a field is written: as a `kind`, perhaps left out (`optional`), perhaps `many` with commas."""
+    """Command-line form of a field: its `kind`, perhaps left out (`optional`), perhaps `many` with commas."""
 
     kind: type
     optional: bool = False
@@ -39,9 +41,12 @@ class Form:
 def options_of(
     settings: type, *, section: str | None = None, flags: Mapping[str, str] | None = None
 ) -> list[inspect.Parameter]:
-    """The options that make up the dataclass `settings`, one a field; under `section` where none is set.
+    """Return the options that make up the dataclass `settings`, one per field.
 
-    `flags` gives some fields another flag than their own, by field name.
+    Args:
+        settings: The dataclass.
+        section: The heading of fields that set none.
+        flags: Other flags than their own for some fields, by field name.
     """
     hints = get_type_hints(settings)
     forms = [(field, _form(hints[field.name])) for field in dataclasses.fields(settings)]
@@ -53,7 +58,7 @@ def options_of(
 
 
 def collect(settings: type, values: Mapping[str, Any]) -> Any:
-    """A `settings` object from its options' values; raises `InputError` for one outside its choices."""
+    """Return a `settings` object from its options' values; raise `InputError` for one outside its choices."""
     hints = get_type_hints(settings)
     chosen: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
@@ -69,10 +74,10 @@ def collect(settings: type, values: Mapping[str, Any]) -> Any:
 
 
 def from_text(settings: type, text: str) -> dict[str, Any]:
-    """Read `key=value[,key=value]`, keys as the flags have them, as values of the fields of `settings`.
+    """Parse `key=value[,key=value]`, with the flags' keys, into values of the fields of `settings`.
 
     Raises:
-        InputError: an unknown key, one given twice, or a value of another type.
+        InputError: A key is unknown or given twice, or a value has another type.
     """
     hints = get_type_hints(settings)
     forms = {
@@ -105,7 +110,7 @@ def _typed(key: str, text: str, form: Form) -> Any:
 
 
 def flags_of(field: dataclasses.Field[Any], given: str | None = None) -> list[str]:
-    """The flags of a field: `given`, its own, or `--` and its name."""
+    """Return the flags of a field: `given`, its own, or `--` and its name."""
     given = given or field.metadata.get("flag")
     return [name.strip() for name in given.split(",")] if given else ["--" + field.name.replace("_", "-")]
 
@@ -136,7 +141,7 @@ def _metavar(form: Form, choices: tuple[str, ...] | None) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Help texts begin with a capital and end with a full stop, however they were written."""
+    """Return a help text with an initial capital and a full stop."""
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", ")")) or not text else ".")
 
 
@@ -156,11 +161,11 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _form(hint: Any) -> Form | None:
-    """The form of a field with this annotation, or None where there is none."""
+    """Return the form of a field with this annotation, or None where there is none."""
     if get_origin(hint) in (Union, types.UnionType):
         members = get_args(hint)
         forms = [form for member in members if (form := _form(member)) is not None]
-        # text comes first: where a field may be text or a number, the text is read by whoever defined it
+        # text first: a field that may be text or a number is parsed by the code that defines it
         best = next((form for form in forms if form.kind is str), forms[0] if len(forms) == 1 else None)
         return best and dataclasses.replace(best, optional=type(None) in members)
     if get_origin(hint) is tuple and get_args(hint)[1:] == (...,) and get_args(hint)[0] in _METAVARS:

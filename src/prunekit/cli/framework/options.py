@@ -1,4 +1,4 @@
-"""Option groups that several commands share, and what they mean."""
+"""Option groups that several commands share, and their interpretation."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ ModelArgument = Annotated[
 
 
 def option(default: Any = None, **metadata: Any) -> Any:
-    """A dataclass field with what `prunekit.cli.framework.fields` reads from it."""
+    """Return a dataclass field with the metadata that `prunekit.cli.framework.fields` reads."""
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How a file that does not say so itself becomes a network, and how images are prepared for it."""
+    """How a file that does not describe itself becomes a network, and how images are prepared for it."""
 
     arch: str | None = option(
         metavar="NAME",
@@ -59,7 +59,7 @@ class ReadingOptions:
     std: str | None = option(metavar="S,...", help="Standard deviation of each channel.")
 
     def arguments(self) -> dict[str, Any] | None:
-        """`--arch-args` read; None where there are none."""
+        """Return the parsed `--arch-args`; None where there are none."""
         from prunekit.models import parse_args
 
         return parse_args(self.arch_args) if self.arch_args else None
@@ -67,7 +67,7 @@ class ReadingOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which images."""
+    """Choice of images."""
 
     data: str | None = option(
         metavar="WHERE",
@@ -77,10 +77,12 @@ class DataOptions:
     skip_bad: bool = option(False, help="Leave unreadable images out instead of stopping at the first.")
 
     def open(self, output: Output, split: Split, spec: InputSpec | None, reading: ReadingOptions) -> ImageSet:
-        """The images of `split`, prepared as `spec` says, with a warning where some were left out.
+        """Return the images of `split`, prepared as `spec` says, with a warning where some were left out.
 
-        They are resized only where `--input-size` was given, or where they come from a folder. Raises
-        `InputError` without `--data`.
+        They are resized only where `--input-size` was given, or where they come from a folder.
+
+        Raises:
+            InputError: There is no `--data`, or it cannot be read.
         """
         from prunekit.data import open_data
 
@@ -97,7 +99,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where the artefact goes."""
+    """Destination of the artefact."""
 
     out: str | None = option(flag="--output,-o", metavar="PATH", help="The file to write; - for standard output.")
     force: bool = option(False, help="Replace the file if it exists.")
@@ -105,7 +107,7 @@ class OutputOptions:
 
 
 def input_spec(reading: ReadingOptions, known: InputSpec | None) -> InputSpec | None:
-    """What the model reads: `known`, with whatever `--input-size`, `--mean` and `--std` say instead."""
+    """Return the model's input: `known`, with `--input-size`, `--mean` and `--std` taking precedence."""
     shape = known.shape if known else ()
     if reading.input_size is not None:
         shape = parse_size(reading.input_size, channels=shape[0] if shape else 3)
@@ -121,7 +123,7 @@ def input_spec(reading: ReadingOptions, known: InputSpec | None) -> InputSpec | 
 
 
 def parse_size(text: str, *, channels: int) -> tuple[int, ...]:
-    """`224`, `32x48` (height, width) or `3x32x32` (channels first) as a shape (C, H, W)."""
+    """Parse `224`, `32x48` (height, width) or `3x32x32` (channels first) into a shape (C, H, W)."""
     parts = re.split(r"[x,×]", text.strip().lower())
     if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) > 3:
         raise InputError(f"--input-size '{text}' is not a size", hint="expected 224, 32x32 or 3x32x32")
@@ -144,7 +146,7 @@ def _statistics(name: str, text: str | None, channels: int) -> tuple[float, ...]
 
 
 def choose_device(asked: str | None) -> torch.device:
-    """The device asked for, checked; without a wish a GPU where there is one, else the CPU."""
+    """Return the requested device, checked; by default a GPU where there is one, else the CPU."""
     import torch
 
     if asked is None:
@@ -152,6 +154,6 @@ def choose_device(asked: str | None) -> torch.device:
     try:
         device = torch.device(asked)
         torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch raises this when built without CUDA
         raise InputError(f"--device '{asked}' cannot be used: {str(error).splitlines()[0]}") from error
     return device

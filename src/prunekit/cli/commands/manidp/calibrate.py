@@ -1,4 +1,4 @@
-"""`prunekit manidp calibrate`."""
+"""`prunekit manidp calibrate`: find the thresholds that meet budgets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """What the thresholds are to meet, and by which images."""
+    """Budgets that the thresholds must meet, and the images to calibrate on."""
 
     target_macs: tuple[str, ...] | None = option(
         metavar="AMOUNT,...", help="Mean MACs of an image, gates not counted: 50% of dense, or 20M; several are stored."
@@ -49,7 +49,7 @@ def run(
     where: OutputOptions,
     reading: ReadingOptions,
 ) -> None:
-    """Find the thresholds of each budget, store them, and use those of the first."""
+    """Calibrate the thresholds of each budget, store them, and set those of the first."""
     from prunekit.methods.manidp.costs import dynamic_cost, graph_of
     from prunekit.methods.manidp.difficulty import foresee
     from prunekit.methods.manidp.thresholds import use_budget

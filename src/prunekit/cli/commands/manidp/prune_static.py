@@ -1,4 +1,4 @@
-"""`prunekit manidp prune-static`."""
+"""`prunekit manidp prune-static`: remove the channels that gates never keep."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunekit.report.terminal.output import Output
 
 
 def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOptions, reading: ReadingOptions) -> None:
-    """Watch the gates over the training images, remove what none of these keep, prove it, and write the result."""
+    """Observe the gates on the training images, remove the channels kept by none, verify and write the result."""
     from prunekit import api
     from prunekit.methods.manidp.costs import dynamic_cost, graph_of
     from prunekit.methods.manidp.record import observe

@@ -1,4 +1,4 @@
-"""`prunekit manidp report`."""
+"""`prunekit manidp report`: what gates keep on a data set, and at what cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What the report is of, and where it goes."""
+    """Extent and destination of the report."""
 
     out: str | None = option(flag="--output,-o", metavar="FILE", help="The page to write (default: MODEL-gates.html).")
     pictures: str | None = option(metavar="FOLDER", help="Also draw its charts as PNG there (needs Matplotlib).")
@@ -31,7 +31,7 @@ class ReportOptions:
 def run(
     output: Output, model: ModelArgument, data: DataOptions, options: ReportOptions, reading: ReadingOptions
 ) -> None:
-    """Watch the gates over the images and write what they did."""
+    """Observe the gates on the images and write the report."""
     from prunekit.cli.models import beside
     from prunekit.files.writing import atomic_write
     from prunekit.methods.manidp.costs import dynamic_cost, graph_of

@@ -1,4 +1,4 @@
-"""`prunekit manidp train`."""
+"""`prunekit manidp train`: add gates to a network and train it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from prunekit.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class GateTraining(TrainConfig):
-    """The settings of training, as the paper trains gates."""
+    """Settings of training, with the paper's defaults for gates."""
 
     epochs: int = option(40, help="Passes over the training images.")
     lr: float | None = option(0.05, help="Learning rate at its peak.")
@@ -43,7 +43,7 @@ def run(
     options: RunOptions,
     reading: ReadingOptions,
 ) -> None:
-    """Gate the network, train it, write the artefact, and say how it went."""
+    """Add gates to the network, train it, write the artefact, and show the result."""
     from prunekit.methods.manidp.fit import add_gates, fit, note_baseline
 
     config.check()
@@ -72,7 +72,7 @@ def run(
 
 
 def _show(output: Output, job: Job, gated: object) -> None:
-    """Which layers would get gates, and which not and why."""
+    """Show which layers would get gates, and why others would not."""
     from torch import nn
 
     from prunekit.methods.manidp.costs import dynamic_cost, graph_of
