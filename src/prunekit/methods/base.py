@@ -1,6 +1,6 @@
-"""The contract of a pruning method, on one screen.
+"""The interface of a pruning method.
 
-A method looks at a network and its graph and returns a `Plan`; it never touches a tensor's shape. It is found through
+A method reads a network and its graph and returns a `Plan`; it never changes the shape of a tensor. It is found through
 the entry points `prunekit.methods`; its command, help, JSON and contract tests follow from this class alone.
 
 The module of a method must import without torch (import it inside `plan`), so that `prunekit --help` stays fast.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def option(default: Any = MISSING, *, help: str, choices: tuple[str, ...] = (), flag: str | None = None) -> Any:
-    """A setting of a method: a dataclass field that carries its help text and its choices to the command line."""
+    """Declare a setting of a method: a dataclass field with its help text and choices for the command line."""
     metadata: dict[str, Any] = {"help": help, "choices": choices}
     if flag:
         metadata["flag"] = flag
@@ -32,7 +32,7 @@ def option(default: Any = MISSING, *, help: str, choices: tuple[str, ...] = (), 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings that every method takes: how much to remove, said in exactly one way."""
+    """Settings of every method: how much to remove, given in exactly one way."""
 
     ratio: float | dict[str, float] | None = option(None, help="Share of the prunable channels to remove, 0 to 1.")
     target_macs: str | float | None = option(None, help="MACs to keep: '50%' of the present ones, or '20M'.")
@@ -50,12 +50,12 @@ class Config:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as they are stored in a file's history."""
+        """Return the settings as they are stored in a file's history."""
         return asdict(self)
 
 
 class Method(ABC):
-    """A way to decide what goes. Stateless: everything it needs is in its arguments."""
+    """A pruning method: a way to decide what is removed. It is stateless; everything it needs is in its arguments."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -64,17 +64,21 @@ class Method(ABC):
 
     @abstractmethod
     def plan(self, model: nn.Module, graph: Graph, config: Any, images: Images | None = None) -> Plan:
-        """Decide, without changing `model`.
+        """Return the plan for `model`, which stays unchanged.
 
-        `images` are unlabelled calibration images, normalised: a tensor `(N, C, H, W)`, or batches of them.
+        Args:
+            model: The network.
+            graph: The graph that `trace` read from it.
+            config: The settings, an instance of the method's `Config`.
+            images: Unlabelled calibration images, normalised: a tensor `(N, C, H, W)`, or batches of them.
 
         Raises:
-            InputError: the settings cannot be used with this network, or there is nothing to prune.
+            InputError: The settings cannot be used with this network, or there is nothing to prune.
         """
 
 
 def restoration(asked: str | None, images: Images | None, otherwise: str) -> str:
-    """How to restore: as asked for; if nothing was, `calibrate` where there are images, and `otherwise` without.
+    """Return how to restore: as asked for; otherwise `calibrate` where there are images, and `otherwise` without.
 
     Raises:
         InputError: `calibrate` was asked for, and there are no images.

@@ -1,4 +1,4 @@
-"""How much to remove: reading a budget, and meeting it along a fixed order of removal."""
+"""Budgets: how much to remove, and how many removals in a fixed order meet that."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(%|[KMG]?)\s*", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Budget:
-    """What is asked for: a share of channels to remove, or an amount of MACs or parameters to be left."""
+    """A budget: a share of channels to remove, or an amount of MACs or parameters to keep."""
 
     kind: Kind
     amount: float
 
     def met_by(self, cost: Cost) -> bool:
-        """Whether a network of that cost is within the amount (not for ratios)."""
+        """Return whether a network of that cost is within the amount (not for ratios)."""
         return (cost.macs if self.kind == "macs" else cost.params) <= self.amount
 
 
 def read_budget(config: Config, now: Cost) -> Budget:
-    """The one budget that `config` names; shares are of the network's present cost.
+    """Return the one budget that `config` names; percentages are of the network's present cost.
 
     Raises:
-        InputError: none or several were given, or one is out of range.
+        InputError: None or several are given, or one is out of range.
     """
     given = [name for name in ("ratio", "target_macs", "target_params") if getattr(config, name) is not None]
     if len(given) != 1:
@@ -50,10 +50,10 @@ def read_budget(config: Config, now: Cost) -> Budget:
 
 
 def check_ratio(ratio: object) -> float:
-    """A ratio strictly between 0 and 1.
+    """Return a ratio strictly between 0 and 1.
 
     Raises:
-        InputError: it is not.
+        InputError: It is not.
     """
     if not isinstance(ratio, int | float) or not 0 < ratio < 1:
         raise InputError(f"a ratio must lie between 0 and 1, both excluded; found {ratio}")
@@ -61,10 +61,10 @@ def check_ratio(ratio: object) -> float:
 
 
 def read_amount(flag: str, value: str | float | None, now: int) -> float:
-    """An amount such as `50%` of `now`, `20M` or `1.5G`, between 0 and `now`.
+    """Parse an amount such as `50%` of `now`, `20M` or `1.5G`, between 0 and `now`.
 
     Raises:
-        InputError: it is none, or out of range.
+        InputError: It is no amount, or out of range.
     """
     match = _AMOUNT.fullmatch(str(value))
     try:
@@ -78,7 +78,7 @@ def read_amount(flag: str, value: str | float | None, now: int) -> float:
 
 
 def fewest(limit: int, enough: Callable[[int], bool]) -> int:
-    """The smallest `k` in `[0, limit]` with `enough(k)`, which must grow true; `limit` when none is."""
+    """Return the smallest `k` in `[0, limit]` with `enough(k)`, which must be monotonic; `limit` if there is none."""
     low, high = 0, limit
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""From a score for each unit to the units that stay: one order of removal, without dead layers."""
+"""Ranking: from a score for each unit to the units that are kept, in one order of removal, without dead layers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Scores = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Removal:
-    """Units in the order in which they go, as `(group number, unit)`, and the layers that were protected."""
+    """Units in the order of their removal, as `(group number, unit)`, and the layers that were protected."""
 
     order: tuple[tuple[int, int], ...]
     protected: tuple[str, ...]
 
 
 class _Layer:
-    """How many more channels one layer may lose."""
+    """Count of the channels that one layer may still lose."""
 
     def __init__(self, member: Member, floor: int) -> None:
         self.name = member.module
@@ -31,17 +31,19 @@ class _Layer:
         self.spare = int(self.width.sum()) - floor
 
     def can_lose(self, unit: int) -> bool:
+        """Return whether the layer may lose `unit` and keep enough channels."""
         return unit >= self.width.size or self.width[unit] == 0 or self.width[unit] <= self.spare
 
     def lose(self, unit: int) -> None:
+        """Record the removal of `unit`."""
         if unit < self.width.size:
             self.spare -= int(self.width[unit])
 
 
 def removal_order(groups: Sequence[ChannelGroup], scores: Scores, least: int) -> Removal:
-    """All free units, lowest score first; a unit that would leave a layer fewer than `least` channels is passed over.
+    """Order all free units by ascending score, skipping those that would leave a layer fewer than `least` channels.
 
-    `scores` has an entry `(group size,)` for each group by name; an infinite score never goes.
+    `scores` has an entry `(group size,)` for each group by name; a unit with an infinite score is never removed.
     """
     layers = [[_Layer(member, least) for member in group.producers] for group in groups]
     number = np.concatenate([np.full(len(group.free), g) for g, group in enumerate(groups)])
@@ -63,7 +65,7 @@ def removal_order(groups: Sequence[ChannelGroup], scores: Scores, least: int) ->
 
 
 def protected_within(groups: Sequence[ChannelGroup], scores: Scores, removal: Removal, count: int) -> list[str]:
-    """The layers whose protection mattered among the first `count` removals: a unit scored lower, and stayed."""
+    """Return the layers whose protection mattered in the first `count` removals: a unit with a lower score was kept."""
     if not count:
         return []
     g, u = removal.order[count - 1]
@@ -78,7 +80,7 @@ def protected_within(groups: Sequence[ChannelGroup], scores: Scores, removal: Re
 
 
 def keep_after(groups: Sequence[ChannelGroup], removal: Removal, count: int) -> dict[str, list[int]]:
-    """The kept units of every group once the first `count` removals are done."""
+    """Return the kept units of every group after the first `count` removals."""
     gone: dict[int, set[int]] = {}
     for g, u in removal.order[:count]:
         gone.setdefault(g, set()).add(u)
@@ -97,14 +99,14 @@ def round_widths(
         if kept is None:
             continue
         step = unit // math.gcd(unit, channels_per_unit(group))
-        # Halves go down, so that a layer chosen for pruning does not quietly come back whole.
+        # Halves are rounded down, so that a layer chosen for pruning does not quietly get its full width back.
         wanted = max(step, step * math.ceil(len(kept) / step - 0.5))
         rounded[group.name] = _resize(group, scores[group.name], kept, min(wanted, group.size))
     return {name: index for name, index in rounded.items() if len(index) < _size(groups, name)}
 
 
 def channels_per_unit(group: ChannelGroup) -> int:
-    """How many channels of its naming layer one unit stands for: more than one in grouped convolutions."""
+    """Return how many channels of its naming layer one unit stands for: more than one in grouped convolutions."""
     named = (m for m in group.producers if group.name in (m.module, m.parameter))
     first = next(named, group.producers[0])
     return max(1, first.units.size // max(1, np.unique(first.units).size))

@@ -1,4 +1,4 @@
-"""The methods that are installed, here or in another package: entry points of the group `prunekit.methods`."""
+"""Registry of installed methods, here or in another package: entry points of the group `prunekit.methods`."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def _entries() -> dict[str, EntryPoint]:
 
 
 def names() -> list[str]:
-    """The names of all installed methods, sorted. Nothing is imported."""
+    """Return the names of all installed methods, sorted. Nothing is imported."""
     return sorted(_entries())
 
 
 def source(name: str) -> str:
-    """The installed package that offers a method, with its version, such as `prunekit 0.1.0`."""
+    """Return the installed package that offers a method, with its version, such as `prunekit 0.1.0`."""
     package = _entries()[name].dist
     return f"{package.name} {package.version}" if package is not None else "unknown"
 
 
 def get(name: str) -> Method:
-    """The method of that name.
+    """Return the method of that name.
 
     Raises:
-        InputError: no such method (the nearest names are suggested), or what stands there is not one.
+        InputError: There is no such method (the nearest names are suggested), or the entry point is not a method.
     """
     entry = _entries().get(name)
     if entry is None:

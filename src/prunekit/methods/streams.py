@@ -1,4 +1,4 @@
-"""Shared streams of pre-activation networks: a channel that none of its readers wants any more can go for good."""
+"""Shared streams of pre-activation networks: a channel that no reader keeps can be removed from the stream."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from prunekit.surgery import Graph
 
 
 def with_unread_streams(graph: Graph, keeps: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """`keeps`, and the removal of every stream channel that only pre-activation batch norms read, all of them in vain.
+    """Return `keeps` without the stream channels that only pre-activation batch norms read and all of them drop.
 
-    Each of those batch norms was pruned for itself (Liu et al., ICCV 2017, section 3.3); what all have dropped, the
-    layers that add into the stream need not make.
+    Each of these batch norms was pruned on its own (Liu et al., ICCV 2017, section 3.3); the layers that add into the
+    stream need not make a channel that all have dropped.
     """
     if not graph.links:
         return {name: list(index) for name, index in keeps.items()}

@@ -1,4 +1,4 @@
-"""Is the network sparse enough? Where a threshold lies in the distribution of the batch-norm scales."""
+"""Check a threshold against the distribution of batch-norm scales: is the network sparse enough?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FLANK = 0.25  # a mode ends where its density has fallen to this share of its p
 
 
 def main_mode_start(gammas: NDArray[np.float64]) -> float:
-    """Where the main mode of |gamma| begins, among the channels that sparsity training has left alive.
+    """Return where the main mode of |gamma| begins, among the channels that sparsity training has left alive.
 
     After sparsity training there are two modes, one at zero and one of channels in use; without it there is one.
     """
@@ -26,7 +26,7 @@ def main_mode_start(gammas: NDArray[np.float64]) -> float:
 
 
 def warning(gammas: NDArray[np.float64], threshold: float) -> str | None:
-    """What to say when the threshold removes channels that the network uses; None when it does not."""
+    """Return a warning where the threshold removes channels that the network uses, otherwise None."""
     start = main_mode_start(gammas)
     if threshold <= start:
         return None

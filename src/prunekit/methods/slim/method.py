@@ -1,4 +1,4 @@
-"""Network Slimming (Liu et al., ICCV 2017): channels whose batch-norm gamma is small go, by one global threshold."""
+"""Network Slimming (Liu et al., ICCV 2017): remove channels with a small batch-norm gamma, by one global threshold."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Slim(Method):
         """Remove the units with the smallest aggregated |gamma| until the budget is met (section 3 of the paper).
 
         Raises:
-            InputError: no batch norm, nothing prunable, a budget that cannot be met, or images that do not fit.
+            InputError: There is no batch norm, nothing prunable, the budget cannot be met, or the images do not fit.
         """
         from prunekit.methods.slim.planning import plan_slimming
 

@@ -1,4 +1,4 @@
-"""How `slim` decides: gammas to scores, scores to a threshold, a threshold to widths."""
+"""Planning of `slim`: gammas to scores, scores to a threshold, a threshold to widths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _REDUCE = {"max": np.fmax, "sum": np.add, "mean": np.add}
 
 
 def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig, images: Images | None = None) -> Plan:
-    """The plan of one pass of Network Slimming; see `Slim.plan`."""
+    """Return the plan of one pass of Network Slimming; see `Slim.plan`."""
     restore = restoration(config.restore, images, "constants")
     given = {} if restore == "none" else possible_biases(model, graph)
     scores = gamma_scores(model, graph, config.aggregate)
@@ -56,12 +56,13 @@ def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig, images: Im
 
 
 def gamma_scores(model: nn.Module, graph: Graph, aggregate: str) -> dict[str, NDArray[np.float64]]:
-    """|gamma| of each unit, aggregated over the batch norms of its channels; infinite where there is none.
+    """Return |gamma| of each unit, aggregated over the batch norms of its channels; infinite where there is none.
 
-    Returns one array `(group size,)` for each group that has a batch norm.
+    Returns:
+        One array `(group size,)` for each group that has a batch norm.
 
     Raises:
-        InputError: the model has no batch norm with a scale.
+        InputError: The model has no batch norm with a scale.
     """
     norms = {
         weight_of(name): m.weight
@@ -108,7 +109,7 @@ def _by_threshold(
     config: SlimConfig,
     given: Mapping[str, Sequence[str]],
 ) -> tuple[dict[str, list[int]], list[str]]:
-    """One global threshold: exactly as many units as the ratio says, or as the target cost needs.
+    """Apply one global threshold: remove exactly as many units as the ratio says, or as the target cost needs.
 
     `given` names, for each group, the layers that may get a bias when it loses units.
     """
@@ -128,16 +129,16 @@ def _by_threshold(
 
 
 def _cost(graph: Graph, keeps: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[str]]) -> Cost:
-    """What is left at most: a constant that turns out to be zero needs no bias."""
+    """Return the highest possible cost after removal: a constant that turns out to be zero needs no bias."""
     biases = {layer for name in keeps for layer in given.get(name, ())}
     return predict(graph, graph.kept_classes(keeps), biases)
 
 
 def _fewest(budget: Budget, limit: int, cost_at: Callable[[int], Cost]) -> int:
-    """The fewest removals that meet the target.
+    """Return the fewest removals that meet the target.
 
     Raises:
-        InputError: even the removal of everything that may go leaves more.
+        InputError: Even the removal of everything that can be removed leaves more.
     """
     count = fewest(limit, lambda k: budget.met_by(cost_at(k)))
     reached = cost_at(count)
@@ -152,7 +153,7 @@ def _fewest(budget: Budget, limit: int, cost_at: Callable[[int], Cost]) -> int:
 def _by_group(
     graph: Graph, groups: Sequence[ChannelGroup], scores: Mapping[str, NDArray[np.float64]], config: SlimConfig
 ) -> tuple[dict[str, list[int]], list[str]]:
-    """A ratio for each group by name: the lowest of that group go."""
+    """Apply the ratio given for each group by name: remove the lowest units of that group."""
     assert isinstance(config.ratio, dict)
     allowed = {group.name: group for group in groups}
     keeps: dict[str, list[int]] = {}
@@ -171,7 +172,7 @@ def _by_group(
 def _threshold(
     groups: Sequence[ChannelGroup], scores: Mapping[str, NDArray[np.float64]], keeps: Mapping[str, Sequence[int]]
 ) -> float:
-    """The largest |gamma| that went."""
+    """Return the largest |gamma| that was removed."""
     gone = [
         float(scores[g.name][u]) for g in groups if g.name in keeps for u in set(range(g.size)) - set(keeps[g.name])
     ]
