@@ -1,4 +1,4 @@
-"""`python -m prunekit` is the same as `prunekit`."""
+"""Entry point of `python -m prunekit`, the same as `prunekit`."""
 
 from prunekit.cli import main
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 
 class PrunekitError(Exception):
-    """Base of the tree: `message` says what and where, `hint` what to do about it."""
+    """Base class: `message` says what is wrong and where, `hint` what to do about it."""
 
     exit_code = 2
 
@@ -33,7 +33,7 @@ class PrunekitError(Exception):
 
 
 class InputError(PrunekitError):
-    """What was given cannot be used: a file, a flag, a name, a data set or a model."""
+    """A file, a flag, a name, a data set or a model cannot be used."""
 
 
 class TrainingError(InputError):
@@ -41,7 +41,7 @@ class TrainingError(InputError):
 
 
 class SurgeryError(PrunekitError):
-    """A plan cannot be applied, or its result was not the network that was meant."""
+    """A plan cannot be applied, or its result is not the network that was intended."""
 
     exit_code = 3
 
@@ -59,7 +59,7 @@ class Interrupted(PrunekitError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """An `InputError` for a name that is not known, suggesting the nearest ones."""
+    """Return an `InputError` for an unknown name that suggests the nearest ones."""
     options = sorted(known)
     starting = [option for option in options if name and option.lower().startswith(name.lower())]
     close = starting[:3] or difflib.get_close_matches(name, options, n=3, cutoff=0.5)

@@ -1,8 +1,8 @@
-"""What surgery is asked to do: a frozen list of operations on channel groups and layers.
+"""Plan of a surgery: a frozen list of operations on channel groups and layers.
 
 A method returns a `Plan`; `prunekit.surgery.editing` applies it to a copy of the network. Operations address groups and
-layers by dotted names: that of the module, or of the parameter where one module has several that would answer to it.
-The JSON form holds the structure alone: values of folds and refits are in the weights.
+layers by dotted names: that of the module, or of the parameter where one module has several that would match. The JSON
+form holds the structure alone: values of folds and refits are in the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Keep:
-    """Keep the channels `index` of `group`; the others are removed from every layer that makes or reads them.
+    """Removal of all channels of `group` but `index`, from every layer that makes or reads them.
 
     `group` is the name of a channel group, or of any layer or parameter that makes exactly the group's channels. Groups
     are named after the module that makes them; where that makes several, after the parameter.
@@ -33,7 +33,7 @@ class Keep:
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Before removed inputs go, the layer `consumer` reads them as `x_r ~ A x_k + b` and absorbs both terms.
+    """Compensation for removed inputs: `consumer` reads them as `x_r ~ A x_k + b` and absorbs both terms.
 
     `consumer` is the module's name if it reads through one weight, else that of the parameter (`Graph.address`).
     `matrix` is `A`, of shape `(removed, kept)` over the units of `group`, both ascending; None for zero.
@@ -48,7 +48,7 @@ class Fold:
     offset: Tensor | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The structure, without values."""
+        """Return the structure, without values."""
         return {
             "consumer": self.consumer,
             "group": self.group,
@@ -59,29 +59,29 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class Refit:
-    """New values, in the shapes after the removal, for parameters and buffers of a layer that stays. It has the last
-    word: a fold into a tensor that is refitted is void.
+    """New values, in the shapes after the removal, for parameters and buffers of a layer that stays.
 
-    `values` maps names within the module, such as `weight` or `running_mean`, to tensors.
+    A refit takes precedence: a fold into a tensor that is refitted is void. `values` maps names within the module, such
+    as `weight` or `running_mean`, to tensors.
     """
 
     layer: str
     values: Mapping[str, Tensor]
 
     def to_json(self) -> dict[str, Any]:
-        """The structure, without values."""
+        """Return the structure, without values."""
         return {"layer": self.layer, "values": sorted(self.values)}
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Let the input decide which output channels of `conv` count: its batch norm's output is scaled by a saliency
-    that a small network predicts, and channels below a threshold are zero (Tang et al., CVPR 2021). Nothing is removed.
+    """Gates on the output channels of `conv`, driven by its input (Tang et al., CVPR 2021); nothing is removed.
 
-    `norm` is the batch norm behind the convolution. `before` names modules in front of it, in order, that are gated
-    with it: the expansion in front of a depthwise convolution. All move into one module in the convolution's place.
-    `hidden` is the width of the predicting network; `rectified` says that a ReLU follows. At the start every saliency
-    is one: the network computes what it did.
+    The output of its batch norm is scaled by a saliency that a small network predicts; channels below a threshold are
+    zero. `norm` is the batch norm behind the convolution. `before` names modules in front of it, in order, that are
+    gated with it: the expansion in front of a depthwise convolution. All move into one module in the convolution's
+    place. `hidden` is the width of the predicting network; `rectified` says that a ReLU follows. At the start every
+    saliency is one: the network's outputs are unchanged.
     """
 
     conv: str
@@ -91,7 +91,7 @@ class Gate:
     rectified: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; `Gate(**json)` reads it back."""
+        """Return all fields; `Gate(**json)` reads them back."""
         return {**vars(self), "before": list(self.before)}
 
 
@@ -100,10 +100,10 @@ Operation = Keep | Fold | Refit | Gate
 
 @dataclass(frozen=True)
 class Plan:
-    """Operations to apply together, and what the method that made them has to say about it.
+    """Operations to apply together, with notes of the method that made them.
 
-    `notes` is JSON: which layers were protected, how many neurons were merged, and the like. `example` holds the
-    shapes of the inputs that the network was read with, batch included; empty when unknown.
+    `notes` is JSON: which layers were protected, how many neurons were merged, and the like. `example` holds the shapes
+    of the inputs that the network was traced with, batch included; empty when unknown.
     """
 
     operations: tuple[Operation, ...] = ()
@@ -121,7 +121,7 @@ class Plan:
         object.__setattr__(self, "example", tuple(example))
 
     def made_on(self, example: Iterable[tuple[int, ...]]) -> Plan:
-        """The same plan, with the shapes of the inputs that it was made on."""
+        """Return the same plan with the shapes of the inputs that it was made on."""
         return Plan(self.operations, self.notes, example)
 
     def __iter__(self) -> Iterator[Operation]:
@@ -129,7 +129,7 @@ class Plan:
 
     @property
     def keeps(self) -> tuple[Keep, ...]:
-        """The removals, said by what stays."""
+        """The removals, given by the channels that stay."""
         return tuple(op for op in self.operations if isinstance(op, Keep))
 
     @property
@@ -144,11 +144,11 @@ class Plan:
 
     @property
     def gates(self) -> tuple[Gate, ...]:
-        """The layers that are to follow the input."""
+        """The layers that get gates."""
         return tuple(op for op in self.operations if isinstance(op, Gate))
 
     def to_json(self) -> dict[str, Any]:
-        """The structure as JSON; `from_json` reads removals and gates back."""
+        """Return the structure as JSON; `from_json` reads removals and gates back."""
         return {
             "keep": {keep.group: _runs(keep.index) for keep in self.keeps},
             "fold": [fold.to_json() for fold in self.folds],
@@ -159,14 +159,14 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Removals and gates of a plan that `to_json` wrote. Folds and refits carry values, which JSON does not."""
+        """Read removals and gates of a plan that `to_json` wrote; the values of folds and refits are not in JSON."""
         keeps = [Keep(group, _unrun(runs)) for group, runs in data["keep"].items()]
         gates = [Gate(**{**gate, "before": tuple(gate["before"])}) for gate in data.get("gate", ())]
         return cls([*keeps, *gates], data.get("notes"))
 
 
 def _runs(index: Sequence[int]) -> list[list[int]]:
-    """Ascending numbers as inclusive runs: `[0, 1, 2, 7]` -> `[[0, 2], [7, 7]]`."""
+    """Return ascending numbers as inclusive runs: `[0, 1, 2, 7]` -> `[[0, 2], [7, 7]]`."""
     runs: list[list[int]] = []
     for i in index:
         if runs and runs[-1][1] == i - 1:

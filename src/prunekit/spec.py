@@ -1,4 +1,4 @@
-"""What a network knows about itself besides its weights: where it came from and what it reads."""
+"""Metadata of a network besides its weights: its origin and its input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ATTRIBUTE = "_prunekit_origin"
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input image: its shape and how its channels are normalised.
+    """One input image: its shape and the normalisation of its channels.
 
     `shape` is `(C, H, W)`, without the batch. `mean` and `std` have `C` entries, in units of the `[0, 1]` pixel range.
     """
@@ -24,15 +24,15 @@ class InputSpec:
     std: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form; `from_json` reads it back."""
+        """Return the JSON form; `from_json` reads it back."""
         return {"shape": list(self.shape), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputSpec:
-        """Read what `to_json` wrote.
+        """Read the JSON that `to_json` wrote.
 
         Raises:
-            ValueError: it is no such thing.
+            ValueError: It is anything else.
         """
         if not all(isinstance(data[name], list) for name in ("shape", "mean", "std")):
             raise ValueError("a shape, mean or std that is no list")
@@ -48,7 +48,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Origin:
-    """How a network can be built again, what it reads, and what was done to it.
+    """Origin of a network: how to build it again, its input, and its history.
 
     `arch` is a name that `prunekit.models.build` understands, `arch_args` its arguments, `classes` the class names
     (empty when unknown), and `history` one JSON object for each plan applied so far, oldest first.
@@ -61,7 +61,7 @@ class Origin:
     history: tuple[Mapping[str, Any], ...] = ()
 
     def after(self, step: Mapping[str, Any]) -> Origin:
-        """The same origin with one more step of history."""
+        """Return the same origin with one more step of history."""
         return replace(self, history=(*self.history, step))
 
 
@@ -72,5 +72,5 @@ def remember(model: nn.Module, origin: Origin) -> nn.Module:
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """What `remember` attached, or None."""
+    """Return the origin that `remember` attached, or None."""
     return getattr(model, _ATTRIBUTE, None)
