@@ -1,1 +1,1 @@
-"""What takes several prunings: passes with tuning between them, sweeps, sensitivity."""
+"""Workflows of several prunings: passes with tuning in between, sweeps, sensitivity."""

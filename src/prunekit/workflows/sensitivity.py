@@ -1,7 +1,7 @@
-"""How much accuracy each channel group costs when it alone is pruned: where a network can spare, and where it cannot.
+"""Sensitivity of each channel group: the accuracy lost when it alone is pruned.
 
-After Li et al., "Pruning Filters for Efficient ConvNets" (ICLR 2017), figure 2: within one group at a time the channels
-with the smallest filters (L1 norm) go, nothing is restored, and the network is measured.
+After Li et al., "Pruning Filters for Efficient ConvNets" (ICLR 2017), figure 2: the channels with the smallest filters
+(L1 norm) are removed within one group at a time, nothing is restored, and the network is measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RATIOS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class GroupSensitivity:
-    """One group: for each ratio how many channels went, and the accuracy (0 to 1) that was left."""
+    """One group: for each ratio, the number of channels removed and the remaining accuracy (0 to 1)."""
 
     group: str
     channels: int
@@ -37,7 +37,7 @@ class GroupSensitivity:
     accuracy: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
 
@@ -50,12 +50,18 @@ def sensitivity(
     batch_size: int = 256,
     on_group: Callable[[int, int], None] | None = None,
 ) -> list[GroupSensitivity]:
-    """Measure `model` once for every group that can lose channels and every ratio (between 0 and 1).
+    """Measure `model` once for every group that can lose channels and every ratio.
 
-    `graph` is what `trace` read from `model`; `on_group` is told the groups done and the groups in all.
+    Args:
+        model: A classifier.
+        graph: The graph that `trace` read from it.
+        images: Labelled images to measure on.
+        ratios: Shares of a group to remove, between 0 and 1.
+        batch_size: Images per forward pass.
+        on_group: Called after each group with the groups done and the groups in all.
 
     Raises:
-        InputError: a ratio out of range, or nothing that can be pruned.
+        InputError: A ratio is out of range, or nothing can be pruned.
     """
     wrong = [ratio for ratio in ratios if not 0 < ratio < 1]
     if wrong or not ratios:
@@ -76,7 +82,7 @@ def sensitivity(
 def _pruned_accuracy(
     model: nn.Module, graph: Graph, group: ChannelGroup, ratio: float, images: ImageSet, batch_size: int
 ) -> tuple[int, float]:
-    """How many channels of the group went, and the accuracy without them."""
+    """Return the number of channels removed from the group, and the accuracy without them."""
     removal = removal_order([group], {group.name: filter_norms(model, group)}, 1)
     count = min(int(ratio * group.size), len(removal.order))
     keeps = keep_after([group], removal, count)
@@ -85,7 +91,7 @@ def _pruned_accuracy(
 
 
 def filter_norms(model: nn.Module, group: ChannelGroup) -> NDArray[np.float64]:
-    """The L1 norm of the filters that make each channel, summed over its producers: `(group size,)`."""
+    """Return the L1 norm of the filters that make each channel, summed over its producers: `(group size,)`."""
     norms = np.zeros(group.size)
     with torch.no_grad():
         for member in group.producers:

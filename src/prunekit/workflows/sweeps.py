@@ -1,7 +1,6 @@
-"""Methods over ratios: the curve of accuracy against cost, point by point.
+"""Sweeps of methods over ratios: the curve of accuracy against cost, point by point.
 
-A point that is known already is not measured again, so that a sweep which was interrupted goes on, and one that is
-done can be made denser.
+A point that is known already is not measured again, so an interrupted sweep can be resumed, and a finished one refined.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """`merge:restore=none`, as the command line writes it."""
+        """The command-line form, such as `merge:restore=none`."""
         settings = ",".join(f"{key}={value}" for key, value in self.settings.items())
         return f"{self.method}:{settings}" if settings else self.method
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One pruned network: measured, or with the reason why there is none."""
+    """One pruned network: its measurements, or the reason why there are none."""
 
     label: str
     method: str
@@ -53,31 +52,35 @@ class SweepPoint:
 
     @property
     def key(self) -> tuple[str, float]:
-        """What tells points of one model apart."""
+        """Label and ratio, which identify a point of a sweep."""
         return self.label, self.ratio
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form; `from_json` reads it back."""
+        """Return the JSON form; `from_json` reads it back."""
         result = self.result.to_json() if self.result else None
         return {**vars(self), "settings": dict(self.settings), "result": result}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SweepPoint:
-        """Read what `to_json` wrote; raises `TypeError` for anything else."""
+        """Read the JSON that `to_json` wrote; raise `TypeError` for anything else."""
         result = data["result"]
         point = cls(**{**data, "result": None if result is None else result_from_json(result)})
         return _typed(point)
 
 
 def result_from_json(data: Mapping[str, Any]) -> EvalResult:
-    """Read what `EvalResult.to_json` wrote; raises `TypeError` for anything else."""
+    """Read the JSON that `EvalResult.to_json` wrote; raise `TypeError` for anything else."""
     timing = data["latency_ms"]
     latency = None if timing is None else _typed(Latency(**timing))
     return _typed(EvalResult(**{**data, "latency_ms": latency}))
 
 
 def _typed(value: _Record) -> _Record:
-    """The same dataclass object, whose fields have the types that they are declared with; a float may be whole."""
+    """Return `value` if its fields have their declared types, where an int may stand for a float.
+
+    Raises:
+        TypeError: A field has another type.
+    """
     for name, hint in get_type_hints(type(value)).items():
         found = getattr(value, name)
         kinds = _kinds(hint)
@@ -88,7 +91,7 @@ def _typed(value: _Record) -> _Record:
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
-    """The classes that an annotation allows."""
+    """Return the classes that an annotation allows."""
     if get_origin(hint) in (Union, UnionType):
         return tuple(kind for member in get_args(hint) for kind in _kinds(member))
     return (get_origin(hint) or hint,)
@@ -104,10 +107,19 @@ def sweep(
     known: Sequence[SweepPoint] = (),
     on_point: Callable[[Sequence[SweepPoint]], None] | None = None,
 ) -> list[SweepPoint]:
-    """Prune `model` with every variant at every ratio, and measure what comes out.
+    """Prune `model` with every variant at every ratio, and measure the pruned networks.
 
-    `measure` gets a pruned network and its name; `images` are the unlabelled ones to restore from. `on_point` is told
-    all points after each new one. What a method refuses becomes a point with an `error`.
+    Args:
+        model: The network; it stays unchanged.
+        variants: Methods with their settings.
+        ratios: Shares of channels to remove, between 0 and 1.
+        measure: Called with a pruned network and its name.
+        images: Unlabelled images to restore from.
+        known: Points of an earlier run.
+        on_point: Called with all points after each new one.
+
+    Returns:
+        A point for each pair; where a method refuses, one with an `error`.
     """
     done = {point.key: point for point in known}
     wanted = [(variant, ratio) for variant in variants for ratio in ratios]
@@ -139,7 +151,7 @@ def _point(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of everything in the network's state, to tell whether a sweep is of the same network."""
+    """Return a hash of the network's whole state, to tell whether a sweep is of the same network."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, torch.Tensor):
