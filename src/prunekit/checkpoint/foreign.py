@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
 _SHOWN = 5
 
 
-def is_state_dict(value: Any) -> TypeGuard[State]:
+def is_state_dict(value: Any) -> TypeGuard[StateDict]:
     """Return whether `value` maps names to tensors, and to nothing else."""
     return (
         isinstance(value, Mapping)
@@ -27,7 +27,7 @@ def is_state_dict(value: Any) -> TypeGuard[State]:
     )
 
 
-def networks(content: Any, name: str) -> dict[str, State | nn.Module]:
+def networks(content: Any, name: str) -> dict[str, StateDict | nn.Module]:
     """Return the state dicts and modules in the content of the file `name`, by their places.
 
     The state of an optimiser is not among them.
@@ -37,7 +37,7 @@ def networks(content: Any, name: str) -> dict[str, State | nn.Module]:
     """
     if is_state_dict(content):
         return {"": content}
-    found: dict[str, State | nn.Module] = {}
+    found: dict[str, StateDict | nn.Module] = {}
     seen, waiting = {id(content)}, deque([("", content)])
     while waiting:
         place, value = waiting.popleft()
@@ -57,7 +57,7 @@ def networks(content: Any, name: str) -> dict[str, State | nn.Module]:
     return found
 
 
-def at(found: Mapping[str, State | nn.Module], key: str, name: str) -> State | nn.Module:
+def at(found: Mapping[str, StateDict | nn.Module], key: str, name: str) -> StateDict | nn.Module:
     """Return the network at the place `key`, or the part of a state dict whose names begin with the rest of `key`.
 
     Raises:
@@ -86,7 +86,7 @@ def only(found: Mapping[str, Any], name: str, what: str) -> Any:
     )
 
 
-def _weights(value: Mapping[Any, Any]) -> State | None:
+def _weights(value: Mapping[Any, Any]) -> StateDict | None:
     """Return the tensors of a mapping of weights, beside which it may hold notes such as the epoch; None otherwise.
 
     Counters, states of random generators and averages of a metric are tensors too; weights include a
