@@ -17,7 +17,7 @@ from prunekit.spec import InputSpec, Origin, remember
 
 
 @dataclass(frozen=True)
-class Reference:
+class ResolvedName:
     """A resolved architecture name: its kind, its full name there, and the weights asked for."""
 
     kind: Literal["bundled", "torchvision", "code"]
@@ -30,7 +30,7 @@ class Reference:
         return f"torchvision:{self.name}" if self.kind == "torchvision" else self.name
 
 
-def resolve(arch: str) -> Reference:
+def resolve(arch: str) -> ResolvedName:
     """Resolve the name of an architecture without importing any of the user's code.
 
     `prunekit:NAME` and `torchvision:NAME[@WEIGHTS]` say where to look. A bare name is looked for among the bundled
@@ -45,8 +45,8 @@ def resolve(arch: str) -> Reference:
     if prefix == "torchvision" and colon:
         return _torchvision(rest) or _unknown(rest, torchvision_zoo.names())
     if colon:
-        return Reference("code", arch)
-    exact = Reference("bundled", arch) if arch in CATALOG else None
+        return ResolvedName("code", arch)
+    exact = ResolvedName("bundled", arch) if arch in CATALOG else None
     found = exact or _torchvision(arch) or _bundled(arch)
     return found or _unknown(arch, [*names(), *torchvision_zoo.names()])
 
@@ -109,23 +109,23 @@ def takes(arch: str, argument: str) -> bool:
     return reference.kind != "code" or user_code.accepts(reference.name, argument)
 
 
-def _bundled(name: str) -> Reference | None:
+def _bundled(name: str) -> ResolvedName | None:
     for known in (name, f"{name}_cifar"):
         if known in CATALOG:
-            return Reference("bundled", known)
+            return ResolvedName("bundled", known)
     return None
 
 
-def _torchvision(text: str) -> Reference | None:
+def _torchvision(text: str) -> ResolvedName | None:
     name, _, weights = text.partition("@")
-    return Reference("torchvision", name, weights or None) if name in torchvision_zoo.names() else None
+    return ResolvedName("torchvision", name, weights or None) if name in torchvision_zoo.names() else None
 
 
-def _unknown(arch: str, known: list[str]) -> Reference:
+def _unknown(arch: str, known: list[str]) -> ResolvedName:
     raise unknown_name("architecture", arch, known)
 
 
-def _build_bundled(reference: Reference, args: dict[str, Any]) -> tuple[nn.Module, Origin]:
+def _build_bundled(reference: ResolvedName, args: dict[str, Any]) -> tuple[nn.Module, Origin]:
     entry = CATALOG[reference.name]
     check_args(reference.name, entry.make, args, entry.fixed)
     try:
@@ -143,7 +143,7 @@ def _bundled_input(name: str, args: Mapping[str, Any]) -> InputSpec:
     return InputSpec((channels, *entry.input.shape[1:]))
 
 
-def _build_torchvision(reference: Reference, args: dict[str, Any]) -> tuple[nn.Module, Origin]:
+def _build_torchvision(reference: ResolvedName, args: dict[str, Any]) -> tuple[nn.Module, Origin]:
     name, weights = reference.name, reference.weights
     given = {**(torchvision_zoo.weights_args(name, weights) if weights else {}), **args}
     model, used = torchvision_zoo.build(name, given)
@@ -158,7 +158,7 @@ def _build_torchvision(reference: Reference, args: dict[str, Any]) -> tuple[nn.M
     return model, Origin(origin.arch, used, origin.input, torchvision_zoo.categories(name, weights))
 
 
-def _build_code(reference: Reference, args: dict[str, Any]) -> tuple[nn.Module, Origin]:
+def _build_code(reference: ResolvedName, args: dict[str, Any]) -> tuple[nn.Module, Origin]:
     if "num_classes" in args and not user_code.accepts(reference.name, "num_classes"):
         raise InputError(
             f"{reference.name} takes no num_classes, and {args['num_classes']} classes were asked for",
