@@ -25,7 +25,7 @@ _TRANSPOSED = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSpec:
     """A module without values: its name, what it reads, and the settings that distinguish it from others."""
 
     name: str
@@ -41,7 +41,7 @@ def layer_of(
     bound: Mapping[str, str],
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Any],
-) -> Layer | None:
+) -> LayerSpec | None:
     """Return the layer that a node stands for, or None.
 
     `bound` gives the dotted names of weights, `tensors` the weights themselves, `values` the JSON of computed values.
@@ -71,12 +71,12 @@ def layer_of(
     settings = tuple((key, str(value)) for key, value in given.items())
     rank = len(values[x.name]["sizes"]) if x.name in values else 0
     make = described(own, given, rank)
-    return None if make is None else Layer(name, x, make, (call._schema.name, *paths, *settings))
+    return None if make is None else LayerSpec(name, x, make, (call._schema.name, *paths, *settings))
 
 
-def agreeing(layers: Iterable[Layer]) -> dict[str, Layer]:
+def agreeing(layers: Iterable[LayerSpec]) -> dict[str, LayerSpec]:
     """Return one layer per name; names whose nodes disagree are left out."""
-    found: dict[str, Layer] = {}
+    found: dict[str, LayerSpec] = {}
     refused: set[str] = set()
     for layer in layers:
         if found.setdefault(layer.name, layer).settings != layer.settings:
@@ -150,7 +150,7 @@ def _group_norm(own: _Weights, given: Mapping[str, Any], _: int) -> _Maker:
     return lambda: nn.GroupNorm(groups, weight.numel(), eps=eps, device="meta")
 
 
-def _pad(given: Mapping[str, Any], values: Mapping[str, Any]) -> Layer | None:
+def _pad(given: Mapping[str, Any], values: Mapping[str, Any]) -> LayerSpec | None:
     """Return the layer for zero channels around those of an image; such modules are named after what they read."""
     x, pad = given["self"], given["pad"]
     if not isinstance(x, Ref) or x.name not in values or not all(isinstance(width, int) for width in pad):
@@ -159,7 +159,7 @@ def _pad(given: Mapping[str, Any], values: Mapping[str, Any]) -> Layer | None:
     rank = len(values[x.name]["sizes"])
     if given.get("mode", "constant") != "constant" or given.get("value") or any(others) or len(pad) != 2 * (rank - 1):
         return None
-    return Layer(f"{_PADDING}.{x.name}", x, lambda: ChannelPad(before, after), (before, after))
+    return LayerSpec(f"{_PADDING}.{x.name}", x, lambda: ChannelPad(before, after), (before, after))
 
 
 _PADDING = "channel_pads"  # the module that holds those of a program

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.programs.judge import ExcessError, judge, twin
-from prunekit.programs.layers import Layer, agreeing, layer_of
+from prunekit.programs.layers import LayerSpec, agreeing, layer_of
 from prunekit.programs.ops import dtype, value
 from prunekit.programs.steps import Step, check_order, decode, look_up, names
 from prunekit.spec import Origin
@@ -177,7 +177,7 @@ def filled(model: nn.Module, x: Tensor) -> Tensor:
     return x if batch is None else x[:1].repeat(batch, *(1,) * (x.dim() - 1))
 
 
-def _at(root: nn.Module, path: str, layers: Mapping[str, Layer]) -> nn.Module:
+def _at(root: nn.Module, path: str, layers: Mapping[str, LayerSpec]) -> nn.Module:
     """Return the module at `path`; make it and its parents where missing, by `layers` where that has their names."""
     module, parts = root, path.split(".") if path else []
     for depth, part in enumerate(parts, start=1):
