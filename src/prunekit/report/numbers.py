@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 NONE = "–"
-
-Written = Callable[[float], str]
 
 
 def count(value: float | None) -> str:
