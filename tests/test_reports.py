@@ -30,7 +30,7 @@ from prunekit.report import numbers
 from prunekit.report.documents import dumps
 from prunekit.report.pages import page
 from prunekit.report.pictures import png, svg
-from prunekit.report.pictures.chart import Axis, Chart, Point, Reference, Series
+from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
 from prunekit.report.terminal.output import Output
 from prunekit.report.terminal.tables import csv_text, markdown, table
 from prunekit.report.text import printable
@@ -168,8 +168,8 @@ def _line(name: str) -> tuple[Series, ...]:
     return (Series(name, (Point(1, 2, name, name, name),)), Series(name, (Point(1, 2, note=name),), "bars"))
 
 
-def _reference(name: str) -> tuple[Reference, ...]:
-    return Reference(name, 1.5), Reference(name, 1.5, "x")
+def _reference(name: str) -> tuple[ReferenceLine, ...]:
+    return ReferenceLine(name, 1.5), ReferenceLine(name, 1.5, "x")
 
 
 def test_names_in_a_picture_are_text(here: Path) -> None:

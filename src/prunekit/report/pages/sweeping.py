@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prunekit.report import numbers
 from prunekit.report.pages import page
 from prunekit.report.pictures import svg
-from prunekit.report.pictures.chart import Axis, Chart, Point, Reference, Series
+from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
 from prunekit.report.terminal import tables
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def sweep_charts(base: EvalResult, points: Sequence[SweepPoint]) -> list[Chart]:
     """Return accuracy against the ratio and against MACs, a line per method; none without accuracies."""
     if base.accuracy is None or not any(p.result and p.result.accuracy is not None for p in points):
         return []
-    unpruned = Reference(f"unpruned {numbers.percent(base.accuracy)}", 100 * base.accuracy)
+    unpruned = ReferenceLine(f"unpruned {numbers.percent(base.accuracy)}", 100 * base.accuracy)
     axes = (Axis("ratio", "share of channels removed"), Axis("MACs", written=numbers.count))
     return [
         Chart(f"Accuracy against {axis.label}", axis, Axis("accuracy", "%"), _curves(base, points, axis), (unpruned,))

@@ -72,7 +72,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceLine:
     """A line across the chart at `value` of the axis `along`, with a label."""
 
     label: str
@@ -88,7 +88,7 @@ class Chart:
     x: Axis
     y: Axis
     series: tuple[Series, ...]
-    references: tuple[Reference, ...] = field(default=())
+    references: tuple[ReferenceLine, ...] = field(default=())
 
     @property
     def points(self) -> tuple[Point, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prunekit.methods.manidp.gate_report import histogram
 from prunekit.report import numbers
 from prunekit.report.pictures import png
-from prunekit.report.pictures.chart import Axis, Chart, Point, Reference, Series
+from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
 
 if TYPE_CHECKING:
     from prunekit.methods.manidp.gate_report import Portrait
@@ -20,7 +20,7 @@ MACS = Axis("MACs of an image", written=numbers.count)
 def spread_chart(portrait: Portrait) -> Chart:
     """Return a histogram of the cost of images."""
     points = tuple(Point(macs, n, note=f"{n:,} images") for macs, n in histogram(portrait.record.macs))
-    mean = Reference(f"mean {numbers.count(portrait.result.macs['mean'])}", portrait.result.macs["mean"], "x")
+    mean = ReferenceLine(f"mean {numbers.count(portrait.result.macs['mean'])}", portrait.result.macs["mean"], "x")
     return Chart("Images by cost", MACS, Axis("images", written=numbers.count), (Series("", points, "bars"),), (mean,))
 
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunekit.errors import InputError
 from prunekit.files.writing import atomic_write
 from prunekit.report import numbers
-from prunekit.report.pictures.chart import Axis, Chart, Point, Reference, Series, ticks
+from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series, ticks
 from prunekit.report.text import printable
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def gammas_chart(before: torch.Tensor, after: torch.Tensor, threshold: float | N
         return tuple(Point((i + 0.5) * top / _BINS, count) for i, count in enumerate(counts))
 
     series = (Series("before", counted(before), "bars", muted=True), Series("after", counted(after), "steps"))
-    lines = () if threshold is None else (Reference(f"threshold {threshold:.3g}", threshold, "x"),)
+    lines = () if threshold is None else (ReferenceLine(f"threshold {threshold:.3g}", threshold, "x"),)
     return Chart("Batch-norm scales", Axis("|gamma|"), Axis("channels"), series, lines)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from prunekit.report.pictures.chart import Axis, Chart, Point, Reference, Series, ticks
+from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series, ticks
 from prunekit.report.text import for_html
 
 _WIDTH, _HEIGHT = 480, 330
@@ -97,7 +97,7 @@ def _axes(across: _Scale, up: _Scale) -> list[str]:
     return parts
 
 
-def _reference(line: Reference, across: _Scale, up: _Scale) -> str:
+def _reference(line: ReferenceLine, across: _Scale, up: _Scale) -> str:
     """Return a dashed line and its label, where the line leaves the plot."""
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     if line.along == "y":
