@@ -33,8 +33,8 @@ Models = Annotated[
 class MeasureOptions:
     """Options of the measurement."""
 
-    split: str = option("test", choices=("test", "val", "train"), help="Which part of the data.")
-    batch_size: int = option(256, help="Images at a time.")
+    split: str = option("test", choices=("test", "val", "train"), help="Split of the data set.")
+    batch_size: int = option(256, help="Images per forward pass.")
     latency: bool = option(True, help="Measure the time of a forward pass.")
     latency_batch: int = option(1, help="Images in a timed pass.")
     threads: int | None = option(help="CPU threads during the timing.")
@@ -53,11 +53,11 @@ class EvalOptions(MeasureOptions):
     """Options of the measurement, and requirements on its result."""
 
     runtime: str | None = option(
-        choices=RUNTIMES, help="How networks with gates run: their accuracy and latency are then those of this runtime."
+        choices=RUNTIMES, help="Runtime for networks with gates, in which accuracy and latency are measured."
     )
     budget: str | None = option(metavar="NAME", help="Thresholds of gates, stored by manidp calibrate under this name.")
     per_image: str | None = option(metavar="FILE", help="Write a line of CSV for each image: its MACs and its loss.")
-    per_class: bool = option(False, help="Show how well each class is recognised, and what it is taken for.")
+    per_class: bool = option(False, help="Show the accuracy of each class, and the class it is mostly mistaken for.")
     min_accuracy: float | None = option(metavar="SHARE", help="Exit 1 where a model's accuracy (0 to 1) is less.")
 
 

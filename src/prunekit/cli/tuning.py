@@ -27,11 +27,11 @@ class PassOptions:
     """Number of passes, and what is kept of them."""
 
     iterations: int = option(1, metavar="COUNT", help="Passes of prune and tune towards the one target.")
-    calibration: int = option(1000, metavar="COUNT", help="Training images that restoration looks at, without labels.")
-    scratch: bool = option(False, help="Tune from new random weights: the control that says what pruning was worth.")
+    calibration: int = option(1000, metavar="COUNT", help="Training images to restore from, without labels.")
+    scratch: bool = option(False, help="Tune from new random weights: the control experiment of pruning.")
     resume: bool = option(False, help="Go on with an interrupted run: the same command, and this flag.")
-    teacher: str | None = option(flag="--distill", metavar="MODEL", help="Learn from this model's outputs too.")
-    tensorboard: str | None = option(metavar="FOLDER", help="Write TensorBoard's files there.")
+    teacher: str | None = option(flag="--distill", metavar="MODEL", help="Distil from the outputs of this model.")
+    tensorboard: str | None = option(metavar="FOLDER", help="Folder for TensorBoard's files.")
     pictures: str | None = option(metavar="FOLDER", help="Draw gammas, widths and accuracies there (needs Matplotlib).")
 
 

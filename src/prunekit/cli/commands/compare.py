@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ReportOptions:
     """The form of the comparison."""
 
-    format: str = option("table", choices=("table", "csv", "markdown"), help="What standard output gets.")
+    format: str = option("table", choices=("table", "csv", "markdown"), help="Format of the result on standard output.")
     picture: str | None = option(
         metavar="FILE", help="Draw accuracy against MACs and latency there: .png, .svg or .pdf (needs Matplotlib)."
     )

@@ -13,7 +13,7 @@ from prunekit.report.terminal.output import Output
 
 SHELLS = ("bash", "zsh", "fish")
 
-Shell = Annotated[str, typer.Argument(metavar="|".join(SHELLS), help="Which shell.", show_default=False)]
+Shell = Annotated[str, typer.Argument(metavar="|".join(SHELLS), help="Shell of the script.", show_default=False)]
 
 
 def run(output: Output, shell: Shell) -> None:

@@ -39,7 +39,7 @@ _COLUMNS = ("model", "accuracy", "parameters", "MACs", "size", "latency")
 class DemoOptions:
     """Options of the demonstration."""
 
-    out: str = option("prunekit-demo", flag="--output,-o", metavar="FOLDER", help="Where the models go.")
+    out: str = option("prunekit-demo", flag="--output,-o", metavar="FOLDER", help="Folder for the models.")
     force: bool = option(False, help="Replace the models of an earlier demo.")
     epochs: int = option(20, help="Epochs of training, a quarter of it for tuning.")
     sparsity: float = option(1e-2, help="Strength of the penalty on batch norm's gammas.")

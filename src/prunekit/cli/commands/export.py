@@ -48,11 +48,11 @@ class FileOptions:
         help="onnx, or pt2 (torch.export); by default what the output's suffix says, else onnx.",
     )
     opset: int | None = option(
-        metavar="VERSION", help="ONNX's operator set, 18 or later; the exporter's own if not said."
+        metavar="VERSION", help="ONNX's operator set, 18 or later; by default the exporter's own."
     )
     inputs: str | None = option(
         metavar="SIZE,...",
-        help="What the model takes, in order and without the batch, where that is more than one image: "
+        help="Inputs of a model that takes more than one image, in order and without the batch: "
         "3x64x64,6 or 3x64x64,16:int64.",
     )
     fixed_batch: int | None = option(help="Allow this one batch size; without it any size will do.")
@@ -67,7 +67,7 @@ class FileOptions:
 class CheckOptions:
     """Comparison of the file with the model."""
 
-    split: str = option("test", choices=("test", "val", "train"), help="Which part of the data.")
+    split: str = option("test", choices=("test", "val", "train"), help="Split of the data set.")
     tolerance: float = option(1e-4, help="Largest difference of outputs, relative to the largest output above 1.")
     min_agreement: float = option(1.0, metavar="SHARE", help="Least share (0 to 1) of images with the same top class.")
     latency: bool = option(True, help="Measure the time of a forward pass of both.")

@@ -32,7 +32,7 @@ Methods = Annotated[
     typer.Option(
         "--method",
         metavar="NAME[:KEY=VALUE,...]",
-        help="A method, perhaps with settings; give it again for more. All installed ones if not said.",
+        help="A method, perhaps with settings; give it again for more. By default all installed ones.",
     ),
 ]
 
@@ -43,12 +43,12 @@ class SweepOptions:
 
     ratios: str = option("0.1:0.9:0.1", metavar="R,...|FROM:TO:STEP", help="Shares of channels to remove.")
     out: str | None = option(
-        flag="--output,-o", metavar="FILE", help="Where the points are kept, as JSON; beside the model if not said."
+        flag="--output,-o", metavar="FILE", help="File for the points, as JSON; by default beside the model."
     )
     resume: bool = option(False, help="Go on with the points of that file; more ratios and methods may be asked for.")
     force: bool = option(False, help="Replace files that exist.")
-    calibration: int = option(1000, metavar="COUNT", help="Training images that restoration looks at, without labels.")
-    format: str = option("table", choices=("table", "csv", "markdown"), help="What standard output gets.")
+    calibration: int = option(1000, metavar="COUNT", help="Training images to restore from, without labels.")
+    format: str = option("table", choices=("table", "csv", "markdown"), help="Format of the result on standard output.")
     picture: str | None = option(metavar="FILE", help="Draw accuracy against MACs and the ratio there.")
     html: str | None = option(metavar="FILE", help="Write one self-contained page there.")
 

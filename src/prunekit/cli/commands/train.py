@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ModelOrNothing = Annotated[
     str | None,
     typer.Argument(
-        metavar="MODEL", help="What to fine-tune; without it --arch is trained from scratch.", show_default=False
+        metavar="MODEL", help="Model to fine-tune; without it --arch is trained from scratch.", show_default=False
     ),
 ]
 
@@ -40,8 +40,8 @@ class RunOptions:
     """Options around a run."""
 
     resume: bool = option(False, help="Go on with an interrupted run: the same command, and this flag.")
-    teacher: str | None = option(flag="--distill", metavar="MODEL", help="Learn from this model's outputs too.")
-    tensorboard: str | None = option(metavar="FOLDER", help="Write TensorBoard's files there.")
+    teacher: str | None = option(flag="--distill", metavar="MODEL", help="Distil from the outputs of this model.")
+    tensorboard: str | None = option(metavar="FOLDER", help="Folder for TensorBoard's files.")
 
 
 @dataclass(frozen=True)

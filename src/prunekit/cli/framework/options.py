@@ -44,7 +44,7 @@ class ReadingOptions:
 
     arch: str | None = option(
         metavar="NAME",
-        help="What a bare state dict is: a bundled or torchvision name, path/to/file.py:callable or "
+        help="Architecture of a bare state dict: a bundled or torchvision name, path/to/file.py:callable or "
         "package.module:callable.",
     )
     arch_args: str | None = option(metavar="KEY=VALUE,...", help="Arguments of the architecture.")
@@ -52,7 +52,7 @@ class ReadingOptions:
         False, help="Load a pickled module although that runs code from the file. Only for files you trust."
     )
     key: str | None = option(
-        metavar="KEY", help="Which of several networks in a checkpoint is meant, such as params_ema or state.model."
+        metavar="KEY", help="Network to read from a checkpoint with several, such as params_ema or state.model."
     )
     input_size: str | None = option(metavar="SIZE", help="Input size: 224, 32x32 or 3x32x32.")
     mean: str | None = option(metavar="M,...", help="Mean of each channel, for pixels from 0 to 1.")
@@ -73,7 +73,7 @@ class DataOptions:
         metavar="WHERE",
         help="The images: digits (bundled), a folder with one sub-folder a class, or a torchvision data set.",
     )
-    data_root: str | None = option(metavar="FOLDER", help="Where a torchvision data set lies.")
+    data_root: str | None = option(metavar="FOLDER", help="Folder of the torchvision data set.")
     skip_bad: bool = option(False, help="Leave unreadable images out instead of stopping at the first.")
 
     def open(self, output: Output, split: Split, spec: InputSpec | None, reading: ReadingOptions) -> ImageSet:
@@ -103,7 +103,7 @@ class OutputOptions:
 
     out: str | None = option(flag="--output,-o", metavar="PATH", help="The file to write; - for standard output.")
     force: bool = option(False, help="Replace the file if it exists.")
-    dry_run: bool = option(False, help="Say what would be done; write nothing.")
+    dry_run: bool = option(False, help="Show what would be done; write nothing.")
 
 
 def input_spec(reading: ReadingOptions, known: InputSpec | None) -> InputSpec | None:

@@ -24,7 +24,7 @@ class ReportOptions:
     out: str | None = option(flag="--output,-o", metavar="FILE", help="The page to write (default: MODEL-gates.html).")
     pictures: str | None = option(metavar="FOLDER", help="Also draw its charts as PNG there (needs Matplotlib).")
     force: bool = option(False, help="Replace the page if it exists.")
-    split: str = option("test", choices=("test", "val", "train"), help="Which part of the data.")
+    split: str = option("test", choices=("test", "val", "train"), help="Split of the data set.")
     budget: str | None = option(metavar="NAME", help="Thresholds stored by manidp calibrate under this name.")
 
 
