@@ -40,7 +40,7 @@ def option(default: Any = None, **metadata: Any) -> Any:
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How a file that does not describe itself becomes a network, and how images are prepared for it."""
+    """Options for reading a file that does not describe itself, and for preparing images."""
 
     arch: str | None = option(
         metavar="NAME",
