@@ -1,8 +1,8 @@
-"""Prune, restore, tune, and again: the multi-pass scheme of Network Slimming (Liu et al., ICCV 2017, section 3.3).
+"""Iterative pruning: prune, restore and tune in passes (Liu et al., "Network Slimming", ICCV 2017, section 3.3).
 
-Works for every method. Several passes go towards one target by equal factors, so that each removes the same share of
-what the one before has left. What is done is kept in a folder until the end: a run that was interrupted goes on from
-the last finished step, and inside a tuning from its last saved state.
+It works for every method. Several passes approach one target by equal factors, so each removes the same share of what
+the one before has left. Finished steps are kept in a folder until the end: an interrupted run resumes from the last
+finished step, and within a tuning from its last saved state.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ class PassResult:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the method noted beside its plan."""
+        """The notes of the method in its plan."""
         notes: dict[str, Any] = self.plan["notes"]
         return notes
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         return {**vars(self), "before": self.before.to_json(), "after": self.after.to_json()}
 
 
 @dataclass(frozen=True)
 class Images:
-    """What a run sees: images to tune on, to validate on, to score passes with, and unlabelled ones to restore from."""
+    """Images of a run: to tune on, to validate on, to score passes with, and unlabelled ones to restore from."""
 
     train: ImageSet
     val: ImageSet | None
@@ -77,7 +77,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How often, and how the network is tuned each time. The L1 penalty is left out of the last tuning.
+    """The number of passes, and the tuning after each. The L1 penalty is left out of the last tuning.
 
     With `scratch` each tuning starts from new random weights in the pruned shape: the control of Liu et al.,
     "Rethinking the Value of Network Pruning" (ICLR 2019).
@@ -89,7 +89,7 @@ class Recipe:
     scratch: bool = False
 
     def tuning_of(self, number: int) -> TrainConfig:
-        """The tuning of pass `number`, counted from 1: only what will be pruned again is made sparse."""
+        """Return the tuning of pass `number`, counted from 1: only a network that is pruned again is made sparse."""
         return self.tuning if number < self.iterations else dataclasses.replace(self.tuning, sparsity=0.0)
 
 
@@ -105,15 +105,26 @@ def run_passes(
     on_event: Sink | None = None,
     on_pass: Callable[[PassResult], None] | None = None,
 ) -> tuple[nn.Module, list[PassResult]]:
-    """Prune `model` with method `name` in `recipe.iterations` passes to the one target of `config`, tuning after each.
+    """Prune `model` with method `name` in passes to the one target of `config`, tuning after each.
 
-    Returns a new network and what each pass did. `folder` holds the steps done so far; with `resume` they are not done
-    again.
+    Args:
+        name: The name of the method.
+        model: The network; it stays unchanged.
+        config: The settings of the method, with the target of the last pass.
+        images: The images of the run.
+        recipe: The number of passes, and their tuning.
+        folder: Holds the steps done so far.
+        resume: Go on from the steps in `folder`.
+        on_event: Called with the events of each tuning.
+        on_pass: Called after each pass.
+
+    Returns:
+        A new network, and the result of each pass.
 
     Raises:
-        InputError: settings or images that cannot be used.
+        InputError: The settings or images cannot be used.
         TrainingError: `folder` holds another run's steps, or a tuning cannot go on.
-        Interrupted: by a signal; the state is saved.
+        Interrupted: A signal stopped the run; the state is saved.
     """
     if recipe.iterations < 1:
         raise InputError(f"--iterations must be at least 1, not {recipe.iterations}")
@@ -132,7 +143,7 @@ def run_passes(
 def _tune(
     pruned: nn.Module, number: int, images: Images, recipe: Recipe, steps: _Steps, on_event: Sink | None
 ) -> nn.Module:
-    """The network after the tuning of pass `number`, from the folder where that is done already."""
+    """Return the network after the tuning of pass `number`, from the folder where that is done already."""
     tuned, state = steps.path(number, "tuned"), steps.path(number, "state")
     if tuned.exists():
         return load(tuned, trust_pickle=True)  # the run's own file, whatever code its architecture is
@@ -158,7 +169,7 @@ def _tune(
 
 
 def reinitialise(model: nn.Module, seed: int) -> None:
-    """Give every layer new random weights, in place, as PyTorch initialises it."""
+    """Reset every layer to new random weights, in place, as PyTorch initialises it."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         for module in model.modules():
@@ -188,7 +199,7 @@ def _result(number: int, facts: dict[str, Any], tuned: float) -> PassResult:
 
 
 def _budgets(model: nn.Module, config: Config, passes: int) -> Iterator[Config]:
-    """The settings of each pass: what is left shrinks by the same factor each time, to the one target."""
+    """Yield the settings of each pass: the remainder shrinks by the same factor each time, to the one target."""
     if passes == 1:
         yield config
         return
@@ -210,7 +221,7 @@ class _Steps:
 
     def __init__(self, folder: Path, settings: dict[str, Any], resume: bool) -> None:
         self.folder = folder
-        if not is_main_process():  # the first process looks and writes for all
+        if not is_main_process():  # the first process reads and writes for all
             return
         header = folder / "run.json"
         if header.exists():
@@ -230,13 +241,13 @@ class _Steps:
             )
 
     def path(self, number: int, step: str) -> Path:
-        """The file of a step of pass `number`."""
+        """Return the file of a step of pass `number`."""
         return self.folder / (f"pass{number}.state" if step == "state" else f"pass{number}.{step}.pt")
 
     def pruned(
         self, number: int, prune: Callable[[], tuple[nn.Module, dict[str, Any]]]
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """The pruned network of pass `number` and its figures: as found, or made and kept."""
+        """Return the pruned network of pass `number` and its figures, from the folder or else made and saved there."""
         model_file, facts_file = self.path(number, "pruned"), self.folder / f"pass{number}.json"
         if model_file.exists() and facts_file.exists():
             return load(model_file, trust_pickle=True), json.loads(facts_file.read_text(encoding="utf-8"))
