@@ -15,16 +15,16 @@ from prunekit.cli.app import run as cli
 from prunekit.errors import InputError, TrainingError
 from prunekit.training.config import TrainConfig
 from prunekit.training.events import EpochEvent, Event
-from prunekit.workflows.passes import Images, PassResult, Recipe, run_passes
+from prunekit.workflows.passes import PassImages, PassResult, PassSchedule, run_passes
 
 TUNING = TrainConfig(epochs=1, batch_size=32, lr=0.02, log_every=1000)
 
 
 @pytest.fixture(scope="module")
-def images() -> Images:
+def images() -> PassImages:
     train = pk.open_data("digits", "train").sample(128, seed=0)
     test = pk.open_data("digits", "test").sample(64, seed=0)
-    return Images(train, None, test)
+    return PassImages(train, None, test)
 
 
 def network() -> torch.nn.Module:
@@ -40,12 +40,14 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
 
 
-def run(folder: Path, images: Images, iterations: int = 2, **more: object) -> tuple[torch.nn.Module, list[PassResult]]:
+def run(
+    folder: Path, images: PassImages, iterations: int = 2, **more: object
+) -> tuple[torch.nn.Module, list[PassResult]]:
     config = make_config("slim", target_macs="40%")
-    return run_passes("slim", network(), config, images, Recipe(TUNING, iterations), folder, **more)  # type: ignore[arg-type]
+    return run_passes("slim", network(), config, images, PassSchedule(TUNING, iterations), folder, **more)  # type: ignore[arg-type]
 
 
-def test_passes_reach_one_target_by_equal_factors(tmp_path: Path, images: Images) -> None:
+def test_passes_reach_one_target_by_equal_factors(tmp_path: Path, images: PassImages) -> None:
     model, results = run(tmp_path / "steps", images)
     first, second = results
     assert first.after.macs / first.before.macs == pytest.approx(0.4**0.5, rel=0.02)
@@ -57,15 +59,15 @@ def test_passes_reach_one_target_by_equal_factors(tmp_path: Path, images: Images
 
 
 def test_the_last_tuning_has_no_penalty() -> None:
-    recipe = Recipe(TrainConfig(sparsity=1e-3), iterations=2)
-    assert recipe.tuning_of(1).sparsity == 1e-3
-    assert recipe.tuning_of(2).sparsity == 0
+    schedule = PassSchedule(TrainConfig(sparsity=1e-3), iterations=2)
+    assert schedule.tuning_of(1).sparsity == 1e-3
+    assert schedule.tuning_of(2).sparsity == 0
 
 
-def test_from_scratch_nothing_of_the_weights_is_left(tmp_path: Path, images: Images) -> None:
+def test_from_scratch_nothing_of_the_weights_is_left(tmp_path: Path, images: PassImages) -> None:
     config = make_config("slim", target_macs="40%")
-    model, results = run_passes("slim", network(), config, images, Recipe(TUNING, scratch=True), tmp_path / "a")
-    kept, _ = run_passes("slim", network(), config, images, Recipe(TUNING), tmp_path / "b")
+    model, results = run_passes("slim", network(), config, images, PassSchedule(TUNING, scratch=True), tmp_path / "a")
+    kept, _ = run_passes("slim", network(), config, images, PassSchedule(TUNING), tmp_path / "b")
     assert results[0].widths == {
         layer.name: layer.channels for layer in pk.inspect(model).cost.layers if layer.channels
     }
@@ -77,7 +79,7 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize("stop_at", [1, 2])
-def test_a_run_that_was_killed_goes_on_to_the_same_network(tmp_path: Path, images: Images, stop_at: int) -> None:
+def test_a_run_that_was_killed_goes_on_to_the_same_network(tmp_path: Path, images: PassImages, stop_at: int) -> None:
     whole, expected = run(tmp_path / "whole", images)
     seen = 0
 
@@ -96,13 +98,13 @@ def test_a_run_that_was_killed_goes_on_to_the_same_network(tmp_path: Path, image
     assert [r.accuracy_tuned for r in results] == [r.accuracy_tuned for r in expected]
 
 
-def test_other_settings_are_not_resumed(tmp_path: Path, images: Images) -> None:
+def test_other_settings_are_not_resumed(tmp_path: Path, images: PassImages) -> None:
     run(tmp_path / "steps", images)
     with pytest.raises(TrainingError, match="another iterations"):
         run(tmp_path / "steps", images, iterations=1, resume=True)
 
 
-def test_iterations_must_be_positive(tmp_path: Path, images: Images) -> None:
+def test_iterations_must_be_positive(tmp_path: Path, images: PassImages) -> None:
     with pytest.raises(InputError, match="--iterations must be at least 1"):
         run(tmp_path / "steps", images, iterations=0)
 

@@ -95,10 +95,10 @@ def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
     """Run the passes; return the tuned network, each pass, and the accuracy before. The steps' folder stays."""
     from prunekit.evaluation.score import accuracy
     from prunekit.report.terminal.passes import say_pass
-    from prunekit.workflows.passes import Images, Recipe, run_passes
+    from prunekit.workflows.passes import PassImages, PassSchedule, run_passes
 
     train_set, test_set, options = job.images("train"), job.images("test"), job.passes
-    images = Images(train_set, job.images("val"), test_set, calibration_images(job, train_set))
+    images = PassImages(train_set, job.images("val"), test_set, calibration_images(job, train_set))
     teacher = read_teacher(options.teacher, job.reading)
     start = accuracy(job.network, test_set).accuracy
     with sinks(job.output, Path(job.target).with_suffix(".metrics.jsonl"), options.tensorboard) as sink:
@@ -107,7 +107,7 @@ def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
             job.network,
             job.config,
             images,
-            Recipe(job.tuning, options.iterations, teacher, options.scratch),
+            PassSchedule(job.tuning, options.iterations, teacher, options.scratch),
             job.steps,
             resume=options.resume,
             on_event=sink,

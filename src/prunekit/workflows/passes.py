@@ -66,7 +66,7 @@ class PassResult:
 
 
 @dataclass(frozen=True)
-class Images:
+class PassImages:
     """Images of a run: to tune on, to validate on, to score passes with, and unlabelled ones to restore from."""
 
     train: ImageSet
@@ -76,7 +76,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PassSchedule:
     """The number of passes, and the tuning after each. The L1 penalty is left out of the last tuning.
 
     With `scratch` each tuning starts from new random weights in the pruned shape: the control of Liu et al.,
@@ -97,8 +97,8 @@ def run_passes(
     name: str,
     model: nn.Module,
     config: Config,
-    images: Images,
-    recipe: Recipe,
+    images: PassImages,
+    schedule: PassSchedule,
     folder: Path,
     *,
     resume: bool = False,
@@ -112,7 +112,7 @@ def run_passes(
         model: The network; it stays unchanged.
         config: The settings of the method, with the target of the last pass.
         images: The images of the run.
-        recipe: The number of passes, and their tuning.
+        schedule: The number of passes, and their tuning.
         folder: Holds the steps done so far.
         resume: Go on from the steps in `folder`.
         on_event: Called with the events of each tuning.
@@ -126,14 +126,19 @@ def run_passes(
         TrainingError: `folder` holds another run's steps, or a tuning cannot go on.
         Interrupted: A signal stopped the run; the state is saved.
     """
-    if recipe.iterations < 1:
-        raise InputError(f"--iterations must be at least 1, not {recipe.iterations}")
-    settings = {"method": name, "config": config.to_json(), "iterations": recipe.iterations, "scratch": recipe.scratch}
+    if schedule.iterations < 1:
+        raise InputError(f"--iterations must be at least 1, not {schedule.iterations}")
+    settings = {
+        "method": name,
+        "config": config.to_json(),
+        "iterations": schedule.iterations,
+        "scratch": schedule.scratch,
+    }
     steps = _Steps(folder, settings, resume)
     results: list[PassResult] = []
-    for number, budget in enumerate(_budgets(model, config, recipe.iterations), start=1):
+    for number, budget in enumerate(_budgets(model, config, schedule.iterations), start=1):
         pruned, facts = steps.pruned(number, partial(_prune, name, model, budget, images))
-        model = _tune(pruned, number, images, recipe, steps, on_event)
+        model = _tune(pruned, number, images, schedule, steps, on_event)
         results.append(_result(number, facts, accuracy(model, images.score).accuracy))
         if on_pass:
             on_pass(results[-1])
@@ -141,21 +146,21 @@ def run_passes(
 
 
 def _tune(
-    pruned: nn.Module, number: int, images: Images, recipe: Recipe, steps: _Steps, on_event: Sink | None
+    pruned: nn.Module, number: int, images: PassImages, schedule: PassSchedule, steps: _Steps, on_event: Sink | None
 ) -> nn.Module:
     """Return the network after the tuning of pass `number`, from the folder where that is done already."""
     tuned, state = steps.path(number, "tuned"), steps.path(number, "state")
     if tuned.exists():
         return load(tuned, trust_pickle=True)  # the run's own file, whatever code its architecture is
-    config = recipe.tuning_of(number)
-    if recipe.scratch:
+    config = schedule.tuning_of(number)
+    if schedule.scratch:
         reinitialise(pruned, config.seed)
     done = train(
         pruned,
         config,
         images.train,
         images.val,
-        teacher=recipe.teacher,
+        teacher=schedule.teacher,
         state_path=state,
         resume=state.exists(),
         on_event=on_event,
@@ -178,7 +183,7 @@ def reinitialise(model: nn.Module, seed: int) -> None:
                 reset()
 
 
-def _prune(name: str, model: nn.Module, config: Config, images: Images) -> tuple[nn.Module, dict[str, Any]]:
+def _prune(name: str, model: nn.Module, config: Config, images: PassImages) -> tuple[nn.Module, dict[str, Any]]:
     pruned = api.prune(name, model, config=config, images=images.calibration)
     layers = api.inspect(pruned.model).cost.layers
     facts = {
