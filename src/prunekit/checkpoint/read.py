@@ -90,7 +90,7 @@ def as_stored(
     trust_pickle: bool = False,
     key: str | None = None,
 ) -> nn.Module:
-    """Load like `load`, but accept any input size that the file gives, for callers that set another."""
+    """Load as `load` does, but accept any input size that the file gives, for callers that set another."""
     if isinstance(source, str) and _is_name(source):
         _check_no_key(key, source)
         return models.build(source, arch_args).eval()

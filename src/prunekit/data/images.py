@@ -1,4 +1,4 @@
-"""`ImageSet`: labelled images that yields normalised batches."""
+"""`ImageSet`: labelled images that yield normalised batches."""
 
 from __future__ import annotations
 
