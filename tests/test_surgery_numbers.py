@@ -157,7 +157,7 @@ def test_a_file_cannot_set_what_is_no_number_or_make_it_larger(values: dict[str,
     model = network(Split(8, 8))
     structure = describe(model)
     structure["attributes"]["1"] = values
-    with pytest.raises(InputError, match=r"not a shape attribute of a Split|sets '\w+' of a Split to|the file gives '1'"):
+    with pytest.raises(InputError, match=r"not a shape attribute of a Split|sets '\w+' of a Split|the file gives '1'"):
         conform(model, structure)
 
 

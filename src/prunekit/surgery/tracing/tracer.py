@@ -147,7 +147,7 @@ def _draws(run: Pass, classes: Classes) -> tuple[Ids, ...]:
 def _never_ran(recording: Recording) -> tuple[str, ...]:
     """What no pass has reached: the outermost modules none of whose parameters were used, or single parameters.
 
-    A vector beside parameters that were used, such as the bias of a layer whose weight alone is read, reads no channels.
+    A vector beside parameters that were used (the bias of a layer whose weight alone is read) reads no channels.
     """
     reached = {prefix for name in recording.used for prefix in _prefixes(name)}
     unused = [
