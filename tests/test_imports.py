@@ -17,7 +17,7 @@ ROOT = Path(prunekit.__file__).parent
 # Whoever stands further down may import what stands further up: rooms, and the rooms in them.
 ROOMS = {
     "": [
-        *("errors", "spec", "plan", "files", "nn", "surgery", "models", "data", "programs", "exporting", "checkpoint"),
+        *("lazy", "errors", "spec", "plan", "files", "nn", "surgery", "models", "data", "programs", "exporting", "checkpoint"),
         *("evaluation", "training", "restore", "methods", "api", "workflows", "report", "cli"),
     ],
     "surgery": [
@@ -25,7 +25,8 @@ ROOMS = {
         "structure",
     ],
     "surgery.tracing": ["recorder", "rules", "runs", "follow", "narrow", "probe", "tracer"],
-    "methods": ["base", "budget", "ranking", "streams", "registry", "slim", "merge", "manidp"],
+    "methods": ["base", "budget", "ranking", "streams", "scoring", "registry", "slim", "merge", "manidp"],
+    "api": ["results", "subject", "files", "by_hand", "pruning"],
     "report": ["numbers", "text", "documents", "terminal", "pictures", "pages"],
     "cli": ["framework", "models", "inputs", "history", "measuring", "gates", "tuning", "commands", "app"],
 }

@@ -5,60 +5,119 @@ What stands here is the whole Python interface; everything is imported when it i
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prunekit.lazy import lazily
 
 if TYPE_CHECKING:
+    from prunekit import models, surgery
     from prunekit.api import Inspection, Pruned, apply, export, inspect, load, merge, prune, slim, verify
     from prunekit.checkpoint import save
-    from prunekit.data import open_data
-    from prunekit.errors import CheckFailed, InputError, PrunekitError, SurgeryError, TrainingError
+    from prunekit.data import ImageSet, open_data
+    from prunekit.errors import CheckFailed, InputError, Interrupted, PrunekitError, SurgeryError, TrainingError
+    from prunekit.evaluation.latency import in_turns
     from prunekit.evaluation.score import EvalResult, evaluate
-    from prunekit.plan import Fold, Keep, Plan, Refit
-
-__version__ = "0.1.0"
+    from prunekit.methods import manidp
+    from prunekit.methods.base import Config, Method, option
+    from prunekit.methods.ranking import round_widths
+    from prunekit.methods.scoring import plan_by_scores
+    from prunekit.plan import Fold, Gate, Keep, Plan, Refit
+    from prunekit.restore.images import Images
+    from prunekit.spec import InputSpec
+    from prunekit.surgery import ChannelGroup, Cost, Graph
+    from prunekit.surgery.tracing.rules.custom import OpCall, set_op_rule
+    from prunekit.training.config import TrainConfig
+    from prunekit.training.entry import TrainResult, train
+    from prunekit.training.events import EpochEvent, SaveEvent, StartEvent, StepEvent
+    from prunekit.training.state import State as TrainState
+    from prunekit.workflows.sensitivity import GroupSensitivity, sensitivity
+    from prunekit.workflows.sweeps import SweepPoint, Variant, sweep
 
 _HOME = {
     "prunekit.api": ("Inspection", "Pruned", "apply", "export", "inspect", "load", "merge", "prune", "slim", "verify"),
     "prunekit.checkpoint": ("save",),
-    "prunekit.data": ("open_data",),
-    "prunekit.errors": ("CheckFailed", "InputError", "PrunekitError", "SurgeryError", "TrainingError"),
+    "prunekit.data": ("ImageSet", "open_data"),
+    "prunekit.errors": ("CheckFailed", "InputError", "Interrupted", "PrunekitError", "SurgeryError", "TrainingError"),
+    "prunekit.evaluation.latency": ("in_turns",),
     "prunekit.evaluation.score": ("EvalResult", "evaluate"),
-    "prunekit.plan": ("Fold", "Keep", "Plan", "Refit"),
+    "prunekit.methods.base": ("Config", "Method", "option"),
+    "prunekit.methods.ranking": ("round_widths",),
+    "prunekit.methods.scoring": ("plan_by_scores",),
+    "prunekit.plan": ("Fold", "Gate", "Keep", "Plan", "Refit"),
+    "prunekit.restore.images": ("Images",),
+    "prunekit.spec": ("InputSpec",),
+    "prunekit.surgery": ("ChannelGroup", "Cost", "Graph"),
+    "prunekit.surgery.tracing.rules.custom": ("OpCall", "set_op_rule"),
+    "prunekit.training.config": ("TrainConfig",),
+    "prunekit.training.entry": ("TrainResult", "train"),
+    "prunekit.training.events": ("EpochEvent", "SaveEvent", "StartEvent", "StepEvent"),
+    "prunekit.training.state": ("State as TrainState",),
+    "prunekit.workflows.sensitivity": ("GroupSensitivity", "sensitivity"),
+    "prunekit.workflows.sweeps": ("SweepPoint", "Variant", "sweep"),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_ROOMS = ("prunekit.methods.manidp", "prunekit.models", "prunekit.surgery")  # public as a whole, by their `__all__`
+
+__version__ = "0.1.0"
 
 __all__ = [
+    "ChannelGroup",
     "CheckFailed",
+    "Config",
+    "Cost",
+    "EpochEvent",
     "EvalResult",
     "Fold",
+    "Gate",
+    "Graph",
+    "GroupSensitivity",
+    "ImageSet",
+    "Images",
     "InputError",
+    "InputSpec",
     "Inspection",
+    "Interrupted",
     "Keep",
+    "Method",
+    "OpCall",
     "Plan",
     "Pruned",
     "PrunekitError",
     "Refit",
+    "SaveEvent",
+    "StartEvent",
+    "StepEvent",
     "SurgeryError",
+    "SweepPoint",
+    "TrainConfig",
+    "TrainResult",
+    "TrainState",
     "TrainingError",
+    "Variant",
     "apply",
     "evaluate",
     "export",
+    "in_turns",
     "inspect",
     "load",
+    "manidp",
     "merge",
+    "models",
     "open_data",
+    "option",
+    "plan_by_scores",
     "prune",
+    "round_widths",
     "save",
+    "sensitivity",
+    "set_op_rule",
     "slim",
+    "surgery",
+    "sweep",
+    "train",
     "verify",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'prunekit' has no attribute '{name}'")
-    return getattr(import_module(_MODULE_OF[name]), name)
+__getattr__ = lazily(__name__, _HOME, _ROOMS)
 
 
 def __dir__() -> list[str]:

@@ -8,4 +8,82 @@ Regularized Dynamic Network Pruning", CVPR 2021).
     record.py      gates watched over a data set: saliencies kept, MACs, answers, manifolds
     thresholds.py  thresholds for a budget, never-on channels removed for good
     runtimes/      ways of running a gated network faster than its masks
+
+What stands in `__all__` is public, as `prunekit.manidp`, and imported when it is first used.
+
+Example:
+    >>> import prunekit as pk
+    >>> digits = pk.open_data("digits", "train")
+    >>> recipe = pk.manidp.GateRecipe(keep=0.6)
+    >>> model = pk.manidp.add_gates(pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"}), recipe)
+    >>> _ = pk.manidp.train(model, recipe, pk.TrainConfig(epochs=1, device="cpu"), digits)
+    >>> cost = pk.manidp.dynamic_cost(model, pk.manidp.graph_of(model))
+    >>> budget = pk.manidp.calibrate(model.eval(), cost, digits.batches, 0.7 * cost.dense, "70%")
+    >>> round(budget.realised / cost.dense, 1)
+    0.7
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunekit.lazy import lazily
+
+if TYPE_CHECKING:
+    from prunekit.methods.manidp.config import GateRecipe
+    from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
+    from prunekit.methods.manidp.difficulty import foresee
+    from prunekit.methods.manidp.fit import add_gates
+    from prunekit.methods.manidp.fit import fit as train
+    from prunekit.methods.manidp.rank_correlation import spearman
+    from prunekit.methods.manidp.record import Record, observe
+    from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed
+    from prunekit.methods.manidp.runtimes.choose import accelerate, dense, images_like, masked
+    from prunekit.methods.manidp.static import prune_static
+    from prunekit.methods.manidp.thresholds import Calibration, calibrate, use_budget
+    from prunekit.nn.gated import GatedConv, gated_layers
+
+_HOME = {
+    "prunekit.methods.manidp.config": ("GateRecipe",),
+    "prunekit.methods.manidp.costs": ("DynamicCost", "dynamic_cost", "graph_of"),
+    "prunekit.methods.manidp.difficulty": ("foresee",),
+    "prunekit.methods.manidp.fit": ("add_gates", "fit as train"),
+    "prunekit.methods.manidp.rank_correlation": ("spearman",),
+    "prunekit.methods.manidp.record": ("Record", "observe"),
+    "prunekit.methods.manidp.runtimes.buckets": ("add_buckets", "bucketed"),
+    "prunekit.methods.manidp.runtimes.choose": ("accelerate", "dense", "images_like", "masked"),
+    "prunekit.methods.manidp.static": ("prune_static",),
+    "prunekit.methods.manidp.thresholds": ("Calibration", "calibrate", "use_budget"),
+    "prunekit.nn.gated": ("GatedConv", "gated_layers"),
+}
+
+__all__ = [
+    "Calibration",
+    "DynamicCost",
+    "GateRecipe",
+    "GatedConv",
+    "Record",
+    "accelerate",
+    "add_buckets",
+    "add_gates",
+    "bucketed",
+    "calibrate",
+    "dense",
+    "dynamic_cost",
+    "foresee",
+    "gated_layers",
+    "graph_of",
+    "images_like",
+    "masked",
+    "observe",
+    "prune_static",
+    "spearman",
+    "train",
+    "use_budget",
+]
+
+__getattr__ = lazily(__name__, _HOME)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,17 +12,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import InputError
 from prunekit.methods.base import restoration
-from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
-from prunekit.methods.ranking import keep_after, protected_within, removal_order, round_widths
+from prunekit.methods.scoring import lowest_removed
 from prunekit.methods.slim import gamma_histogram
-from prunekit.methods.streams import with_unread_streams
 from prunekit.plan import Keep, Plan
 from prunekit.restore.calibration import calibrate
 from prunekit.restore.constants import constant_folds
 from prunekit.restore.images import Images
 from prunekit.restore.plain_layers import possible_biases, weight_of
 from prunekit.restore.synthetic import synthesise
-from prunekit.surgery import ChannelGroup, Cost, Graph, balanced, predict
+from prunekit.surgery import ChannelGroup, Graph
 
 if TYPE_CHECKING:
     from prunekit.methods.slim.config import SlimConfig
@@ -36,16 +34,12 @@ def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig, images: Im
     given = {} if restore == "none" else possible_biases(model, graph)
     scores = gamma_scores(model, graph, config.aggregate)
     groups = _prunable(graph, scores, config.scope)
-    if isinstance(config.ratio, dict):
-        keeps, protected = _by_group(graph, groups, scores, config)
-    else:
-        keeps, protected = _by_threshold(graph, groups, scores, config, given)
-    if not keeps:
-        raise InputError("the budget is too small to remove a single channel", hint="ask for more, or lower --round-to")
+    kept = lowest_removed(graph, groups, scores, config, given)
+    keeps = kept.units
     constants = None if restore == "none" else constant_folds(model, graph, keeps)
     threshold = _threshold(groups, scores, keeps)
     warning = gamma_histogram.warning(np.concatenate([scores[group.name] for group in groups]), threshold)
-    notes = {"restore": restore, "protected": protected, "threshold": threshold, "warning": warning}
+    notes = {"restore": restore, "protected": list(kept.protected), "threshold": threshold, "warning": warning}
     if constants and constants.lost:
         notes["constants_lost"] = dict(constants.lost)
     folds = constants.folds if constants else ()
@@ -100,73 +94,6 @@ def _prunable(graph: Graph, scores: Mapping[str, object], scope: str) -> list[Ch
             f"nothing in this model can be pruned: {reasons[0]}", hint="prunekit inspect lists the reasons"
         )
     return groups
-
-
-def _by_threshold(
-    graph: Graph,
-    groups: Sequence[ChannelGroup],
-    scores: Mapping[str, NDArray[np.float64]],
-    config: SlimConfig,
-    given: Mapping[str, Sequence[str]],
-) -> tuple[dict[str, list[int]], list[str]]:
-    """Apply one global threshold: remove exactly as many units as the ratio says, or as the target cost needs.
-
-    `given` names, for each group, the layers that may get a bias when it loses units.
-    """
-    budget = read_budget(config, predict(graph, graph.kept_classes({})))
-    removal = removal_order(groups, scores, max(config.min_channels, 1))
-
-    def keeps_at(count: int) -> dict[str, list[int]]:
-        widths = round_widths(groups, scores, keep_after(groups, removal, count), config.round_to)
-        return with_unread_streams(graph, balanced(graph, widths, scores, config.round_to))
-
-    if budget.kind == "ratio":
-        total = sum(len(group.free) for group in groups)
-        count = min(round(budget.amount * total), len(removal.order))
-    else:
-        count = _fewest(budget, len(removal.order), lambda k: _cost(graph, keeps_at(k), given))
-    return keeps_at(count), protected_within(groups, scores, removal, count)
-
-
-def _cost(graph: Graph, keeps: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[str]]) -> Cost:
-    """Return the highest possible cost after removal: a constant that turns out to be zero needs no bias."""
-    biases = {layer for name in keeps for layer in given.get(name, ())}
-    return predict(graph, graph.kept_classes(keeps), biases)
-
-
-def _fewest(budget: Budget, limit: int, cost_at: Callable[[int], Cost]) -> int:
-    """Return the fewest removals that meet the target.
-
-    Raises:
-        InputError: Even the removal of everything that can be removed leaves more.
-    """
-    count = fewest(limit, lambda k: budget.met_by(cost_at(k)))
-    reached = cost_at(count)
-    if not budget.met_by(reached):
-        left = reached.macs if budget.kind == "macs" else reached.params
-        raise InputError(
-            f"the target of {budget.amount:,.0f} {budget.kind} cannot be met: removing all that may go leaves {left:,}"
-        )
-    return count
-
-
-def _by_group(
-    graph: Graph, groups: Sequence[ChannelGroup], scores: Mapping[str, NDArray[np.float64]], config: SlimConfig
-) -> tuple[dict[str, list[int]], list[str]]:
-    """Apply the ratio given for each group by name: remove the lowest units of that group."""
-    assert isinstance(config.ratio, dict)
-    allowed = {group.name: group for group in groups}
-    keeps: dict[str, list[int]] = {}
-    protected: list[str] = []
-    for name, ratio in config.ratio.items():
-        group = graph.group(name)
-        if group.name not in allowed:
-            raise InputError(f"channel group '{name}' cannot be pruned: {group.reason or 'no batch norm scales it'}")
-        removal = removal_order([group], scores, config.min_channels)
-        wanted = round(check_ratio(ratio) * len(group.free))
-        keeps.update(keep_after([group], removal, min(wanted, len(removal.order))))
-        protected += removal.protected if wanted > len(removal.order) else ()
-    return balanced(graph, round_widths(groups, scores, keeps, config.round_to), scores, config.round_to), protected
 
 
 def _threshold(

@@ -25,11 +25,10 @@ from prunekit.surgery.execution.sources import Inputs, Source
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.recording import Pass, Recording
 from prunekit.surgery.tracing.recorder import Recorder, track_modules
-from prunekit.surgery.tracing.rules import elementwise, layers, views
+from prunekit.surgery.tracing.rules import custom, elementwise
 
 Shape = tuple[int, ...]
 
-_RULES = {**elementwise.TABLE, **views.TABLE, **layers.TABLE}
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +59,8 @@ def _recorded(recording: Recording, source: Source, example: Inputs) -> Source:
     """Record one pass in evaluation mode; the source that could run it."""
     try:
         run(recording, source, example)
+    except custom.RuleError:
+        raise
     except Exception as error:  # whatever a stranger's forward raises without values, it may manage with them
         recording.passes.pop()
         if source.real:
@@ -105,7 +106,7 @@ def run(recording: Recording, source: Source, example: Inputs, training: bool = 
     for link in recording.links.values():  # a pass that failed may have left some
         link.reads.clear()
     values = dict(source.model.named_buffers())
-    recorder = Recorder(recording, tensors, _RULES, elementwise.unknown, modules, values)
+    recorder = Recorder(recording, tensors, custom.table(), elementwise.unknown, modules, values)
     with _tracked(modules, recorder.stack):
         with recorder:
             output = source.run(subject, inputs)

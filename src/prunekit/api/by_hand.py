@@ -1,0 +1,113 @@
+"""Look at a network, apply a plan, prove the result: what needs no method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from prunekit import surgery
+from prunekit.api.results import Inspection
+from prunekit.api.subject import Subject, at_work, example_input, plain_examples, warn_of_unseen
+from prunekit.plan import Plan
+
+
+def inspect(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = ()) -> Inspection:
+    """Look at a network: its channel groups, what may not go and why, and its cost.
+
+    Nothing is computed: the network runs on the meta device, where tensors have shapes alone.
+
+    Args:
+        model: The network; it stays as it is.
+        x: An example input: a tensor `(N, ...)`, a tuple of arguments, or a dictionary of them by name. By default one
+            of the shape that the model remembers. Costs are for one of its `N`.
+        examples: Further inputs, for what `x` does not reach: another head, an early exit, an optional input. What
+            they reach is pruned with the rest.
+
+    Raises:
+        InputError: The forward fails on one of the inputs, or none is given and none is remembered.
+
+    Example:
+        >>> import torch, prunekit as pk
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
+        >>> found = pk.inspect(model, torch.zeros(1, 3, 32, 32))
+        >>> [(group.name, len(group.free), group.reason) for group in found.groups]
+        [('0', 8, None), ('2', 0, "the model's output")]
+        >>> found.cost.params, found.cost.macs
+        (260, 223200)
+    """
+    with at_work(model, x):
+        plain = surgery.materialised(surgery.unwrapped(model))
+        graph = surgery.trace(plain, example_input(plain, x), examples=plain_examples(examples))
+        return Inspection(graph, surgery.cost_of(plain, graph))
+
+
+def apply(model: nn.Module, plan: Plan, x: Any = None, *, examples: Iterable[Any] = ()) -> nn.Module:
+    """Apply a plan, one that a method returned or one written by hand, and prove the result.
+
+    The same plan on the same model gives the same weights, bit for bit.
+
+    Args:
+        model: The network; it stays as it is.
+        plan: What to do.
+        x: An example input (see `inspect`). By default one of the shape that the model remembers, or else of the one
+            that the plan was made with.
+        examples: Further inputs. Where the plan was made with some, they are needed again.
+
+    Returns:
+        The new network.
+
+    Raises:
+        InputError: The forward fails on one of the inputs, or none is known.
+        SurgeryError: The plan does not fit, or the result does not compute what was meant.
+
+    Example:
+        >>> import torch, prunekit as pk
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
+        >>> pk.apply(model, pk.Plan([pk.Keep("0", [0, 2, 5])]), torch.zeros(1, 3, 32, 32))
+        Sequential(
+          (0): Conv2d(3, 3, kernel_size=(3, 3), stride=(1, 1))
+          (1): ReLU()
+          (2): Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1))
+        )
+    """
+    with at_work(model, x):
+        subject = Subject.of(model)
+        graph = surgery.trace(subject.plain, example_input(subject.plain, x, plan), examples=plain_examples(examples))
+        small = subject.proven(plan, graph)[0].model
+    warn_of_unseen(graph)
+    return small
+
+
+def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None, *, examples: Iterable[Any] = ()) -> float:
+    """Prove that `small` is `model` with `plan` applied.
+
+    Wherever `model` reads removed channels it is given what the plan claims they are worth; its outputs on random
+    inputs must then be those of `small`. Nothing of the surgery itself takes part in that.
+
+    Args:
+        model: The original network.
+        small: The pruned one.
+        plan: What was done.
+        x: An example input, as for `apply`.
+        examples: Further inputs, on which both are run as they are given: other values may take other ways.
+
+    Returns:
+        The largest difference of the outputs, relative to the largest output.
+
+    Raises:
+        SurgeryError: Outputs disagree.
+
+    Example:
+        >>> import torch, prunekit as pk
+        >>> model = pk.load("prunekit:resnet20")
+        >>> plan = pk.Plan([pk.Keep("layer1.0.conv1", range(0, 16, 2))])
+        >>> small = pk.apply(model, plan)
+        >>> pk.verify(model, small, plan) < 1e-5
+        True
+    """
+    with at_work(model, x):
+        plain, candidate = (surgery.materialised(surgery.unwrapped(one)) for one in (model, small))
+        graph = surgery.trace(plain, example_input(plain, x, plan), examples=plain_examples(examples))
+        return surgery.verify(plain, candidate, plan, graph)

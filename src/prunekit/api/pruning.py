@@ -1,0 +1,295 @@
+"""Prune with a method: trace, plan, edit, verify."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import nn
+
+from prunekit import surgery
+from prunekit.api.results import Pruned
+from prunekit.api.subject import Subject, at_work, example_input, plain_examples, warn_of_unseen
+from prunekit.errors import InputError, SurgeryError
+from prunekit.methods import registry
+from prunekit.methods.base import Config, Method
+from prunekit.methods.merge.config import MergeConfig
+from prunekit.methods.slim.config import SlimConfig
+from prunekit.nn.gated import gated_layers
+from prunekit.plan import Plan
+from prunekit.restore.images import Images
+from prunekit.spec import origin_of, remember
+from prunekit.surgery import Cost, Graph
+
+# How a network is read, if need be with ever more care: sizes written into the code are rare, and looking for them
+# takes a third of the time; tensors made of a width are rarer still, and show on real tensors alone.
+_READINGS: tuple[Mapping[str, bool], ...] = ({"probe": False}, {"probe": True}, {"values": True})
+
+
+def prune(
+    name: str,
+    model: nn.Module,
+    x: Any = None,
+    config: Config | None = None,
+    *,
+    images: Images | None = None,
+    examples: Iterable[Any] = (),
+    **settings: Any,
+) -> Pruned:
+    """Prune with any installed method, by name: trace, plan, edit, verify. Plug-ins are called this way.
+
+    What comes back is the network alone, out of `torch.compile` and parallel wrappers. Computed weights (masks of
+    `torch.nn.utils.prune`, weight norms, parametrisations) stay computed where that gives the cut weight; where it
+    cannot, they become plain parameters, which a warning and the plan's note `plain_weights` say.
+
+    Args:
+        name: The method: `slim`, `merge`, or one of another package (`prunekit methods` lists them).
+        model: The network; it stays as it is.
+        x: An example input: a tensor `(N, ...)`, a tuple of arguments, or a dictionary of them by name. By default one
+            of the shape that the model remembers.
+        config: The settings as an object of the method's `Config`, in the place of `settings`.
+        images: For methods that restore from data: unlabelled, normalised images `(N, C, H, W)`, or batches of them.
+        examples: Further inputs, for what `x` does not reach (see `inspect`). Parts of the network that none of them
+            reaches are named in a warning and in the plan's notes, as `never_ran`.
+        **settings: The fields of the method's `Config`, such as `ratio`.
+
+    Raises:
+        InputError: No such method, settings that do not fit, or nothing to prune.
+        SurgeryError: The result could not be proven to compute what was meant.
+
+    Example:
+        >>> import prunekit as pk
+        >>> done = pk.prune("merge", pk.load("prunekit:vgg_digits"), target_macs="50%")
+        >>> done.after.macs <= 0.5 * done.before.macs
+        True
+        >>> done.difference < 1e-4
+        True
+    """
+    method = registry.get(name)
+    if any(gated_layers(model)):
+        raise InputError(
+            f"'{name}' prunes networks without gates, and this one has some",
+            hint="prune the network first and train gates then; manidp prune-static removes what gates never keep",
+        )
+    config = config or make_config(name, **settings)
+    started = time.perf_counter()
+    with at_work(model, x):
+        subject = Subject.of(model)
+        example, further = example_input(subject.plain, x), plain_examples(examples)
+
+        def read(**care: bool) -> Pruned:
+            graph = surgery.trace(subject.plain, example, examples=further, **care)
+            return _prune(method, subject, graph, config, images, started)
+
+        pruned = _first_proven(read, _READINGS[0 if images is None else 1 :])
+    warn_of_unseen(pruned.graph)
+    return pruned
+
+
+def _first_proven(read: Callable[..., Pruned], readings: Sequence[Mapping[str, bool]]) -> Pruned:
+    for care in readings[:-1]:
+        with contextlib.suppress(SurgeryError):
+            return read(**care)
+    return read(**readings[-1])
+
+
+def _prune(
+    method: Method, subject: Subject, graph: Graph, config: Config, images: Images | None, started: float
+) -> Pruned:
+    """Plan, edit, verify."""
+    plan = method.plan(subject.plain, graph, config, images).made_on(graph.example_shapes)
+    result, difference, edited = subject.proven(plan, graph)
+    small = result.model
+    if result.left:
+        plan = Plan(plan.operations, {**plan.notes, "plain_weights": list(result.left)}, plan.example)
+    if graph.never_ran:
+        plan = Plan(plan.operations, {**plan.notes, "never_ran": list(graph.never_ran)}, plan.example)
+    verified = time.perf_counter()
+    kept = graph.kept_classes(surgery.resolve(graph, plan))
+    before, after = surgery.predict(graph, graph.kept_classes({})), surgery.predict(graph, kept)
+    after = replace(after, params=sum(p.numel() for p in small.parameters()))  # folds may have made biases
+    _record_step(small, method.name, config, plan, before, after)
+    return Pruned(small, plan, graph, before, after, difference, edited - started, verified - edited)
+
+
+def make_config(name: str, **settings: Any) -> Config:
+    """The config of method `name` with these settings.
+
+    Raises:
+        InputError: a setting that the method does not have.
+    """
+    kind = registry.get(name).Config
+    known = kind.__dataclass_fields__
+    for setting in settings:
+        if setting not in known:
+            raise InputError(f"'{name}' has no setting '{setting}'", hint="it has " + ", ".join(known))
+    return kind(**settings)
+
+
+def _record_step(small: nn.Module, name: str, config: Config, plan: Plan, before: Cost, after: Cost) -> None:
+    origin = origin_of(small)
+    if origin is not None:
+        step = {
+            "method": name,
+            "settings": config.to_json(),
+            "before": before.to_json(),
+            "after": after.to_json(),
+            "plan": plan.to_json(),
+        }
+        remember(small, origin.after(step))
+
+
+def slim(
+    model: nn.Module,
+    x: Any = None,
+    *,
+    images: Images | None = None,
+    examples: Iterable[Any] = (),
+    ratio: float | Mapping[str, float] | None = None,
+    target_macs: str | float | None = None,
+    target_params: str | float | None = None,
+    round_to: int = 1,
+    min_channels: int = 1,
+    scope: Literal["all", "inner"] = "all",
+    aggregate: Literal["max", "mean", "sum"] = "max",
+    restore: Literal["calibrate", "synthetic", "constants", "none"] | None = None,
+) -> Pruned:
+    """Prune with Network Slimming: channels whose batch-norm gamma is small go, by one threshold for all layers.
+
+    After Liu et al., "Learning Efficient Convolutional Networks through Network Slimming" (ICCV 2017), section 3.3.
+    Exactly one of `ratio`, `target_macs` and `target_params` says how much goes.
+
+    Args:
+        model: A network with batch norms, best trained with `TrainConfig(sparsity=...)`; it stays as it is.
+        x: An example input: a tensor `(N, ...)`, a tuple of arguments, or a dictionary of them by name. By default one
+            of the shape that the model remembers.
+        images: Unlabelled, normalised images `(N, C, H, W)`, or batches of them, to restore from.
+        examples: Further inputs, for what `x` does not reach (see `inspect`).
+        ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name.
+        target_macs: Multiply-accumulates to keep: `"50%"` of the present ones, `"20M"`, or a number.
+        target_params: Parameters to keep, said likewise.
+        round_to: Keep a multiple of this many channels in each layer.
+        min_channels: Leave at least this many channels in every layer.
+        scope: `inner` leaves channels alone that several layers share by addition.
+        aggregate: How the gammas of coupled channels become one score.
+        restore: `calibrate` refits what stays to `images` (the default where there are some), `synthetic` to images
+            made from the network itself; `constants` folds what a removed channel is worth on average, act(beta), into
+            the next layer (the default without images); `none` drops it, as the paper's release does.
+
+    Returns:
+        The new network, the plan and figures; `model, plan = pk.slim(...)` unpacks the first two.
+
+    Raises:
+        InputError: Settings that do not fit, no batch norm, or nothing to prune.
+        SurgeryError: The result could not be proven to compute what was meant.
+
+    Example:
+        >>> import prunekit as pk
+        >>> model = pk.load("prunekit:vgg_digits")
+        >>> small, plan = pk.slim(model, ratio=0.5)
+        >>> pk.evaluate(small).params < pk.evaluate(model).params / 2
+        True
+        >>> plan.notes["restore"]
+        'constants'
+    """
+    config = SlimConfig(
+        ratio=_by_name(ratio),
+        target_macs=target_macs,
+        target_params=target_params,
+        round_to=round_to,
+        min_channels=min_channels,
+        scope=scope,
+        aggregate=aggregate,
+        restore=restore,
+    )
+    return prune("slim", model, x, config, images=images, examples=examples)
+
+
+def merge(
+    model: nn.Module,
+    x: Any = None,
+    *,
+    images: Images | None = None,
+    examples: Iterable[Any] = (),
+    ratio: float | Mapping[str, float] | None = None,
+    target_macs: str | float | None = None,
+    target_params: str | float | None = None,
+    round_to: int = 1,
+    min_channels: int = 1,
+    criterion: Literal["l1-norm", "l2-norm", "l2-GM", "pivot"] | None = None,
+    restore: Literal["calibrate", "synthetic", "moments", "paper", "none"] | None = None,
+    widths: Literal["uniform", "loss"] | None = None,
+    scope: Literal["inner", "all"] = "inner",
+    refit_bn: bool = False,
+    seed: int = 0,
+    threshold: float = 0.1,
+    lam: float = 0.85,
+) -> Pruned:
+    """Prune with Neuron Merging: what a removed filter did is made up for in the layer that read it.
+
+    After Kim et al., "Neuron Merging: Compensating for Pruned Neurons" (NeurIPS 2020), algorithms 1 and 2 for
+    `restore="paper"`. Exactly one of `ratio`, `target_macs` and `target_params` says how much goes.
+
+    Args:
+        model: The network; it stays as it is.
+        x: An example input: a tensor `(N, ...)`, a tuple of arguments, or a dictionary of them by name. By default one
+            of the shape that the model remembers.
+        images: Unlabelled, normalised images `(N, C, H, W)`, or batches of them, to restore from.
+        examples: Further inputs, for what `x` does not reach (see `inspect`).
+        ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name.
+        target_macs: Multiply-accumulates to keep: `"50%"` of the present ones, `"20M"`, or a number.
+        target_params: Parameters to keep, said likewise.
+        round_to: Keep a multiple of this many channels in each layer.
+        min_channels: Leave at least this many channels in every layer.
+        criterion: Which filters stay: those of the largest norms, of the largest sums of distances to all others
+            (`l2-GM`), or those that explain best what the next layers read (`pivot`). By default `pivot` where
+            activations are measured, `l2-norm` for `moments`, else the paper's `l1-norm`.
+        restore: `paper` merges each removed filter into a kept one (the default without images); `moments` solves for
+            the next layer's weights in closed form; `synthetic` refits to images made from the network itself;
+            `calibrate` refits to `images` (the default where there are some); `none` only prunes.
+        widths: `uniform` takes the same share of every layer; `loss` takes most where least is lost, within the
+            parameters and MACs of the same uniform ratio. By default `uniform` for `paper` and `none`, else `loss`.
+        scope: `inner` narrows only layers that can be made up for; `all` also residual streams and the rest.
+        refit_bn: Estimate batch-norm statistics anew on the images, given or made.
+        seed: Seed of everything random, such as the images that `synthetic` makes.
+        threshold: Least cosine similarity, -1 to 1, of two filters that are merged (the paper's t).
+        lam: Weight, 0 to 1, of the cosine against the batch-norm bias distance (the paper's lambda).
+
+    Returns:
+        The new network, the plan and figures; `model, plan = pk.merge(...)` unpacks the first two.
+
+    Raises:
+        InputError: Settings that do not fit, or nothing to prune.
+        SurgeryError: The result could not be proven to compute what was meant.
+
+    Example:
+        >>> import prunekit as pk
+        >>> digits = pk.open_data("digits", "train")
+        >>> images, _ = next(digits.batches(64))
+        >>> small, plan = pk.merge(pk.load("prunekit:vgg_digits"), images=images, ratio=0.3, widths="uniform")
+        >>> plan.notes["restore"]
+        'calibrate'
+    """
+    config = MergeConfig(
+        ratio=_by_name(ratio),
+        target_macs=target_macs,
+        target_params=target_params,
+        round_to=round_to,
+        min_channels=min_channels,
+        criterion=criterion,
+        restore=restore,
+        widths=widths,
+        scope=scope,
+        refit_bn=refit_bn,
+        seed=seed,
+        threshold=threshold,
+        lam=lam,
+    )
+    return prune("merge", model, x, config, images=images, examples=examples)
+
+
+def _by_name(ratio: float | Mapping[str, float] | None) -> float | dict[str, float] | None:
+    return dict(ratio) if isinstance(ratio, Mapping) else ratio

@@ -1,0 +1,146 @@
+"""From a score for each channel to a plan that meets the budget: all that many methods need to say is the score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prunekit.errors import InputError
+from prunekit.methods.base import Config
+from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
+from prunekit.methods.ranking import Scores, keep_after, protected_within, removal_order, round_widths
+from prunekit.methods.streams import with_unread_streams
+from prunekit.plan import Keep, Plan
+from prunekit.surgery import ChannelGroup, Cost, Graph, balanced, predict
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The units that stay, by group, and the layers that were protected from losing all they have."""
+
+    units: Mapping[str, Sequence[int]]
+    protected: tuple[str, ...]
+
+
+def plan_by_scores(graph: Graph, scores: Scores, config: Config) -> Plan:
+    """Remove the channels with the lowest scores, as many as the settings of a method ask for.
+
+    All that `Config` offers holds: a ratio of all channels or one for each group, a target in MACs or parameters,
+    multiples of `round_to`, and at least `min_channels` in every layer. What must go together does, in equal shares
+    where the network needs them.
+
+    Args:
+        graph: The network, as a method gets it.
+        scores: For each channel group that may be pruned, by its name, an array `(group size,)` with the score of each
+            unit; an infinite one stays. Groups without scores stay whole.
+        config: The settings.
+
+    Returns:
+        Removals, with the note `protected`: layers that would have lost all their channels by score.
+
+    Raises:
+        InputError: No budget or several, one that cannot be met or that removes nothing, or nothing to prune.
+
+    Example:
+        >>> import numpy as np, prunekit as pk
+        >>> graph = pk.inspect(pk.load("prunekit:vgg_digits")).graph
+        >>> draw = np.random.default_rng(0)
+        >>> scores = {group.name: draw.random(group.size) for group in graph.groups if group.free}
+        >>> plan = pk.plan_by_scores(graph, scores, pk.Config(ratio=0.5, round_to=8))
+        >>> {len(keep.index) % 8 for keep in plan.keeps}
+        {0}
+    """
+    groups = [group for group in graph.groups if group.free and group.name in scores]
+    if not groups:
+        reasons = sorted({group.reason for group in graph.groups if group.reason}) or ["no channel group has scores"]
+        raise InputError(
+            f"nothing in this model can be pruned: {reasons[0]}", hint="prunekit inspect lists the reasons"
+        )
+    kept = lowest_removed(graph, groups, scores, config)
+    return Plan((Keep(name, index) for name, index in kept.units.items()), {"protected": list(kept.protected)})
+
+
+def lowest_removed(
+    graph: Graph,
+    groups: Sequence[ChannelGroup],
+    scores: Scores,
+    config: Config,
+    given: Mapping[str, Sequence[str]] | None = None,
+) -> Kept:
+    """Return what stays of `groups` when the lowest scores go.
+
+    `given` names, for each group, the layers that may get a bias when it loses units: targets count these.
+
+    Raises:
+        InputError: No budget or several, one that cannot be met, or one that removes nothing.
+    """
+    if isinstance(config.ratio, dict):
+        kept = _by_group(graph, groups, scores, config)
+    else:
+        kept = _by_threshold(graph, groups, scores, config, given or {})
+    if not kept.units:
+        raise InputError("the budget is too small to remove a single channel", hint="ask for more, or lower --round-to")
+    return kept
+
+
+def _by_threshold(
+    graph: Graph,
+    groups: Sequence[ChannelGroup],
+    scores: Scores,
+    config: Config,
+    given: Mapping[str, Sequence[str]],
+) -> Kept:
+    """Apply one global threshold: remove exactly as many units as the ratio says, or as the target cost needs."""
+    budget = read_budget(config, predict(graph, graph.kept_classes({})))
+    removal = removal_order(groups, scores, max(config.min_channels, 1))
+
+    def keeps_at(count: int) -> dict[str, list[int]]:
+        widths = round_widths(groups, scores, keep_after(groups, removal, count), config.round_to)
+        return with_unread_streams(graph, balanced(graph, widths, scores, config.round_to))
+
+    if budget.kind == "ratio":
+        total = sum(len(group.free) for group in groups)
+        count = min(round(budget.amount * total), len(removal.order))
+    else:
+        count = _fewest(budget, len(removal.order), lambda k: _cost(graph, keeps_at(k), given))
+    return Kept(keeps_at(count), tuple(protected_within(groups, scores, removal, count)))
+
+
+def _cost(graph: Graph, keeps: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[str]]) -> Cost:
+    """Return the highest possible cost after removal: a constant that turns out to be zero needs no bias."""
+    biases = {layer for name in keeps for layer in given.get(name, ())}
+    return predict(graph, graph.kept_classes(keeps), biases)
+
+
+def _fewest(budget: Budget, limit: int, cost_at: Callable[[int], Cost]) -> int:
+    """Return the fewest removals that meet the target.
+
+    Raises:
+        InputError: Even the removal of everything that can be removed leaves more.
+    """
+    count = fewest(limit, lambda k: budget.met_by(cost_at(k)))
+    reached = cost_at(count)
+    if not budget.met_by(reached):
+        left = reached.macs if budget.kind == "macs" else reached.params
+        raise InputError(
+            f"the target of {budget.amount:,.0f} {budget.kind} cannot be met: removing all that may go leaves {left:,}"
+        )
+    return count
+
+
+def _by_group(graph: Graph, groups: Sequence[ChannelGroup], scores: Scores, config: Config) -> Kept:
+    """Apply the ratio given for each group by name: remove the lowest units of that group."""
+    assert isinstance(config.ratio, dict)
+    allowed = {group.name: group for group in groups}
+    keeps: dict[str, list[int]] = {}
+    protected: list[str] = []
+    for name, ratio in config.ratio.items():
+        group = graph.group(name)
+        if group.name not in allowed:
+            raise InputError(f"channel group '{name}' cannot be pruned: {group.reason or 'nothing ranks its channels'}")
+        removal = removal_order([group], scores, config.min_channels)
+        wanted = round(check_ratio(ratio) * len(group.free))
+        keeps.update(keep_after([group], removal, min(wanted, len(removal.order))))
+        protected += removal.protected if wanted > len(removal.order) else ()
+    widths = round_widths(groups, scores, keeps, config.round_to)
+    return Kept(balanced(graph, widths, scores, config.round_to), tuple(protected))
