@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit import surgery
-from prunekit.plan import Fold, Keep, Operation, Plan, Refit
+from prunekit import Fold, Graph, Keep, Plan, Refit
 
 RIDGE = 0.01  # of the mean square of the filters' norms
 CONSTANTS = 1.0  # weight of the constants' error; of eight pairs the one with the least error on training images
 
 
-def lbyl(model: nn.Module, graph: surgery.Graph, keeps: dict[str, list[int]]) -> Plan:
+def lbyl(model: nn.Module, graph: Graph, keeps: dict[str, list[int]]) -> Plan:
     """Folds that express each removed channel by all kept ones; selection is the caller's."""
-    operations: list[Operation] = [Keep(name, index) for name, index in keeps.items()]
+    operations: list[Keep | Fold | Refit] = [Keep(name, index) for name, index in keeps.items()]
     for name, kept in keeps.items():
         filters, constants, _ = _scaled(model, graph, name)
         gone = sorted(set(range(len(filters))) - set(kept))
@@ -37,9 +36,9 @@ def lbyl(model: nn.Module, graph: surgery.Graph, keeps: dict[str, list[int]]) ->
     return Plan(operations)
 
 
-def folding(model: nn.Module, graph: surgery.Graph, keeps: dict[str, list[int]], seed: int = 0) -> Plan:
+def folding(model: nn.Module, graph: Graph, keeps: dict[str, list[int]], seed: int = 0) -> Plan:
     """As many clusters as `keeps` says, each in the place of its first member."""
-    operations: list[Operation] = []
+    operations: list[Keep | Fold | Refit] = []
     for name, kept in keeps.items():
         filters, constants, beta = _scaled(model, graph, name)
         cluster = _k_means(torch.cat([filters, constants[:, None]], 1), len(kept), seed)
@@ -53,13 +52,13 @@ def folding(model: nn.Module, graph: surgery.Graph, keeps: dict[str, list[int]],
 
 def _averaged(
     model: nn.Module,
-    graph: surgery.Graph,
+    graph: Graph,
     name: str,
     filters: Tensor,
     constants: Tensor,
     beta: Tensor,
     members: list[Tensor],
-) -> list[Operation]:
+) -> list[Keep | Fold | Refit]:
     """Each cluster's mean filter, and a batch norm that gives it back its members' variance."""
     layer: Any = model.get_submodule(name)
     norm: Any = model.get_submodule(graph.batch_norm_after(name) or "")
@@ -86,7 +85,7 @@ def _stretch(filters: Tensor) -> float:
     return float(((1 + (number - 1) * max(common, 0.0)) / number) ** -0.5)
 
 
-def _scaled(model: nn.Module, graph: surgery.Graph, name: str) -> tuple[Tensor, Tensor, Tensor]:
+def _scaled(model: nn.Module, graph: Graph, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """Filters `(C, fan-in)` and constants `(C,)` with batch norm multiplied in, and its shift."""
     layer: Any = model.get_submodule(name)
     norm: Any = model.get_submodule(graph.batch_norm_after(name) or "")
@@ -95,7 +94,7 @@ def _scaled(model: nn.Module, graph: surgery.Graph, name: str) -> tuple[Tensor, 
     return layer.weight.detach().double().flatten(1) * scale[:, None], beta - norm.running_mean * scale, beta
 
 
-def _folds(graph: surgery.Graph, name: str, matrix: Tensor) -> list[Fold]:
+def _folds(graph: Graph, name: str, matrix: Tensor) -> list[Fold]:
     group = graph.group(name)
     return [Fold(member.module, group.name, matrix=matrix) for member in group.consumers]
 

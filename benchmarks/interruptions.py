@@ -22,13 +22,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunekit.data import open_data
-from prunekit.errors import Interrupted
-from prunekit.training.config import TrainConfig
-from prunekit.training.entry import train
-from prunekit.training.state import State
+import prunekit as pk
 
-CONFIG = TrainConfig(batch_size=64, lr=0.05, warmup=1, sparsity=1e-3, ema=0.9, accumulate=2, save_every=5, device="cpu")
+CONFIG = pk.TrainConfig(
+    batch_size=64, lr=0.05, warmup=1, sparsity=1e-3, ema=0.9, accumulate=2, save_every=5, device="cpu"
+)
 
 
 def network() -> nn.Module:
@@ -45,10 +43,10 @@ def run(folder: Path, epochs: int) -> int:
     """Train from the state in `folder`, where there is one, to the end; the exit status of a command."""
     torch.set_num_threads(1)
     model, state, config = network(), folder / "run.state", replace(CONFIG, epochs=epochs)
-    train_set, val_set = open_data("digits", "train"), open_data("digits", "val")
+    train_set, val_set = pk.open_data("digits", "train"), pk.open_data("digits", "val")
     try:
-        train(model, config, train_set, val_set, state_path=state, resume=state.exists())
-    except Interrupted as stop:
+        pk.train(model, config, train_set, val_set, state_path=state, resume=state.exists())
+    except pk.Interrupted as stop:
         return stop.exit_code
     torch.save(model.state_dict(), folder / "weights.pt")
     return 0
@@ -82,7 +80,7 @@ def stop(folder: Path, epochs: int, number: signal.Signals, moment: float) -> st
     path = folder / "run.state"
     if not path.exists():
         return f"{moment:.2f} s (not begun)"
-    state = State.load(path)
+    state = pk.TrainState.load(path)
     return f"{moment:.2f} s (" + ("over" if status == 0 else f"epoch {state.epoch}, step {state.step}") + ")"
 
 

@@ -38,21 +38,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import prunekit as pk
-from prunekit.data import ImageSet
-from prunekit.evaluation.latency import in_turns
-from prunekit.methods.manidp.config import GateRecipe
-from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
-from prunekit.methods.manidp.difficulty import foresee
-from prunekit.methods.manidp.fit import add_gates, fit
-from prunekit.methods.manidp.rank_correlation import spearman
-from prunekit.methods.manidp.record import observe
-from prunekit.methods.manidp.runtimes import choose
-from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed
-from prunekit.methods.manidp.thresholds import calibrate
-from prunekit.nn.gated import GatedConv, gated_layers
-from prunekit.spec import InputSpec
-from prunekit.training.config import TrainConfig
-from prunekit.training.entry import train
+from prunekit import ImageSet, InputSpec, TrainConfig, manidp
 
 IMAGENET = InputSpec((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = InputSpec((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -64,7 +50,7 @@ class Row:
 
     arch: str
     training: TrainConfig
-    recipe: GateRecipe
+    recipe: manidp.GateRecipe
     input: InputSpec
     arch_args: dict[str, Any] = field(default_factory=dict)
 
@@ -74,11 +60,13 @@ ROWS = {
     "resnet20": Row(
         "resnet20_cifar",
         replace(_PAPER, epochs=5, precision="off"),
-        GateRecipe(keep=0.65, similarity=0.1, renew=40, start="informed", gate_rate=0.01),
+        manidp.GateRecipe(keep=0.65, similarity=0.1, renew=40, start="informed", gate_rate=0.01),
         IMAGENET,
     ),
-    "resnet20-paper": Row("resnet20_cifar", _PAPER, GateRecipe(keep=0.65), IMAGENET),
-    "resnet56-paper": Row("resnet56_cifar", _PAPER, GateRecipe(keep=0.6), CIFAR, {"shortcut": "conv", "relu": "input"}),
+    "resnet20-paper": Row("resnet20_cifar", _PAPER, manidp.GateRecipe(keep=0.65), IMAGENET),
+    "resnet56-paper": Row(
+        "resnet56_cifar", _PAPER, manidp.GateRecipe(keep=0.6), CIFAR, {"shortcut": "conv", "relu": "input"}
+    ),
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "both": {},
@@ -106,12 +94,12 @@ class Bench:
         """Two thousand training images."""
         return self.batches(self.train_set.sample(2000, seed=0))
 
-    def gated(self, name: str, recipe: GateRecipe) -> nn.Module:
+    def gated(self, name: str, recipe: manidp.GateRecipe) -> nn.Module:
         """The network with gates trained by `recipe`, from the folder where that is done already."""
 
         def gate(**run: Any) -> nn.Module:
-            model = add_gates(self.start, recipe)
-            fit(model, recipe, self.row.training, self.train_set, **run)
+            model = manidp.add_gates(self.start, recipe)
+            manidp.train(model, recipe, self.row.training, self.train_set, **run)
             return model
 
         return kept(self.folder, name, gate)
@@ -122,7 +110,7 @@ class Bench:
         def tune(**run: Any) -> nn.Module:
             images = next(self.train_set.sample(1000, seed=0).batches(1000))[0]
             small = pk.prune("merge", self.start, ratio=0.5, criterion="l1-norm", images=images).model
-            train(small, self.row.training, self.train_set, **run)
+            pk.train(small, self.row.training, self.train_set, **run)
             return small
 
         return kept(self.folder, "static", tune)
@@ -166,48 +154,51 @@ def _dynamic(bench: Bench, name: str, target: float) -> list[dict[str, Any]]:
     """A variant at the target, and for the one without losses the dynamic control as well."""
     recipe = replace(bench.row.recipe, **VARIANTS[name])
     model = bench.gated(name, recipe).eval()
-    cost = dynamic_cost(model, graph_of(model))
+    cost = manidp.dynamic_cost(model, manidp.graph_of(model))
     lines = [_line(f"{name}, thresholds of training", model, cost, bench)]
-    calibrate(model, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
+    manidp.calibrate(model, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
     lines.append(_line(f"{name}, calibrated", model, cost, bench))
     if name == "neither":
         with _constant(model, cost, bench):
             lines.append(_line("equally many channels for every image", model, cost, bench))
     ahead = copy.deepcopy(model)
-    foresee(ahead, torch.cat([images for images, _ in bench.calibration()]), 1.0)
-    calibrate(ahead, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
+    manidp.foresee(ahead, torch.cat([images for images, _ in bench.calibration()]), 1.0)
+    manidp.calibrate(ahead, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
     lines.append(_line(f"{name}, with foresight, calibrated", ahead, cost, bench))
     return lines
 
 
 def _line(label: str, model: nn.Module, cost: Any, bench: Bench) -> dict[str, Any]:
-    record = observe(model, cost, bench.batches(bench.test_set))
+    record = manidp.observe(model, cost, bench.batches(bench.test_set))
     line = {
         "label": label,
         "accuracy": record.accuracy,
         "macs": record.mean_macs,
         "macs_p5_p95": torch.quantile(record.macs, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist(),
-        "spearman": spearman(record.macs, record.losses),
+        "spearman": manidp.spearman(record.macs, record.losses),
     }
     print(json.dumps(line), flush=True)
     return line
 
 
 @contextlib.contextmanager
-def _constant(model: nn.Module, cost: DynamicCost, bench: Bench) -> Iterator[None]:
+def _constant(model: nn.Module, cost: manidp.DynamicCost, bench: Bench) -> Iterator[None]:
     """Inside, each layer keeps the channels with the largest saliencies of each image, equally many for all images."""
-    means = observe(model, cost, bench.calibration()).kept.double().mean(dim=0)
-    count = {id(layer): max(1, round(mean.item())) for (_, layer), mean in zip(gated_layers(model), means, strict=True)}
-    before = GatedConv.kept
+    means = manidp.observe(model, cost, bench.calibration()).kept.double().mean(dim=0)
+    count = {
+        id(layer): max(1, round(mean.item()))
+        for (_, layer), mean in zip(manidp.gated_layers(model), means, strict=True)
+    }
+    before = manidp.GatedConv.kept
 
-    def kept(layer: GatedConv, pi: Tensor) -> Tensor:
+    def kept(layer: manidp.GatedConv, pi: Tensor) -> Tensor:
         return pi * (pi >= pi.topk(count[id(layer)], dim=1).values[:, -1:]).to(pi.dtype)
 
-    GatedConv.kept = kept
+    manidp.GatedConv.kept = kept
     try:
         yield
     finally:
-        GatedConv.kept = before
+        manidp.GatedConv.kept = before
 
 
 def _report(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
@@ -250,23 +241,23 @@ def speed(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = _random_gates(options.arch, options.keep)
-    cost = dynamic_cost(model, graph_of(model))
-    images = torch.randn(64, *choose.images_like(model, 1).shape[1:])
-    add_buckets(model, cost, images, 2)
+    cost = manidp.dynamic_cost(model, manidp.graph_of(model))
+    images = torch.randn(64, *manidp.images_like(model, 1).shape[1:])
+    manidp.add_buckets(model, cost, images, 2)
     networks = {
-        "dense": choose.dense(copy.deepcopy(model), options.batch),
-        "masked": choose.masked(model, options.batch),
+        "dense": manidp.dense(copy.deepcopy(model), options.batch),
+        "masked": manidp.masked(model, options.batch),
     }
     if options.batch == 1:
-        networks["gather"] = choose.accelerate(model, "gather")[0]
-    networks["buckets"] = choose.accelerate(model, "buckets", batch=options.batch)[0]
-    batch = choose.images_like(model, options.batch)
+        networks["gather"] = manidp.accelerate(model, "gather")[0]
+    networks["buckets"] = manidp.accelerate(model, "buckets", batch=options.batch)[0]
+    batch = manidp.images_like(model, options.batch)
     runs = {name: partial(network, batch) for name, network in networks.items()}
-    times = in_turns(runs, batch.device, rounds=options.timings)
-    record = observe(model, cost, [(images, None)])
+    times = pk.in_turns(runs, batch.device, rounds=options.timings)
+    record = manidp.observe(model, cost, [(images, None)])
     facts: dict[str, Any] = {"arch": options.arch, "keep": options.keep, "batch": options.batch}
     facts["macs_share"] = record.mean_macs / cost.dense
-    facts["buckets_macs_share"] = pk.inspect(bucketed(model).networks[0]).cost.macs / cost.dense
+    facts["buckets_macs_share"] = pk.inspect(manidp.bucketed(model).networks[0]).cost.macs / cost.dense
     for name, values in times.items():
         facts[f"{name}_ms"] = round(1e3 * statistics.median(values), 3)
         facts[f"{name}_ms_min"] = round(1e3 * min(values), 3)
@@ -284,7 +275,7 @@ def speed(options: argparse.Namespace) -> None:
 
 def _random_gates(arch: str, keep: float) -> nn.Module:
     """A network with random weights, batch norms and gates, and thresholds by which images keep a share of channels."""
-    model = add_gates(pk.load(arch), GateRecipe())
+    model = manidp.add_gates(pk.load(arch), manidp.GateRecipe())
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.2, 0.6)
@@ -292,16 +283,16 @@ def _random_gates(arch: str, keep: float) -> nn.Module:
             nn.init.normal_(module.running_mean, 0, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
 
-    def set_threshold(_: nn.Module, __: Any, pi: Tensor, *, layer: GatedConv) -> None:
+    def set_threshold(_: nn.Module, __: Any, pi: Tensor, *, layer: manidp.GatedConv) -> None:
         layer.threshold.copy_(pi.flatten().quantile(1 - keep))
 
     hooks = []
-    for _, layer in gated_layers(model):
+    for _, layer in manidp.gated_layers(model):
         nn.init.normal_(layer.gate.excite.weight, 0, 0.5)
         nn.init.uniform_(layer.gate.excite.bias, 0.2, 0.8)
         hooks.append(layer.gate.register_forward_hook(partial(set_threshold, layer=layer)))
     with torch.no_grad():
-        model(choose.images_like(model, 16))
+        model(manidp.images_like(model, 16))
     for hook in hooks:
         hook.remove()
     return model

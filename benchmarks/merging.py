@@ -23,13 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 import prunekit as pk
-from prunekit.models import parse_args
 
 
 def main() -> None:
     """Measure every combination on the whole test split."""
     options = _options()
-    model = pk.load(options.model, arch=options.arch, arch_args=parse_args(options.arch_args))
+    model = pk.load(options.model, arch=options.arch, arch_args=pk.models.parse_args(options.arch_args))
     spec = _spec(model, options)
     data = pk.open_data(options.data, "test", root=options.data_root, input_spec=spec)
     images = _calibration(options, spec) if "calibrate" in options.ways else None
@@ -47,13 +46,11 @@ def main() -> None:
 
 def _spec(model: Any, options: argparse.Namespace) -> Any:
     """How images are prepared: as said, or as the network remembers."""
-    from prunekit.spec import InputSpec, origin_of
-
     if not options.mean:
         return None
-    origin = origin_of(model)
+    shape = pk.inspect(model).graph.example_shapes[0][1:]
     mean, std = (tuple(map(float, text.split(","))) for text in (options.mean, options.std))
-    return InputSpec(origin.input.shape, mean, std)
+    return pk.InputSpec(shape, mean, std)
 
 
 def _calibration(options: argparse.Namespace, spec: Any) -> Any:

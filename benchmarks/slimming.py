@@ -27,11 +27,7 @@ from rich.table import Table
 from steps import kept
 
 import prunekit as pk
-from prunekit import models
-from prunekit.data import ImageSet
-from prunekit.spec import InputSpec
-from prunekit.training.config import TrainConfig
-from prunekit.training.entry import train
+from prunekit import ImageSet, InputSpec, TrainConfig, models, train
 
 IMAGENET = InputSpec((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 import prunekit as pk
-from prunekit.training.events import EpochEvent
 
 
 def kept(folder: Path, name: str, fit: Callable[..., nn.Module]) -> nn.Module:
@@ -24,7 +23,7 @@ def kept(folder: Path, name: str, fit: Callable[..., nn.Module]) -> nn.Module:
 
 def _say(name: str) -> Callable[[Any], None]:
     def show(event: Any) -> None:
-        if isinstance(event, EpochEvent):
+        if isinstance(event, pk.EpochEvent):
             print(f"{name}: {event}", flush=True)
 
     return show

@@ -91,7 +91,7 @@ def serve(tool: str, limit: int) -> None:
 
     torch.set_num_threads(1)
     if tool == "prunekit":
-        import prunekit.api  # noqa: F401
+        from prunekit import prune  # noqa: F401, with all that it needs
     else:
         import torch_pruning  # noqa: F401
     gc.collect()
@@ -230,9 +230,7 @@ def half_of_each_group(model: Any, graph: Any, share: float = 0.5, round_to: int
     import numpy as np
     import torch
 
-    from prunekit.methods.ranking import round_widths
-    from prunekit.plan import Keep, Plan
-    from prunekit.surgery import balanced
+    import prunekit as pk
 
     tensors = dict(model.named_parameters())
     scores, keeps = {}, {}
@@ -248,8 +246,8 @@ def half_of_each_group(model: Any, graph: Any, share: float = 0.5, round_to: int
         stays[free[np.argsort(score[free], kind="stable")[: int(free.size * share)]]] = False
         if not stays.all():
             keeps[group.name] = np.flatnonzero(stays).tolist()
-    keeps = balanced(graph, round_widths(graph.groups, scores, keeps, round_to), scores, round_to)
-    return Plan([Keep(name, index) for name, index in keeps.items()])
+    keeps = pk.surgery.balanced(graph, pk.round_widths(graph.groups, scores, keeps, round_to), scores, round_to)
+    return pk.Plan([pk.Keep(name, index) for name, index in keeps.items()])
 
 
 def prunable(graph: Any) -> float:

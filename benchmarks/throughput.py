@@ -21,11 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from prunekit import models
-from prunekit.data import ImageSet, open_data
-from prunekit.spec import InputSpec
-from prunekit.training.config import TrainConfig
-from prunekit.training.entry import train
+from prunekit import ImageSet, InputSpec, TrainConfig, models, open_data, train
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 

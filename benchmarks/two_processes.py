@@ -22,11 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from prunekit.data import ImageSet, open_data
-from prunekit.errors import Interrupted
-from prunekit.training.config import TrainConfig
-from prunekit.training.entry import train
-from prunekit.training.events import EpochEvent, Event, StepEvent
+from prunekit import EpochEvent, ImageSet, Interrupted, StepEvent, TrainConfig, open_data, train
 
 PLAIN = TrainConfig(epochs=2, batch_size=64, lr=0.05, accumulate=2, log_every=5, device="cpu")
 SPARSE = replace(PLAIN, sparsity=1e-3)
@@ -66,7 +62,7 @@ def spread(model: nn.Module) -> float:
     return max(float((other - flat).abs().max()) for other in others)
 
 
-def figures(events: list[Event]) -> list[tuple[int, float, float]]:
+def figures(events: list[object]) -> list[tuple[int, float, float]]:
     """Step, loss and accuracy of each report, to ten digits."""
     told = [e for e in events if isinstance(e, StepEvent | EpochEvent)]
     return [(e.step, round(e.loss, 10), round(e.accuracy, 10)) for e in told]
@@ -80,7 +76,7 @@ def resumes(train_set: ImageSet, *, first: bool) -> bool:
         whole, resumed = network(norm=True), network(norm=True)
         train(whole, SPARSE, train_set)
 
-        def stop(event: Event) -> None:
+        def stop(event: object) -> None:
             if isinstance(event, StepEvent) and event.step == 10:
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -97,8 +93,8 @@ def main() -> int:
     train_set, val_set = open_data("digits", "train"), open_data("digits", "val")
     ours, theirs = network(norm=False), network(norm=False)
     normed, synced, lonely = (network(norm=True) for _ in range(3))
-    ours_told: list[Event] = []
-    theirs_told: list[Event] = []
+    ours_told: list[object] = []
+    theirs_told: list[object] = []
     with alone():
         train(theirs, PLAIN, train_set, val_set, on_event=theirs_told.append)
         apart = train(lonely, SPARSE, train_set, val_set).accuracy

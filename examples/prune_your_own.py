@@ -12,9 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import prunekit as pk
-from prunekit.data import ImageSet
-from prunekit.training.config import TrainConfig
-from prunekit.training.entry import train
 
 
 class Net(nn.Module):
@@ -39,20 +36,20 @@ def main(folder: Path) -> None:
     data, validation, test = (pk.open_data("digits", part) for part in ("train", "val", "test"))
     model, x = Net().eval(), torch.zeros(1, 1, 8, 8)
 
-    train(model, TrainConfig(epochs=10, batch_size=64), data, validation)
+    pk.train(model, pk.TrainConfig(epochs=10, batch_size=64), data, validation)
     report("trained", model, test)
 
     small, _ = pk.merge(model, x, ratio=0.5, images=next(data.batches(500))[0])
     report("half of the channels merged", small, test)
 
-    train(small, TrainConfig(epochs=10, batch_size=64, lr=0.05), data, validation)
+    pk.train(small, pk.TrainConfig(epochs=10, batch_size=64, lr=0.05), data, validation)
     report("and tuned", small, test)
 
     done = pk.export(small, folder / "small.pt2", x, images=test.batches(256), force=True)
     print(f"{folder / 'small.pt2'}: outputs equal to {done.parity.difference:.0e} on {done.parity.images} images")
 
 
-def report(what: str, model: nn.Module, images: ImageSet) -> None:
+def report(what: str, model: nn.Module, images: pk.ImageSet) -> None:
     """One line of figures."""
     found = pk.evaluate(model, images)
     print(f"{what}: {found.accuracy:.2%}, loss {found.loss:.3f}, {found.params:,} parameters, {found.macs:,} MACs")

@@ -8,10 +8,6 @@ from __future__ import annotations
 import torch
 
 import prunekit as pk
-from prunekit.models import build
-from prunekit.training.config import TrainConfig
-from prunekit.training.entry import train
-from prunekit.workflows.sensitivity import sensitivity
 
 ALLOWED = 0.02  # the accuracy that pruning one group alone may cost
 
@@ -20,14 +16,14 @@ def main() -> None:
     """Compare ratios that follow the sensitivities with one ratio for all, at about the same cost."""
     torch.manual_seed(0)
     data, validation, test = (pk.open_data("digits", part) for part in ("train", "val", "test"))
-    model = build("vgg_digits", {"gamma": 0.5})
-    train(model, TrainConfig(epochs=10, batch_size=64, weight_decay=5e-3), data, validation)
+    model = pk.models.build("vgg_digits", {"gamma": 0.5})
+    pk.train(model, pk.TrainConfig(epochs=10, batch_size=64, weight_decay=5e-3), data, validation)
     whole = pk.evaluate(model, test)
     print(f"whole: {whole.accuracy:.2%}, {whole.macs:,} MACs")
 
     ratios = (0.25, 0.5, 0.75)
     chosen = {}
-    for group in sensitivity(model, pk.inspect(model).graph, validation, ratios):
+    for group in pk.sensitivity(model, pk.inspect(model).graph, validation, ratios):
         spare = [r for r, left in zip(ratios, group.accuracy, strict=True) if left >= whole.accuracy - ALLOWED]
         found = [f"-{r:.0%} {left:.2%}" for r, left in zip(ratios, group.accuracy, strict=True)]
         print(f"{group.group:>12}: " + ", ".join(found))

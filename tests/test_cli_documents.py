@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-import prunekit
 from commands import leaves
 from prunekit import surgery
 from prunekit.cli.app import root_command, run
@@ -89,14 +88,14 @@ def test_the_documented_keys_are_those_of_the_documents(tmp_path: Path, capsys: 
 def test_the_example_of_a_method_works() -> None:
     space: dict[str, Any] = {}
     exec(blocks(ROOT / "docs" / "adding-a-method.md", "python")[0], space)
-    method = space["EveryOther"]()
+    method = space["LargestFilters"]()
     assert isinstance(method, Method)
     model, x = build("resnet20").double(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
     graph = surgery.trace(model, x)
-    plan = method.plan(model, graph, method.Config(first=1))
+    plan = method.plan(model, graph, method.Config(target_params="25%", power=1.0))
     small = surgery.edit(model, plan, graph)
     assert surgery.verify(model, small, plan, graph) < 1e-10
-    assert sum(p.numel() for p in small.parameters()) < 0.3 * sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in small.parameters()) <= 0.25 * sum(p.numel() for p in model.parameters())
 
 
 RUNNABLE = [page for page in PAGES if blocks(page, "sh", "python") and page.name != "adding-a-method.md"]
@@ -113,11 +112,6 @@ def test_every_command_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, check=True)
     program = "\n".join(blocks(page, "python"))
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
-
-
-def test_the_reference_has_every_public_name() -> None:
-    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"^::: prunekit\.(\w+)$", page, re.MULTILINE)) == sorted(prunekit.__all__)
 
 
 def test_every_picture_is_in_the_gallery() -> None:

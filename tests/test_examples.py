@@ -55,7 +55,9 @@ def test_a_method_from_another_package_is_a_command(plugin: str, tmp_path: Path)
     assert content[0] == content[1] != content[2]
     # what it wrote is read where the plug-in is not installed
     assert "random, ratio=0.5" in python(tmp_path, "-m", "prunekit", "inspect", "a.pt")
-    python(tmp_path, "-m", "prunekit", "random", "net.pt", "--target-macs", "50%", path=plugin, status=2)
+    # a budget of any kind is met without a line of the plug-in's
+    python(tmp_path, "-m", "prunekit", "random", "net.pt", "--target-macs", "50%", "-o", "half.pt", path=plugin)
+    python(tmp_path, "-m", "prunekit", "random", "net.pt", "--target-macs", "1%", path=plugin, status=2)
 
 
 def test_pruning_by_hand(tmp_path: Path) -> None:

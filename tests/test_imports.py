@@ -17,8 +17,8 @@ ROOT = Path(prunekit.__file__).parent
 # Whoever stands further down may import what stands further up: rooms, and the rooms in them.
 ROOMS = {
     "": [
-        *("lazy", "errors", "spec", "plan", "files", "nn", "surgery", "models", "data", "programs", "exporting", "checkpoint"),
-        *("evaluation", "training", "restore", "methods", "api", "workflows", "report", "cli"),
+        *("lazy", "errors", "spec", "plan", "files", "nn", "surgery", "models", "data", "programs", "exporting"),
+        *("checkpoint", "evaluation", "training", "restore", "methods", "api", "workflows", "report", "cli"),
     ],
     "surgery": [
         *("ops", "copying", "aliases", "unwrap", "execution", "graph", "editing", "tracing", "proof", "cost"),

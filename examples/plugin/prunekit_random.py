@@ -9,15 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from prunekit.errors import InputError
-from prunekit.methods.base import Config, Method, option
+from prunekit import Config, Method, option
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.plan import Plan
-    from prunekit.restore.images import Images
-    from prunekit.surgery import Graph
+    from prunekit import Graph, Images, Plan
 
 
 @dataclass(frozen=True)
@@ -36,26 +33,16 @@ class RandomChannels(Method):
     Config: ClassVar[type[Config]] = RandomConfig
 
     def plan(self, model: nn.Module, graph: Graph, config: Any, images: Images | None = None) -> Plan:
-        """Keep a random share of the channels that may go, and at least `min_channels` of every layer.
+        """Give each channel a random score; the lowest go.
 
         Raises:
-            InputError: nothing can be removed, or another budget than a ratio was given.
+            InputError: nothing can be removed, or the budget cannot be met.
         """
         import numpy as np  # here, so that `prunekit --help` stays quick
 
-        from prunekit.methods.budget import check_ratio
-        from prunekit.methods.ranking import keep_after, removal_order, round_widths
-        from prunekit.plan import Keep, Plan
+        from prunekit import plan_by_scores
 
         del model, images  # chance looks at neither
-        if config.ratio is None:
-            raise InputError("this method takes --ratio alone", hint="for example --ratio 0.3")
-        groups = [group for group in graph.groups if group.free]
-        if not groups:
-            raise InputError("no channels of this model can be removed", hint="prunekit inspect says why")
         draw = np.random.default_rng(config.seed)
-        scores = {group.name: draw.random(group.size) for group in groups}
-        removal = removal_order(groups, scores, config.min_channels)
-        count = min(round(check_ratio(config.ratio) * sum(len(group.free) for group in groups)), len(removal.order))
-        keeps = round_widths(groups, scores, keep_after(groups, removal, count), config.round_to)
-        return Plan((Keep(name, index) for name, index in keeps.items()), {"protected": list(removal.protected)})
+        scores = {group.name: draw.random(group.size) for group in graph.groups if group.free}
+        return plan_by_scores(graph, scores, config)

@@ -117,7 +117,8 @@ __all__ = [
     "verify",
 ]
 
-__getattr__ = lazily(__name__, _HOME, _ROOMS)
+if not TYPE_CHECKING:  # to a type checker, it would make every name a name of this module
+    __getattr__ = lazily(__name__, _HOME, _ROOMS)
 
 
 def __dir__() -> list[str]:

@@ -19,7 +19,21 @@ from collections.abc import Iterable
 
 
 class PrunekitError(Exception):
-    """Base class: `message` says what is wrong and where, `hint` what to do about it."""
+    """Base class: `message` says what is wrong and where, `hint` what to do about it.
+
+    Attributes:
+        message: What was found, and what was expected.
+        hint: What to do about it, or None.
+        exit_code: The exit status of a command that ends with it.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> try:
+        ...     pk.load("prunekit:resnet21")
+        ... except pk.PrunekitError as error:
+        ...     print(error.message, error.exit_code, sep="; ")
+        unknown architecture 'resnet21'; 2
+    """
 
     exit_code = 2
 
@@ -33,27 +47,82 @@ class PrunekitError(Exception):
 
 
 class InputError(PrunekitError):
-    """A file, a flag, a name, a data set or a model cannot be used."""
+    """A file, a flag, a name, a data set or a model cannot be used.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> try:
+        ...     pk.slim(pk.load("prunekit:vgg_digits"), ratio=2)
+        ... except pk.InputError as error:
+        ...     print(error.message)
+        a ratio must lie between 0 and 1, both excluded; found 2
+    """
 
 
 class TrainingError(InputError):
-    """A training run cannot start or go on."""
+    """A training run cannot start or go on.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> digits = pk.open_data("digits", "train")
+        >>> config = pk.TrainConfig(epochs=1, optimizer="adamw", sparsity=1e-3)
+        >>> try:
+        ...     pk.train(pk.load("prunekit:vgg_digits"), config, digits)
+        ... except pk.TrainingError as error:
+        ...     print(error.hint)
+        use --proximal, or --optimizer sgd
+    """
 
 
 class SurgeryError(PrunekitError):
-    """A plan cannot be applied, or its result is not the network that was intended."""
+    """A plan cannot be applied, or its result is not the network that was intended.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> try:
+        ...     pk.apply(pk.load("prunekit:vgg_digits"), pk.Plan([pk.Keep("fc", [0])]))
+        ... except pk.SurgeryError as error:
+        ...     print(error.message)
+        channel 1 of group 'fc' cannot be removed: the model's output
+    """
 
     exit_code = 3
 
 
 class CheckFailed(PrunekitError):
-    """A check that the user asked for, such as a least accuracy, did not hold."""
+    """A check that the user asked for, such as a least accuracy, did not hold.
+
+    Examples:
+        A check of your own, which ends a command as prunekit's do:
+
+        >>> import prunekit as pk
+        >>> found = pk.evaluate(pk.load("prunekit:vgg_digits"), pk.open_data("digits", "test"))
+        >>> if found.accuracy < 0.9:
+        ...     raise pk.CheckFailed("the network names too few images", hint="train it first")
+        Traceback (most recent call last):
+        prunekit.errors.CheckFailed: the network names too few images
+        train it first
+    """
 
     exit_code = 1
 
 
 class Interrupted(PrunekitError):
-    """A signal stopped the work after its state was saved."""
+    """A signal stopped the work after its state was saved.
+
+    Examples:
+        >>> import os, signal, prunekit as pk
+        >>> digits = pk.open_data("digits", "train")
+        >>> def stop(event):
+        ...     if isinstance(event, pk.StepEvent):
+        ...         os.kill(os.getpid(), signal.SIGTERM)
+        >>> config = pk.TrainConfig(epochs=1, device="cpu", log_every=1)
+        >>> try:
+        ...     pk.train(pk.load("prunekit:vgg_digits"), config, digits, state_path="run.state", on_event=stop)
+        ... except pk.Interrupted:
+        ...     print("epoch", pk.TrainState.load("run.state").epoch)
+        epoch 0
+    """
 
     exit_code = 130
 

@@ -21,6 +21,15 @@ class Keep:
 
     `group` is the name of a channel group, or of any layer or parameter that makes exactly the group's channels. Groups
     are named after the module that makes them; where that makes several, after the parameter.
+
+    Args:
+        group: The group's name.
+        index: Its units that stay, from 0; any order, none twice.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> pk.Keep("layer1.0.conv1", range(0, 16, 4))
+        Keep(group='layer1.0.conv1', index=(0, 4, 8, 12))
     """
 
     group: str
@@ -40,6 +49,19 @@ class Fold:
     `offset` is `b` over all input channels (features) of the consumer, zero where a channel stays; None for zero.
     `W_k += W_r A`; `W b`, summed over the kernel, goes into the consumer's bias, or into the running mean of the batch
     norm behind it, or into a bias that is made for it. A constant that none of these can carry is refused.
+
+    Examples:
+        Channel 2 of a layer is always the mean of the other two, and the next layer shall read it so:
+
+        >>> import torch, prunekit as pk
+        >>> first, second = torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 4, 1)
+        >>> with torch.no_grad():
+        ...     _ = first.weight[2].copy_(first.weight[:2].mean(0)), first.bias[2].copy_(first.bias[:2].mean())
+        >>> model, x = torch.nn.Sequential(first, second), torch.rand(1, 3, 8, 8)
+        >>> fold = pk.Fold("1", "0", matrix=torch.tensor([[0.5, 0.5]]))
+        >>> small = pk.apply(model, pk.Plan([pk.Keep("0", [0, 1]), fold]), x)
+        >>> torch.allclose(small(x), model(x), atol=1e-6)
+        True
     """
 
     consumer: str
@@ -63,6 +85,17 @@ class Refit:
 
     A refit takes precedence: a fold into a tensor that is refitted is void. `values` maps names within the module, such
     as `weight` or `running_mean`, to tensors.
+
+    Args:
+        layer: The module's name.
+        values: The new tensors by their names within it.
+
+    Examples:
+        >>> import torch, prunekit as pk
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 4, 1))
+        >>> plan = pk.Plan([pk.Keep("0", [0, 1]), pk.Refit("1", {"weight": torch.ones(4, 2, 1, 1)})])
+        >>> pk.apply(model, plan, torch.zeros(1, 3, 8, 8))[1].weight.unique()
+        tensor([1.], grad_fn=<Unique2Backward0>)
     """
 
     layer: str
@@ -82,6 +115,14 @@ class Gate:
     gated with it: the expansion in front of a depthwise convolution. All move into one module in the convolution's
     place. `hidden` is the width of the predicting network; `rectified` says that a ReLU follows. At the start every
     saliency is one: the network's outputs are unchanged.
+
+    Examples:
+        >>> import torch, prunekit as pk
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        ...                             torch.nn.Conv2d(8, 4, 1)).eval()
+        >>> gated = pk.apply(model, pk.Plan([pk.Gate("0", "1", rectified=True)]), torch.zeros(1, 3, 8, 8))
+        >>> type(gated[0]).__name__
+        'GatedConv'
     """
 
     conv: str
@@ -104,6 +145,19 @@ class Plan:
 
     `notes` is JSON: which layers were protected, how many neurons were merged, and the like. `example` holds the shapes
     of the inputs that the network was traced with, batch included; empty when unknown.
+
+    Args:
+        operations: What is to be done, in any order.
+        notes: What the method that made them has to say, as JSON.
+        example: Shapes of the inputs that the network was read with.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> plan = pk.Plan([pk.Keep("layer1.0.conv1", range(8))], {"reason": "the first half is enough"})
+        >>> plan.to_json()["keep"]
+        {'layer1.0.conv1': [[0, 7]]}
+        >>> pk.Plan.from_json(plan.to_json()).keeps == plan.keeps
+        True
     """
 
     operations: tuple[Operation, ...] = ()

@@ -17,6 +17,12 @@ class InputSpec:
     """One input image: its shape and the normalisation of its channels.
 
     `shape` is `(C, H, W)`, without the batch. `mean` and `std` have `C` entries, in units of the `[0, 1]` pixel range.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> gray = pk.InputSpec((1, 28, 28), mean=(0.1307,), std=(0.3081,))
+        >>> pk.inspect(pk.load("prunekit:lenet_300_100", input_spec=gray)).graph.example_shapes
+        ((1, 1, 28, 28),)
     """
 
     shape: tuple[int, ...]

@@ -28,7 +28,7 @@ def inspect(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = ()) ->
     Raises:
         InputError: The forward fails on one of the inputs, or none is given and none is remembered.
 
-    Example:
+    Examples:
         >>> import torch, prunekit as pk
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
         >>> found = pk.inspect(model, torch.zeros(1, 3, 32, 32))
@@ -62,7 +62,7 @@ def apply(model: nn.Module, plan: Plan, x: Any = None, *, examples: Iterable[Any
         InputError: The forward fails on one of the inputs, or none is known.
         SurgeryError: The plan does not fit, or the result does not compute what was meant.
 
-    Example:
+    Examples:
         >>> import torch, prunekit as pk
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
         >>> pk.apply(model, pk.Plan([pk.Keep("0", [0, 2, 5])]), torch.zeros(1, 3, 32, 32))
@@ -99,7 +99,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None, *, exa
     Raises:
         SurgeryError: Outputs disagree.
 
-    Example:
+    Examples:
         >>> import torch, prunekit as pk
         >>> model = pk.load("prunekit:resnet20")
         >>> plan = pk.Plan([pk.Keep("layer1.0.conv1", range(0, 16, 2))])

@@ -52,7 +52,7 @@ def load(
     Raises:
         InputError: The source is no such network, or has no such budget or runtime.
 
-    Example:
+    Examples:
         >>> import prunekit as pk
         >>> pk.save(pk.load("prunekit:resnet20"), "net.pt")
         >>> model = pk.load("net.pt")
@@ -120,7 +120,7 @@ def export(
         SurgeryError: The model cannot be exported.
         CheckFailed: The file's outputs are not the model's. Nothing is written.
 
-    Example:
+    Examples:
         >>> import torch, prunekit as pk
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
         >>> done = pk.export(model, "net.pt2", torch.zeros(1, 3, 8, 8))

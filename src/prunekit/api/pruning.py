@@ -60,7 +60,7 @@ def prune(
         InputError: No such method, settings that do not fit, or nothing to prune.
         SurgeryError: The result could not be proven to compute what was meant.
 
-    Example:
+    Examples:
         >>> import prunekit as pk
         >>> done = pk.prune("merge", pk.load("prunekit:vgg_digits"), target_macs="50%")
         >>> done.after.macs <= 0.5 * done.before.macs
@@ -186,7 +186,7 @@ def slim(
         InputError: Settings that do not fit, no batch norm, or nothing to prune.
         SurgeryError: The result could not be proven to compute what was meant.
 
-    Example:
+    Examples:
         >>> import prunekit as pk
         >>> model = pk.load("prunekit:vgg_digits")
         >>> small, plan = pk.slim(model, ratio=0.5)
@@ -265,7 +265,7 @@ def merge(
         InputError: Settings that do not fit, or nothing to prune.
         SurgeryError: The result could not be proven to compute what was meant.
 
-    Example:
+    Examples:
         >>> import prunekit as pk
         >>> digits = pk.open_data("digits", "train")
         >>> images, _ = next(digits.batches(64))

@@ -20,7 +20,7 @@ class Inspection:
         graph: The recorded network: what methods and plans work on.
         cost: Parameters and multiply-accumulates (MACs) for one input, in all and layer by layer.
 
-    Example:
+    Examples:
         >>> import prunekit as pk
         >>> found = pk.inspect(pk.load("prunekit:resnet20"))
         >>> found.cost.macs, len(found.cost.layers), len(found.groups)
@@ -53,7 +53,7 @@ class Pruned:
         seconds: Wall time of tracing, planning and editing.
         verify_seconds: Wall time of the proof.
 
-    Example:
+    Examples:
         >>> import prunekit as pk
         >>> done = pk.slim(pk.load("prunekit:vgg_digits"), ratio=0.5)
         >>> done.after.channels < done.before.channels

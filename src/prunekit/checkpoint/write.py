@@ -33,6 +33,13 @@ def save(
 
     Raises:
         InputError: The network has no origin, the file exists and `force` is off, or nothing can be written there.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> small, _ = pk.slim(pk.load("prunekit:vgg_digits"), ratio=0.5)
+        >>> pk.save(small, "small.pt")
+        >>> pk.evaluate(pk.load("small.pt")).params == pk.evaluate(small).params
+        True
     """
     if isinstance(target, str | os.PathLike):
         path = Path(target)

@@ -23,6 +23,13 @@ class ImageSet:
     `images` are uint8, `(N, C, H, W)` with `(C, H, W) == input_spec.shape`: a tensor, or `LazyImages` that
     decode when they are indexed. `labels` are int64, `(N,)`, indices into `classes`. `augment` names the
     augmentation that suits the set. `skipped` lists the files that could not be read and were left out.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> digits = pk.open_data("digits", "train").sample(100, seed=0)
+        >>> images, labels = next(digits.batches(32))
+        >>> images.shape, labels.shape, images.dtype
+        (torch.Size([32, 1, 8, 8]), torch.Size([32]), torch.float32)
     """
 
     name: str

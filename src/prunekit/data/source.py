@@ -38,6 +38,12 @@ def open_data(
     Raises:
         InputError: The name is unknown, the folder has no images or only one class, an image cannot be read, or the
             images have another shape than the network reads.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> digits = pk.open_data("digits", "test")
+        >>> len(digits), digits.input_spec.shape, digits.classes[:3]
+        (355, (1, 8, 8), ('0', '1', '2'))
     """
     if split not in get_args(Split):
         raise unknown_name("split", split, get_args(Split))

@@ -71,7 +71,24 @@ def measure_latency(
 def in_turns(
     runs: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Time each of `runs` for `rounds` rounds in turns, so that disturbances affect all alike; return seconds."""
+    """Time several things against each other, in turns, so that what disturbs disturbs all alike.
+
+    Args:
+        runs: What to call, by name.
+        device: Where it runs: a GPU is waited for.
+        rounds: How often each is timed.
+        warm_up: Rounds before these, which do not count.
+
+    Returns:
+        Seconds of each call, by name, `rounds` of them.
+
+    Examples:
+        >>> import torch, prunekit as pk
+        >>> x = torch.zeros(64, 64)
+        >>> times = pk.in_turns({"exp": x.exp, "square": x.square}, x.device, rounds=3)
+        >>> {name: len(seconds) for name, seconds in times.items()}
+        {'exp': 3, 'square': 3}
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
         for number in range(rounds + warm_up):

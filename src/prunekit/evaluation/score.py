@@ -34,6 +34,12 @@ class EvalResult:
     weights' size (or the file's, where the network came from one), and `latency_ms` the measured time of a
     forward pass. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None elsewhere.
     `balanced_accuracy` is the mean of the classes' accuracies, and `answers` has what each image was named.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> found = pk.evaluate(pk.load("prunekit:vgg_digits"), pk.open_data("digits", "test"))
+        >>> found.images, 0 <= found.accuracy <= 1, sorted(found.to_json())[:3]
+        (355, True, ['accuracy', 'accuracy_top5', 'balanced_accuracy'])
     """
 
     model: str
@@ -103,8 +109,17 @@ def evaluate(
         name: The name of the network in the result.
         on_progress: Called after each batch, see `Progress`.
 
+    Returns:
+        Accuracy and loss on `data`, parameters, multiply-accumulates (MACs) for one input, bytes and milliseconds.
+
     Raises:
         InputError: The data does not fit the model, no input shape is known, or memory runs out.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> found = pk.evaluate(pk.load("prunekit:resnet20"))
+        >>> found.params, found.macs, found.accuracy
+        (269722, 40551040, None)
     """
     inputs = _inputs(model, data, example)
     measured = cost.measure(model, inputs if len(inputs) > 1 else filled(model, inputs[0]))

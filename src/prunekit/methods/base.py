@@ -23,7 +23,27 @@ if TYPE_CHECKING:
 
 
 def option(default: Any = MISSING, *, help: str, choices: tuple[str, ...] = (), flag: str | None = None) -> Any:
-    """Declare a setting of a method: a dataclass field with its help text and choices for the command line."""
+    """Declare a setting of a method: a dataclass field that carries its help text and choices to the command line.
+
+    Args:
+        default: Its value unless another is given; without one it must be given.
+        help: What the command's help says.
+        choices: The values that it may have, where they can be listed.
+        flag: The command's flag, where it is another than the field's name.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> import prunekit as pk
+        >>> @dataclass(frozen=True)
+        ... class Settings(pk.Config):
+        ...     norm: str = pk.option("l1", help="The norm to rank filters by.", choices=("l1", "l2"))
+        >>> Settings(ratio=0.5).norm
+        'l1'
+        >>> Settings(ratio=0.5, norm="max")
+        Traceback (most recent call last):
+        prunekit.errors.InputError: unknown norm 'max'
+        known: l1, l2
+    """
     metadata: dict[str, Any] = {"help": help, "choices": choices}
     if flag:
         metadata["flag"] = flag
@@ -32,7 +52,16 @@ def option(default: Any = MISSING, *, help: str, choices: tuple[str, ...] = (), 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of every method: how much to remove, given in exactly one way."""
+    """Settings of every method: how much to remove, given in exactly one way.
+
+    Raises:
+        InputError: A value that is none of its choices, or out of range.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> pk.Config(target_macs="50%").to_json()["target_macs"]
+        '50%'
+    """
 
     ratio: float | dict[str, float] | None = option(None, help="Share of the prunable channels to remove, 0 to 1.")
     target_macs: str | float | None = option(None, help="MACs to keep: '50%' of the present ones, or '20M'.")
@@ -55,7 +84,26 @@ class Config:
 
 
 class Method(ABC):
-    """A pruning method: a way to decide what is removed. It is stateless; everything it needs is in its arguments."""
+    """A pruning method: a way to decide what is removed. It is stateless; everything it needs is in its arguments.
+
+    Attributes:
+        name: The command, and what `prune` calls it.
+        summary: One line for `prunekit --help`.
+        examples: Commands that its own help shows.
+        Config: The class of its settings.
+
+    Examples:
+        >>> import numpy as np, prunekit as pk
+        >>> class First(pk.Method):
+        ...     name, summary = "first", "Remove the first channels of each layer."
+        ...     def plan(self, model, graph, config, images=None):
+        ...         scores = {group.name: np.arange(group.size, dtype=float) for group in graph.groups}
+        ...         return pk.plan_by_scores(graph, scores, config)
+        >>> model = pk.load("prunekit:vgg_digits")
+        >>> plan = First().plan(model, pk.inspect(model).graph, pk.Config(ratio={"features.0": 0.75}))
+        >>> plan.keeps[0].group, min(plan.keeps[0].index) > 0
+        ('features.0', True)
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]

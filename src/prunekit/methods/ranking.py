@@ -90,7 +90,21 @@ def keep_after(groups: Sequence[ChannelGroup], removal: Removal, count: int) -> 
 def round_widths(
     groups: Sequence[ChannelGroup], scores: Scores, keeps: Mapping[str, Sequence[int]], unit: int
 ) -> dict[str, list[int]]:
-    """Bring each group's width to the nearest multiple of `unit` channels (at least one), by score."""
+    """Bring each group's width to the nearest multiple of `unit` channels (at least one), by score.
+
+    Args:
+        groups: The channel groups.
+        scores: An array `(group size,)` for each group by name; the lowest go, or come back, first.
+        keeps: The units that stay, by group.
+        unit: What widths are to be multiples of; groups that come back whole are left out.
+
+    Examples:
+        >>> import numpy as np, prunekit as pk
+        >>> groups = pk.inspect(pk.load("prunekit:resnet20")).groups
+        >>> scores = {group.name: np.arange(group.size, dtype=float) for group in groups}
+        >>> pk.round_widths(groups, scores, {"layer1.0.conv1": range(5, 16)}, 8)
+        {'layer1.0.conv1': [8, 9, 10, 11, 12, 13, 14, 15]}
+    """
     if unit == 1:
         return {name: list(index) for name, index in keeps.items()}
     rounded = {}

@@ -41,7 +41,7 @@ def plan_by_scores(graph: Graph, scores: Scores, config: Config) -> Plan:
     Raises:
         InputError: No budget or several, one that cannot be met or that removes nothing, or nothing to prune.
 
-    Example:
+    Examples:
         >>> import numpy as np, prunekit as pk
         >>> graph = pk.inspect(pk.load("prunekit:vgg_digits")).graph
         >>> draw = np.random.default_rng(0)

@@ -3,6 +3,12 @@
 The bundled ones take `num_classes`, `in_channels`, `width` (a factor for the channels) and, where they have batch
 norms, `gamma` (the initial scale: 0.5 for the three architectures of Network Slimming, 1 for the others). `vgg*` take
 `config` (see `vgg.CifarVGG`), `resnet*_cifar` take `shortcut=pad|conv` and `relu=output|input`.
+
+Examples:
+    >>> import prunekit as pk
+    >>> model = pk.models.build("resnet20_cifar", {"num_classes": 100, "width": 0.5})
+    >>> model.fc.out_features, pk.models.default_input("resnet20_cifar", {}).shape
+    (100, (3, 32, 32))
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from prunekit.errors import InputError
 from prunekit.surgery import Graph
 
 Images = Tensor | Iterable[Tensor]
+"""Unlabelled, normalised images: one tensor `(N, C, H, W)`, or batches of them."""
+
 MEMORY = 4 << 30  # bytes of activations
 
 

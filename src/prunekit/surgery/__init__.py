@@ -1,6 +1,17 @@
 """The surgery layer: read a network, group its channels, apply a plan, prove the result.
 
 It operates and never decides: which channels go is a method's business.
+
+Public as `prunekit.surgery`: the steps that `apply` takes, one by one, for what has to look in between.
+
+Examples:
+    >>> import torch, prunekit as pk
+    >>> model, x = pk.load("prunekit:resnet20"), torch.zeros(1, 3, 32, 32)
+    >>> graph = pk.surgery.trace(model, x)
+    >>> plan = pk.Plan([pk.Keep("layer1.0.conv1", range(8))])
+    >>> small = pk.surgery.edit(model, plan, graph)
+    >>> pk.surgery.verify(model, small, plan, graph) < 1e-5
+    True
 """
 
 from prunekit.surgery.cost import Cost, LayerCost, cost_of, measure, predict

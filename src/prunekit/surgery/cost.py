@@ -30,7 +30,22 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """A network's size. `channels` counts the outputs of all convolutions and linear layers."""
+    """A network's size. `channels` counts the outputs of all convolutions and linear layers.
+
+    Attributes:
+        params: Parameters.
+        macs: Multiply-accumulates for one input.
+        channels: Output channels of all convolutions and linear layers.
+        layers: The same for each layer, where that was asked for.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> cost = pk.inspect(pk.load("prunekit:resnet20")).cost
+        >>> cost.params, cost.macs
+        (269722, 40551040)
+        >>> cost.layers[0]
+        LayerCost(name='conv1', kind='Conv2d', channels=16, params=432, macs=442368)
+    """
 
     params: int
     macs: int

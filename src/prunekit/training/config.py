@@ -24,7 +24,16 @@ def _option(default: Any, text: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of `train`; the defaults are Network Slimming's recipe (Liu et al., ICCV 2017) with a cosine."""
+    """The settings of `train`; the defaults are Network Slimming's recipe (Liu et al., ICCV 2017) with a cosine.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> pk.TrainConfig(epochs=5, optimizer="adamw").peak_lr
+        0.001
+        >>> pk.TrainConfig(momentum=2).check()
+        Traceback (most recent call last):
+        prunekit.errors.InputError: momentum must be between 0 and 1, got 2
+    """
 
     epochs: int = _option(10, "passes over the training images")
     batch_size: int = _option(128, "images of one optimiser step, over all processes and accumulation")

@@ -30,7 +30,16 @@ from prunekit.training.world import World, join
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run: the trained model, an `EpochEvent` for every epoch, and the seconds since the (last) start."""
+    """A finished run: the trained model, an `EpochEvent` for every epoch, and the seconds since the (last) start.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> train_set, val_set = (pk.open_data("digits", split) for split in ("train", "val"))
+        >>> config = pk.TrainConfig(epochs=1, device="cpu")
+        >>> done = pk.train(pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"}), config, train_set, val_set)
+        >>> len(done.history), done.accuracy == done.history[-1].val_accuracy
+        (1, True)
+    """
 
     model: nn.Module
     history: tuple[EpochEvent, ...]
@@ -85,6 +94,14 @@ def train(
         InputError: The settings or the data are unusable.
         TrainingError: The run cannot start, resume or go on.
         Interrupted: SIGINT or SIGTERM stopped the run; its state is saved.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> digits = pk.open_data("digits", "train")
+        >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
+        >>> done = pk.train(model, pk.TrainConfig(epochs=2, lr=0.05, sparsity=1e-3, device="cpu"), digits)
+        >>> done.model is model, done.history[1].loss < done.history[0].loss
+        (True, True)
     """
     config.check()
     began = time.monotonic()

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StartEvent:
-    """A run begins or resumes at `epoch` and `step`, both 0 for a new run."""
+    """A run begins or resumes at `epoch` and `step`, both 0 for a new run.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> digits, told = pk.open_data("digits", "train").sample(256), []
+        >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
+        >>> config = pk.TrainConfig(epochs=1, device="cpu")
+        >>> _ = pk.train(model, config, digits, state_path="run.state", on_event=told.append)
+        >>> [(e.epochs, e.steps, e.images) for e in told if isinstance(e, pk.StartEvent)]
+        [(1, 2, 256)]
+    """
 
     epoch: int
     epochs: int
@@ -27,6 +37,15 @@ class StepEvent:
     `epoch` counts from 1, `step` from the beginning of the run. `sparsity` is the share of batch-norm gammas of at most
     1 % of the largest (None without batch norm). `eta` is in seconds. `figures` are further ones of the training
     method, by name.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> digits, told = pk.open_data("digits", "train").sample(256), []
+        >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
+        >>> config = pk.TrainConfig(epochs=1, log_every=1, device="cpu")
+        >>> _ = pk.train(model, config, digits, state_path="run.state", on_event=told.append)
+        >>> [e.step for e in told if isinstance(e, pk.StepEvent)]
+        [1, 2]
     """
 
     epoch: int
@@ -44,7 +63,17 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class EpochEvent:
-    """End of an epoch; the validation figures are None where there is no validation set."""
+    """End of an epoch; the validation figures are None where there is no validation set.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> digits, told = pk.open_data("digits", "train").sample(256), []
+        >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
+        >>> config = pk.TrainConfig(epochs=1, device="cpu")
+        >>> _ = pk.train(model, config, digits, state_path="run.state", on_event=told.append)
+        >>> [(e.epoch, e.val_loss) for e in told if isinstance(e, pk.EpochEvent)]
+        [(1, None)]
+    """
 
     epoch: int
     epochs: int
@@ -61,7 +90,17 @@ class EpochEvent:
 
 @dataclass(frozen=True)
 class SaveEvent:
-    """The state was written to `path`."""
+    """The state was written to `path`.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> digits, told = pk.open_data("digits", "train").sample(256), []
+        >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
+        >>> config = pk.TrainConfig(epochs=1, device="cpu")
+        >>> _ = pk.train(model, config, digits, state_path="run.state", on_event=told.append)
+        >>> {e.path for e in told if isinstance(e, pk.SaveEvent)}
+        {'run.state'}
+    """
 
     path: str
     epoch: int

@@ -28,6 +28,15 @@ class State:
     Random numbers depend on seed, epoch and step (`prunekit.data.seeded`), so no generator's state is needed.
     `settings` are what a resumed run must agree on, `tally` the sums of the epoch so far, `history` one `EpochEvent`
     per epoch, `tensors` the state dicts; all but the last is JSON.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> digits = pk.open_data("digits", "train").sample(256)
+        >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
+        >>> _ = pk.train(model, pk.TrainConfig(epochs=2, device="cpu"), digits, state_path="run.state")
+        >>> state = pk.TrainState.load("run.state")
+        >>> state.epoch, len(state.history)
+        (2, 2)
     """
 
     settings: Mapping[str, Any]

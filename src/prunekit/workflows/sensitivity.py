@@ -28,7 +28,13 @@ RATIOS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class GroupSensitivity:
-    """One group: for each ratio, the number of channels removed and the remaining accuracy (0 to 1)."""
+    """One group: for each ratio, the number of channels removed and the remaining accuracy (0 to 1).
+
+    Examples:
+        >>> import prunekit as pk
+        >>> pk.GroupSensitivity("conv1", 16, (0.25, 0.5), (4, 8), (0.91, 0.62)).to_json()["accuracy"]
+        [0.91, 0.62]
+    """
 
     group: str
     channels: int
@@ -60,8 +66,18 @@ def sensitivity(
         batch_size: Images per forward pass.
         on_group: Called after each group with the groups done and the groups in all.
 
+    Returns:
+        For each group, for each ratio, how many channels went, and the accuracy that was left.
+
     Raises:
         InputError: A ratio is out of range, or nothing can be pruned.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
+        >>> found = pk.sensitivity(model, pk.inspect(model).graph, pk.open_data("digits", "test"), [0.5])
+        >>> [(group.channels, group.removed) for group in found]
+        [(8, (4,)), (16, (8,))]
     """
     wrong = [ratio for ratio in ratios if not 0 < ratio < 1]
     if wrong or not ratios:

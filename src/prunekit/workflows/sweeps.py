@@ -26,7 +26,17 @@ _Record = TypeVar("_Record", "SweepPoint", EvalResult, Latency)
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with settings other than its defaults."""
+    """A method with settings other than its defaults.
+
+    Attributes:
+        method: Its name.
+        settings: The fields of its `Config` that differ, but no ratio.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> pk.Variant("merge", {"restore": "none"}).label
+        'merge:restore=none'
+    """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -40,7 +50,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One pruned network: its measurements, or the reason why there are none."""
+    """One pruned network: its measurements, or the reason why there are none.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> refused = pk.SweepPoint("slim", "slim", {}, 0.9, None, "nothing in this model can be pruned", 0.1)
+        >>> pk.SweepPoint.from_json(refused.to_json()) == refused
+        True
+    """
 
     label: str
     method: str
@@ -120,6 +137,13 @@ def sweep(
 
     Returns:
         A point for each pair; where a method refuses, one with an `error`.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> points = pk.sweep(pk.load("prunekit:vgg_digits"), [pk.Variant("slim")], [0.25, 0.5, 2],
+        ...                   lambda model, name: pk.evaluate(model, name=name))
+        >>> [point.result.model if point.result else point.error for point in points]
+        ['slim 0.25', 'slim 0.5', 'a ratio must lie between 0 and 1, both excluded; found 2']
     """
     done = {point.key: point for point in known}
     wanted = [(variant, ratio) for variant in variants for ratio in ratios]

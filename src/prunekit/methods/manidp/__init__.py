@@ -11,7 +11,7 @@ Regularized Dynamic Network Pruning", CVPR 2021).
 
 What stands in `__all__` is public, as `prunekit.manidp`, and imported when it is first used.
 
-Example:
+Examples:
     >>> import prunekit as pk
     >>> digits = pk.open_data("digits", "train")
     >>> recipe = pk.manidp.GateRecipe(keep=0.6)
@@ -82,7 +82,8 @@ __all__ = [
     "use_budget",
 ]
 
-__getattr__ = lazily(__name__, _HOME)
+if not TYPE_CHECKING:  # to a type checker, it would make every name a name of this module
+    __getattr__ = lazily(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -64,6 +64,14 @@ class Graph:
     are the values that the model returns. `shapes` are those of parameters and buffers; `example` is the input it was
     recorded with, on the meta device. `further` are the forwards that were recorded beside, and `never_ran` names the
     modules that none of them has reached.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> graph = pk.inspect(pk.load("prunekit:resnet20")).graph
+        >>> graph.batch_norm_after("layer1.0.conv1")
+        'layer1.0.bn1'
+        >>> [graph.is_stream(graph.group(name)) for name in ("layer1.0.conv1", "layer3.0.conv2")]
+        [False, True]
     """
 
     groups: tuple[ChannelGroup, ...]

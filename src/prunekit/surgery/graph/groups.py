@@ -34,6 +34,14 @@ class ChannelGroup:
 
     `producers` make the channels, `followers` (batch norms, biases, depthwise convolutions) ride along, `consumers`
     read them. `frozen` maps the units that may not be removed to the reason.
+
+    Examples:
+        >>> import prunekit as pk
+        >>> group = pk.inspect(pk.load("prunekit:resnet20")).graph.group("layer1.0.conv1")
+        >>> group.producers[0].parameter, group.consumers[0].parameter, len(group.followers)
+        ('layer1.0.conv1.weight', 'layer1.0.conv2.weight', 4)
+        >>> len(group.free), group.reason
+        (16, None)
     """
 
     name: str

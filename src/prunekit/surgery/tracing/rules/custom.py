@@ -43,7 +43,7 @@ class OpCall:
         results: The tensors that the operation returned.
         where: The dotted name of the module whose forward called it.
 
-    Example:
+    Examples:
         >>> import prunekit as pk
         >>> def reversed_channels(call: pk.OpCall) -> None:
         ...     channels = call.channels(call.args[0], dim=1)
@@ -87,7 +87,7 @@ class OpCall:
         self._recorder.set(result, lb.along(channels.contiguous(), dim % result.dim(), shape))
         self._said.add(id(result))
 
-    def complete(self) -> bool:
+    def _complete(self) -> bool:
         """Whether the rule has said of every result which channels it has."""
         return self._said >= {id(result) for result in self.results}
 
@@ -129,7 +129,7 @@ def set_op_rule(
     Raises:
         InputError: No such operation or rule, or prunekit sees through the operation already.
 
-    Example:
+    Examples:
         >>> import torch, prunekit as pk
         >>> @torch.library.custom_op("docs::halved", mutates_args=())
         ... def halved(x: torch.Tensor) -> torch.Tensor:
@@ -170,7 +170,7 @@ def _guarded(op: str, rule: Callable[[OpCall], None]) -> Rule:
         except Exception as error:  # whatever a stranger's rule raises
             reason = error.message if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             raise RuleError(f"the rule of the operation '{op}' does not hold in {call.where}: {reason}") from error
-        if not seen.complete():
+        if not seen._complete():
             elementwise.unknown(recorder, call)
 
     return run
@@ -191,7 +191,7 @@ def _name_of(op: str | Callable[..., Any]) -> str:
             hint="name it as in torch.library, such as 'mylib::scale', after the code that registers it was imported",
         )
     name = packet._qualified_op_name.removeprefix("aten::").rstrip("_")
-    overloads = [getattr(packet, overload) for overload in packet.overloads()]
+    overloads = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
     if name in KNOWN or any(torch.Tag.pointwise in overload.tags for overload in overloads):
         raise InputError(f"the operation '{given}' has a rule of prunekit's", hint="it needs no other")
     implicit = torch._C.DispatchKey.CompositeImplicitAutograd
