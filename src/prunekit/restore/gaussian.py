@@ -14,20 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from prunekit.surgery.ops import ACTIVATIONS
 
 FADING = 0.5  # of neighbouring pixels' correlation; 0.1 and 0.3 did worse on held-out training images
 _TERMS = 8
 _GRID = torch.linspace(-7, 7, 561, dtype=torch.float64)
 _DENSITY = torch.exp(-_GRID.square() / 2) / math.sqrt(2 * math.pi) * (_GRID[1] - _GRID[0])
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "hardswish": F.hardswish,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-}
 
 
 def hermite(gamma: Tensor, beta: Tensor, activation: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

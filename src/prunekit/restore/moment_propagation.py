@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit.restore.gaussian import ACTIVATIONS, hermite
+from prunekit.restore.gaussian import hermite
 from prunekit.surgery import Graph
-from prunekit.surgery.ops import is_batch_norm
+from prunekit.surgery.ops import ACTIVATIONS, AVERAGE_POOLS, COPIES, MAX_POOLS, is_batch_norm
 
-_SAME = frozenset(("clone", "alias", "detach", "native_dropout", "avg_pool2d", "max_pool2d_with_indices"))
+_KEEP_MOMENTS = frozenset((*COPIES, "native_dropout", *AVERAGE_POOLS, *MAX_POOLS))  # near enough
 
 
 def spreads(model: nn.Module, graph: Graph) -> dict[int, tuple[Tensor, Tensor]]:
@@ -35,7 +35,7 @@ def spreads(model: nn.Module, graph: Graph) -> dict[int, tuple[Tensor, Tensor]]:
         elif node.op in ACTIVATIONS and known:
             terms, variance = hermite(known[0][1].sqrt(), known[0][0], ACTIVATIONS[node.op])
             result = terms[0], variance
-        elif node.op in _SAME and known:
+        elif node.op in _KEEP_MOMENTS and known:
             result = known[0]
         if result is not None and node.outputs:
             found[node.outputs[0]] = result

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.plan import Refit
-from prunekit.restore.gaussian import ACTIVATIONS, activated
+from prunekit.restore.gaussian import activated
 from prunekit.restore.moment_propagation import spreads
 from prunekit.restore.plain_layers import obstacle, reads
 from prunekit.restore.refit_targets import norm_behind
@@ -25,17 +25,11 @@ from prunekit.restore.second_moments import Reading, gram_of
 from prunekit.restore.streams import find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.editing.compensation import places_of
-from prunekit.surgery.ops import is_batch_norm
+from prunekit.surgery.ops import ACTIVATIONS, HAND_ON, POOLS, is_batch_norm
 
 RIDGE = 0.03  # of the mean variance; 0.1 and 0.3 did worse on held-out training images
 _LARGEST = 5000  # inputs of a consumer that are solved for at once; beyond, all taps share one matrix
-_PASSIVE = frozenset(
-    (
-        *("view", "_unsafe_view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "clone", "detach"),
-        *("native_dropout", "alias", "mean", "avg_pool2d", "_adaptive_avg_pool2d", "max_pool2d_with_indices"),
-        *("adaptive_max_pool2d", "avg_pool1d"),
-    )
-)
+_PASSIVE = HAND_ON | {*POOLS, "mean"}  # what the model overlooks
 
 
 def obstacle_to_moments(model: nn.Module, graph: Graph, group: ChannelGroup) -> str | None:

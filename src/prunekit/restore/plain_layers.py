@@ -12,8 +12,8 @@ from prunekit.restore.samples import Layer
 from prunekit.surgery import Graph, Member
 from prunekit.surgery.editing.carriers import CarrierFinder
 from prunekit.surgery.graph.recording import Node
+from prunekit.surgery.ops import LAYER_OPS
 
-LAYER_OPS = ("convolution", "addmm", "mm")
 FORWARDS = tuple(kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
 
 

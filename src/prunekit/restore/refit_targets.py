@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.plan import Plan
-from prunekit.restore.plain_layers import LAYER_OPS, obstacle_to_layer, reads, weight_of
+from prunekit.restore.plain_layers import obstacle_to_layer, reads, weight_of
 from prunekit.restore.streams import Join, find_join, private_norm
 from prunekit.surgery import Graph
 from prunekit.surgery.graph.graph import kept_after
 from prunekit.surgery.graph.labels import Ids
-from prunekit.surgery.ops import is_batch_norm
+from prunekit.surgery.ops import LAYER_OPS, is_batch_norm
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from prunekit.restore.plain_layers import is_plain_norm, reads
 from prunekit.surgery import Graph
 from prunekit.surgery.execution.dispatch import DispatchMode
-from prunekit.surgery.ops import is_batch_norm
+from prunekit.surgery.ops import RESHAPES, is_batch_norm
 
 _FAINT = 1e-3  # a channel that a norm scales by less than this part of its strongest one cannot make up for anything
 
@@ -50,7 +50,7 @@ def find_join(model: nn.Module, graph: Graph, layer: str) -> Join | None:
             norm = private_norm(model, graph, reader.parameters[0].rpartition(".")[0])
             if norm is None:
                 return None
-        elif reader.op not in ("view", "_unsafe_view"):
+        elif reader.op not in RESHAPES:
             return None
         value = reader.outputs[0]
 

@@ -1,13 +1,21 @@
-"""The operations that surgery knows by name: norms, and those that read channels through a weight."""
+"""The operations that surgery knows by name: one list of families, and those that read channels through a weight.
+
+Names are those of `op_name`: `add` stands for `aten::add_.Tensor` too. A family says one thing of its members; who
+needs several joins them. The tables of rules, which say what each op does, stay where their rules are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+# The ops of convolutions and linear layers; products of two activations (`bmm`) are none.
+LAYER_OPS = ("convolution", "addmm", "mm")
 BATCH_NORMS = (
     "native_batch_norm",
     "cudnn_batch_norm",
@@ -17,6 +25,45 @@ BATCH_NORMS = (
     "_batch_norm_with_update",
     "_batch_norm_no_update",
 )
+NORMS = (*BATCH_NORMS, "native_layer_norm", "native_group_norm")
+
+# The same elements in the same order: as another shape, or as they are.
+RESHAPES = ("view", "_unsafe_view", "reshape", "_reshape_alias")
+COPIES = ("alias", "detach", "clone", "contiguous")
+# Other names and geometry for the elements of a tensor, all of them; also what is done to a weight before it is used.
+VIEWS = frozenset((*RESHAPES, "t", "transpose", "permute", "squeeze", "unsqueeze", "alias", "detach"))
+# What hands on every element as it is, when a network is not training.
+HAND_ON = VIEWS | {*COPIES, "_to_copy", "native_dropout"}
+
+# Averages of whole windows give a constant back; those of `AVERAGE_POOLS` may count padding, which changes it.
+ADAPTIVE_AVERAGE_POOLS = ("_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
+AVERAGE_POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+MAX_POOLS = ("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d")
+POOLS = (*ADAPTIVE_AVERAGE_POOLS, *AVERAGE_POOLS, *MAX_POOLS)
+NEAREST_UPSAMPLES = ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d")
+# Channels become positions or positions channels, and nothing else happens.
+SHUFFLES = ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im")
+
+# Activations whose function is known, as it is without settings.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+# Activations f with f(0) = 0.
+ZERO_ACTIVATIONS = (
+    *("relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "elu", "tanh", "mish", "celu", "selu"),
+)
+
+# Ops f of which each channel's f(0) = 0.
+ZERO_STAYS = HAND_ON | {*ZERO_ACTIVATIONS, *POOLS, *NEAREST_UPSAMPLES, "mean", "sum", "slice"}
+# Ops that give a constant back as it is, and work on each channel alike and linearly.
+CONSTANT_STAYS = HAND_ON | {*ADAPTIVE_AVERAGE_POOLS, *NEAREST_UPSAMPLES, "mean", "slice"}
+# Ops f with f(s x) = s f(x) for every s >= 0.
+HOMOGENEOUS = CONSTANT_STAYS | {*AVERAGE_POOLS, *MAX_POOLS, *SHUFFLES, "relu", "leaky_relu", "sum", "amax"}
 
 
 def is_batch_norm(op: str) -> bool:

@@ -20,17 +20,8 @@ from prunekit.spec import origin_of
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.groups import ChannelGroup
 from prunekit.surgery.graph.recording import Node
+from prunekit.surgery.ops import ZERO_STAYS
 from prunekit.surgery.tracing.tracer import example_of
-
-# Ops f with f(0) = 0, element by element or position by position.
-_ZERO_STAYS = frozenset(
-    (
-        *("relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "elu", "tanh", "mish", "celu", "selu"),
-        *("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum"),
-        *("view", "_unsafe_view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "clone", "detach"),
-        *("native_dropout", "alias", "_to_copy", "upsample_nearest2d", "slice"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -135,7 +126,7 @@ class _Reader:
         while node is not None:
             if node.op == "mul":
                 return self._product(node)
-            if node.op not in _ZERO_STAYS or not node.inputs:
+            if node.op not in ZERO_STAYS or not node.inputs:
                 return None
             node = self._made_by.get(node.inputs[0])
         return None

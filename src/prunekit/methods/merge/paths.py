@@ -16,23 +16,7 @@ from prunekit.restore.plain_layers import is_plain_norm, possible_biases
 from prunekit.surgery import ChannelGroup, Graph
 from prunekit.surgery.editing.carriers import CarrierFinder
 from prunekit.surgery.graph.recording import Node
-from prunekit.surgery.ops import is_batch_norm
-
-# Ops that pass on a constant as it is, and work on each channel alike.
-_LINEAR = frozenset(
-    (
-        *("view", "_unsafe_view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "clone", "detach"),
-        *("native_dropout", "alias", "_to_copy", "upsample_nearest2d", "slice", "mean", "_adaptive_avg_pool2d"),
-    )
-)
-# Ops f with f(s x) = s f(x) for every s >= 0.
-_HOMOGENEOUS = _LINEAR | frozenset(
-    (
-        *("relu", "leaky_relu", "max_pool2d_with_indices", "avg_pool2d", "adaptive_max_pool2d"),
-        *("max_pool3d_with_indices", "avg_pool3d", "_adaptive_avg_pool3d", "avg_pool1d", "sum", "amax"),
-        *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im"),
-    )
-)
+from prunekit.surgery.ops import CONSTANT_STAYS, HOMOGENEOUS, is_batch_norm
 
 
 @dataclass(frozen=True)
@@ -57,7 +41,7 @@ def path_of(graph: Graph, producer: Node, consumers: set[str]) -> Path:
         seen.add(node.index)
         if is_batch_norm(node.op) and node.parameters and place == "further" and late is None:
             place, late = "behind", node.parameters[0].rpartition(".")[0]
-        elif node.op in (_LINEAR if place == "behind" else _HOMOGENEOUS):
+        elif node.op in (CONSTANT_STAYS if place == "behind" else HOMOGENEOUS):
             place = "further" if place == "first" else place
         elif place == "first" and is_batch_norm(node.op):
             place = "further"

@@ -16,8 +16,8 @@ from torch import nn
 from prunekit.surgery.copying import named_tensors
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.recording import Node, WeightRead
+from prunekit.surgery.ops import VIEWS
 
-_VIEWS = frozenset(("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "alias"))
 _LAYERS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -97,7 +97,7 @@ class CarrierFinder:
             if len(readers) != 1 or value in self._graph.returned:
                 return None
             node = readers[0]
-            if node.op not in _VIEWS:
+            if node.op not in VIEWS:
                 return node
 
     def _added_to(self, bias: str, nodes: Sequence[Node]) -> bool:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunekit.surgery.ops import ZERO_ACTIVATIONS
+
 Args = tuple[Any, ...]
 Answer = Callable[..., Any]
 
@@ -210,7 +212,7 @@ def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor | None:
 
 
 _SAME_SHAPE = (
-    *("relu", "silu", "gelu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "exp"),
+    *(*ZERO_ACTIVATIONS, "sigmoid", "hardsigmoid", "exp"),
     *("fill", "clamp", "clamp_min", "roll", "_softmax", "_safe_softmax"),
 )
 

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from prunekit.surgery.copying import named_tensors
 from prunekit.surgery.execution.dispatch import op_name
 from prunekit.surgery.execution.draws import DrawAgain, Draws
-from prunekit.surgery.ops import Reading, readings
+from prunekit.surgery.ops import COPIES, RESHAPES, Reading, readings
 
 Key = tuple[str, int]  # a parameter and one of its dimensions
 
@@ -71,10 +71,10 @@ class FollowWeights(DrawAgain):
 
     def _note(self, func: Any, op: str, arg: Tensor, places: Any, args: Any, kwargs: Any, out: Any) -> None:
         first = out[0] if isinstance(out, list | tuple) and out else out
-        if op in _COPIES or torch.Tag.pointwise in func.tags:
+        if op in _ELEMENTWISE or torch.Tag.pointwise in func.tags:
             if isinstance(first, Tensor) and first.shape == arg.shape:
                 self._places[first] = places
-        elif op in _RESHAPES:
+        elif op in RESHAPES:
             self._places[out] = {key: numbers.reshape(out.shape) for key, numbers in places.items()}
         elif func.is_view:
             views = {key: func(numbers, *args[1:], **kwargs) for key, numbers in places.items()}
@@ -87,5 +87,4 @@ def _numbered(tensor: Tensor, dim: int) -> Tensor:
     return torch.arange(tensor.size(dim)).reshape(-1, *[1] * (tensor.dim() - dim - 1)).expand(tensor.shape)
 
 
-_COPIES = frozenset(("_to_copy", "clone", "detach", "alias", "lift_fresh", "contiguous", "_weight_norm_interface"))
-_RESHAPES = frozenset(("view", "_unsafe_view", "reshape", "_reshape_alias"))
+_ELEMENTWISE = frozenset((*COPIES, "_to_copy", "lift_fresh", "_weight_norm_interface"))

@@ -17,7 +17,7 @@ from prunekit.surgery.graph.balance import Balancer
 from prunekit.surgery.graph.groups import ChannelGroup
 from prunekit.surgery.graph.labels import Ids, Mask
 from prunekit.surgery.graph.recording import Node
-from prunekit.surgery.ops import is_batch_norm
+from prunekit.surgery.ops import VIEWS, is_batch_norm
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Graph:
     def _uses(self) -> dict[str, list[Node]]:
         uses: dict[str, list[Node]] = {}
         for node in self.nodes:
-            for name in node.parameters if node.op not in _VIEWS else ():
+            for name in node.parameters if node.op not in VIEWS else ():
                 uses.setdefault(name, []).append(node)
         return uses
 
@@ -297,7 +297,7 @@ class Graph:
 
     def batch_norm_after(self, module: str) -> str | None:
         """The batch norm that alone reads the output of a conv or linear layer, or None."""
-        norm = self.norm_behind([node for node in self.calls(module) if node.op not in _VIEWS])
+        norm = self.norm_behind([node for node in self.calls(module) if node.op not in VIEWS])
         return None if norm is None else norm.parameters[0].rpartition(".")[0]
 
     def norm_behind(self, nodes: Sequence[Node]) -> Node | None:
@@ -312,9 +312,6 @@ class Graph:
                 return None
             found.setdefault(readers[0].parameters[0].rpartition(".")[0], readers[0])
         return next(iter(found.values())) if len(found) == 1 else None
-
-
-_VIEWS = frozenset(("t", "transpose", "permute", "view", "detach", "alias"))
 
 
 def resolve(graph: Graph, plan: Plan) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from prunekit.surgery.execution.dispatch import DispatchMode, op_name, run_op
 from prunekit.surgery.execution.sources import Source
 from prunekit.surgery.graph.labels import Mask, channels_in, compact, ids, varying
 from prunekit.surgery.graph.recording import Flow, Node, Pass, numbers_of, tensors_in
-from prunekit.surgery.ops import BATCH_NORMS
+from prunekit.surgery.ops import COPIES, NORMS, RESHAPES
 
 _log = logging.getLogger(__name__)
 
@@ -24,12 +24,6 @@ _log = logging.getLogger(__name__)
 _SIZES = "'{op}' in {module} has sizes written into the code"
 _NUMBER = "'{op}' in {module} computes with a number that depends on the width"
 _ORDER = "{module} runs other operations at another width, from '{op}' on"
-
-# Ops that come and go with the geometry of a tensor, and mean nothing; those that stand for each other; and those whose
-# further results have whatever shape the device gives them.
-_IDLE = frozenset(("alias", "detach", "clone", "contiguous"))
-_ALIKE = {"_unsafe_view": "view", "_reshape_alias": "view", "reshape": "view"}
-_NORMS = frozenset((*BATCH_NORMS, "native_layer_norm", "native_group_norm"))
 
 Step = tuple[Node, Flow]
 
@@ -48,8 +42,8 @@ def steps_of(run: Pass) -> list[Step]:
 
 
 def _idle(node: Node, flow: Flow) -> bool:
-    """Whether an op does nothing that counts."""
-    return node.op in _IDLE or (node.op == "slice" and flow.inputs != () and node.shape == tuple(flow.inputs[0].shape))
+    """Whether an op does nothing that counts: it comes and goes with the geometry of a tensor."""
+    return node.op in COPIES or (node.op == "slice" and flow.inputs != () and node.shape == tuple(flow.inputs[0].shape))
 
 
 def _constant(node: Node, flow: Flow) -> bool:
@@ -106,7 +100,7 @@ class Follower(DispatchMode):
             flow = self._compared(name, func, [], ())
             return run_op(func, args, kwargs) if flow is None else flow.numbers[0]
         out = run_op(func, args, kwargs)
-        if name not in _IDLE and not self._away and not (name == "slice" and out.shape == args[0].shape):
+        if name not in COPIES and not self._away and not (name == "slice" and out.shape == args[0].shape):
             self._compared(name, func, list(tensors_in((out,))), numbers_of(name, func, args, kwargs, out))
         return out
 
@@ -143,12 +137,12 @@ class Follower(DispatchMode):
     def _difference(
         self, node: Node, flow: Flow, name: str, results: Sequence[Tensor], numbers: Sequence[float]
     ) -> str | None:
-        if _ALIKE.get(node.op, node.op) != _ALIKE.get(name, name):
+        if node.op != name and not {node.op, name} <= set(RESHAPES):
             return _ORDER
         if name == "_local_scalar_dense":
             return None
         outputs = flow.outputs
-        if name in _NORMS:
+        if name in NORMS:  # their further results have whatever shape the device gives them
             results, outputs = results[:1], outputs[:1]
         if len(results) != len(outputs) or not all(map(self._fits, results, outputs)):
             return _SIZES

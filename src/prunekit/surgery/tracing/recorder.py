@@ -31,11 +31,10 @@ from prunekit.surgery.graph.recording import (
     numbers_of,
     tensors_in,
 )
-from prunekit.surgery.ops import bias_of, readings
+from prunekit.surgery.ops import LAYER_OPS, bias_of, readings
 
 Rule = Callable[["Recorder", Call], None]
 
-_LAYERS = ("convolution", "addmm", "mm")
 _OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)  # they check sizes of their own that nothing here edits
 
 
@@ -113,7 +112,7 @@ class Recorder(DispatchMode):
         made: set[int] = set()
         for node, flow in zip(nodes, self.recording.flow, strict=True):
             alone = len(node.inputs) == 1 and node.inputs[0] in made and readers[node.inputs[0]] == 1
-            makes = node.op in _LAYERS or not self.recording.links.keys().isdisjoint(node.parameters)
+            makes = node.op in LAYER_OPS or not self.recording.links.keys().isdisjoint(node.parameters)
             if makes or (alone and flow.passes_on):
                 made.update(node.outputs)
         for scale, link in list(self.recording.links.items()):

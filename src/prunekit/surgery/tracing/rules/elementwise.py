@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prunekit.surgery.graph import labels as lb
 from prunekit.surgery.graph.recording import Call
+from prunekit.surgery.ops import NEAREST_UPSAMPLES, POOLS
 from prunekit.surgery.tracing.recorder import Recorder, Rule
 
 
@@ -152,9 +153,7 @@ TABLE: dict[str, Rule] = {
     "glu": gated_linear_unit,
     **dict.fromkeys(
         (
-            *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices"),
-            *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-            *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d"),
+            *(*POOLS, *NEAREST_UPSAMPLES),
             *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d"),
             *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
         ),

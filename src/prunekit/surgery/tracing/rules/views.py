@@ -11,6 +11,7 @@ from torch import Tensor
 from prunekit.nn.channels import ChannelPad
 from prunekit.surgery.graph import labels as lb
 from prunekit.surgery.graph.recording import Call, Pad, ParameterView
+from prunekit.surgery.ops import RESHAPES
 from prunekit.surgery.tracing.recorder import Recorder, Rule
 from prunekit.surgery.tracing.rules.elementwise import freeze, labels_together, unknown
 
@@ -232,7 +233,7 @@ _CHANNELS = {"pixel_shuffle": (3, 3), "pixel_unshuffle": (3, 3), "im2col": (3, 2
 TABLE: dict[str, Rule] = {
     **dict.fromkeys(("t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "movedim"), rearrange),
     **dict.fromkeys(("detach", "alias", "lift_fresh"), same),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), reshape),
+    **dict.fromkeys(RESHAPES, reshape),
     "cat": concatenate,
     "stack": stack,
     **dict.fromkeys(("split", "split_with_sizes", "unsafe_split"), split),
