@@ -21,6 +21,7 @@ from torch import nn
 from prunekit.errors import InputError, SurgeryError
 from prunekit.exporting.interface import named_outputs, plain
 from prunekit.spec import Origin
+from prunekit.surgery.execution.hooks import hooked
 
 ABOUT = "prunekit.json"  # the extra file of a .pt2, and the key in ONNX's metadata
 BATCH = "batch"  # name of a free first dimension
@@ -110,11 +111,8 @@ def to_onnx(
 @contextlib.contextmanager
 def _giving(model: nn.Module, form: Callable[[Any], Any]) -> Iterator[None]:
     """Change the form of the model's output inside: a file is read where the classes of the original are unknown."""
-    handle = model.register_forward_hook(lambda _module, _inputs, output: form(output))
-    try:
+    with hooked([model.register_forward_hook(lambda _module, _inputs, output: form(output))]):
         yield
-    finally:
-        handle.remove()
 
 
 def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: Mapping[str, Any] | None) -> Any:

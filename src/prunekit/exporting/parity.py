@@ -7,7 +7,6 @@ which that happens are counted separately; more than a few of them are a mismatc
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from prunekit.errors import CheckFailed, InputError
 from prunekit.exporting.interface import batch_of, each, named_outputs
 from prunekit.nn.buckets import Router
 from prunekit.nn.gated import gated_layers
+from prunekit.surgery.execution.hooks import hooked
 from prunekit.surgery.execution.sources import as_inputs
 
 Batch = tuple[Any, Tensor | None]
@@ -204,12 +204,9 @@ def hangs_on_rounding(model: nn.Module, inputs: Any, margin: float) -> Tensor:
         best = scores.topk(2, dim=1).values
         near.logical_or_(best[:, 0] - best[:, 1] <= margin * scores.abs().max())
 
-    with contextlib.ExitStack() as hooks:
-        for _, layer in gated_layers(model):
-            hooks.enter_context(layer.gate.register_forward_hook(partial(at_threshold, threshold=layer.threshold)))
-        for module in model.modules():
-            if isinstance(module, Router):
-                hooks.enter_context(module.register_forward_hook(at_fork))
+    gates = ((layer.gate, partial(at_threshold, threshold=layer.threshold)) for _, layer in gated_layers(model))
+    routers = ((module, at_fork) for module in model.modules() if isinstance(module, Router))
+    with hooked(module.register_forward_hook(look) for module, look in (*gates, *routers)):
         model(*as_inputs(inputs))
     return near.cpu()
 

@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from prunekit.errors import InputError
+from prunekit.surgery.execution.hooks import hooked
 
 
 class NoNormalDraws(TorchFunctionMode):
@@ -46,8 +47,5 @@ def at_most(modules: int | None) -> Iterator[None]:
         if modules is not None and built > modules:
             raise InputError(f"its architecture has more than {modules} modules, for which the file has no weights")
 
-    handle = register_module_module_registration_hook(count)
-    try:
+    with hooked([register_module_module_registration_hook(count)]):
         yield
-    finally:
-        handle.remove()

@@ -6,6 +6,7 @@ in place of the convolution: no state passes between modules, so a gated network
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -92,6 +93,17 @@ def gated_layers(model: nn.Module) -> Iterator[tuple[str, GatedConv]]:
     for name, module in model.named_modules():
         if isinstance(module, GatedConv):
             yield name, module
+
+
+@contextlib.contextmanager
+def same_thresholds(layers: Iterable[GatedConv]) -> Iterator[None]:
+    """Thresholds that are moved inside are put back at the end, whatever happens."""
+    before = [(layer.threshold, layer.threshold.clone()) for layer in layers]
+    try:
+        yield
+    finally:
+        for threshold, value in before:
+            threshold.copy_(value)
 
 
 def insert_gates(model: nn.Module, gates: Iterable[Gate]) -> nn.Module:

@@ -19,6 +19,7 @@ from prunekit.restore.streams import Watch, scale_of
 from prunekit.surgery import Graph
 from prunekit.surgery.copying import copied
 from prunekit.surgery.editing.editor import refit
+from prunekit.surgery.execution.hooks import hooked
 
 ROUNDS = 4  # repetitions of a fit that a ReLU follows; twelve gained nothing more
 HELD = 512 << 20  # bytes of one layer's rows
@@ -92,20 +93,15 @@ def refit_in_order(
         return hook
 
     known = [site for site in sites if site.layer in targets]
-    hooks = [
-        small.get_submodule(site.layer).register_forward_pre_hook(hook_for(site), with_kwargs=True) for site in known
-    ]
+    hooks = (small.get_submodule(s.layer).register_forward_pre_hook(hook_for(s), with_kwargs=True) for s in known)
     try:
-        with watch:
+        with hooked(hooks), watch:
             small.eval()(batch)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         raise SurgeryError(
             f"the pruned network does not run on what the original does: {' '.join(str(error).split())[:160]}",
             hint="its forward has sizes written into it; compute them from the input",
         ) from error
-    finally:
-        for handle in hooks:
-            handle.remove()
     return refits, failed
 
 

@@ -20,6 +20,7 @@ from prunekit.restore.streams import Watch, find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.copying import copied
 from prunekit.surgery.editing.compensation import places_of
+from prunekit.surgery.execution.hooks import hooked
 
 ROWS = 4000  # vectors of each layer's input, a batch
 BATCH = 64
@@ -54,13 +55,8 @@ def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], batc
     generator = torch.Generator().manual_seed(0)
     for images in torch.split(batch, BATCH):
         watch = Watch(graph, [gauge.join for gauge in gauges])
-        handles = [gauge.attach(watch, generator) for gauge in gauges]
-        try:
-            with torch.no_grad(), watch:
-                model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(gauge.attach(watch, generator) for gauge in gauges), torch.no_grad(), watch:
+            model(images)
     found: dict[str, Reading] = {}
     for group in groups:
         parts = [gauge for gauge in gauges if gauge.group is group and gauge.rows]

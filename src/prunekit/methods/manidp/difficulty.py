@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.nn.gated import GatedConv, gated_layers
+from prunekit.surgery.execution.hooks import hooked
 
 _RIDGE = 1e-2  # of the mean second moment of what a gate reads
 _MOST = 0.25  # of half the range of saliencies: who closes much at once breaks the network for easy images
@@ -40,12 +41,8 @@ def foresee(gated: nn.Module, images: Tensor, ease: float) -> None:
         layer.threshold.copy_(ordered[min(len(ordered) - 1, int(below * len(ordered) + 1e-6))])
         layer.budgets.clear()
 
-    hooks = [layer.register_forward_pre_hook(guess) for _, layer in gated_layers(gated)]
-    try:
+    with hooked(layer.register_forward_pre_hook(guess) for _, layer in gated_layers(gated)):
         gated(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     gated.train(training)
 
 

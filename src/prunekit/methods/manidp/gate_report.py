@@ -14,7 +14,8 @@ from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.objective import gram, pooled
 from prunekit.methods.manidp.record import Record, observe, watched
 from prunekit.methods.manidp.thresholds import SPAN, Thresholds
-from prunekit.nn.gated import GatedConv, gated_layers
+from prunekit.nn.gated import GatedConv, gated_layers, same_thresholds
+from prunekit.surgery.execution.hooks import hooked
 
 _SHIFTS = (-SPAN, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 _SWEPT = 2000  # images at each point of the sweep
@@ -59,16 +60,14 @@ def portray(model: nn.Module, cost: DynamicCost, images: ImageSet) -> Portrait:
 
 def _sweep(model: nn.Module, cost: DynamicCost, images: ImageSet) -> tuple[tuple[float, float], ...]:
     layers = [layer for _, layer in gated_layers(model)]
-    before = [layer.threshold.clone() for layer in layers]
     family = Thresholds.around(model, observe(model, cost, images.batches(250), saliencies=True))
     points = []
-    for shift in _SHIFTS:
-        for layer, value in zip(layers, family.at(shift), strict=True):
-            layer.threshold.fill_(value)
-        found = observe(model, cost, images.batches(250))
-        points.append((found.mean_macs, found.accuracy))
-    for layer, threshold in zip(layers, before, strict=True):
-        layer.threshold.copy_(threshold)
+    with same_thresholds(layers):
+        for shift in _SHIFTS:
+            for layer, value in zip(layers, family.at(shift), strict=True):
+                layer.threshold.fill_(value)
+            found = observe(model, cost, images.batches(250))
+            points.append((found.mean_macs, found.accuracy))
     return tuple(points)
 
 
@@ -76,15 +75,13 @@ def _sweep(model: nn.Module, cost: DynamicCost, images: ImageSet) -> tuple[tuple
 def _alignment(model: nn.Module, cost: DynamicCost, images: ImageSet) -> dict[str, float]:
     layers = [layer for _, layer in gated_layers(model)]
     features: list[Tensor] = []
-    hooks = [layer.norm.register_forward_hook(_keeping(features, layer)) for layer in layers]
-    try:
-        with watched(layers) as seen:
-            model(next(images.batches(len(images)))[0])
-            pairs = zip(cost.layers, features, seen, strict=True)
-            return {name: _correlation(gram(f.double()), gram(pi.double())) for name, f, pi in pairs}
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with (
+        hooked(layer.norm.register_forward_hook(_keeping(features, layer)) for layer in layers),
+        watched(layers) as seen,
+    ):
+        model(next(images.batches(len(images)))[0])
+    pairs = zip(cost.layers, features, seen, strict=True)
+    return {name: _correlation(gram(f.double()), gram(pi.double())) for name, f, pi in pairs}
 
 
 def _keeping(features: list[Tensor], layer: GatedConv) -> Callable[[nn.Module, object, Tensor], None]:

@@ -25,6 +25,7 @@ from prunekit.methods.manidp.keep_ratios import shares
 from prunekit.nn.gated import GatedConv, gated_layers
 from prunekit.restore.layerwise_refit import note_targets, refit_in_order
 from prunekit.restore.refit_targets import Site
+from prunekit.surgery.execution.hooks import hooked
 
 IMAGES = 1000  # that an informed start looks at
 SPREAD = 0.1  # saliencies start evenly spaced in 1 +- SPREAD: an order, and hardly a change of scale
@@ -91,12 +92,8 @@ def _leaves(layers: dict[str, GatedConv]) -> Iterator[dict[str, Tensor]]:
         found[name] = pi.detach().requires_grad_()
         return found[name]
 
-    hooks = [layer.gate.register_forward_hook(partial(leaf, name=name)) for name, layer in layers.items()]
-    try:
+    with hooked(layer.gate.register_forward_hook(partial(leaf, name=name)) for name, layer in layers.items()):
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _looked_at(gated: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -106,10 +103,8 @@ def _looked_at(gated: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Ten
     def keep(gate: Any, args: tuple[Tensor, ...], _: Tensor, *, name: str) -> None:
         read.setdefault(name, []).append(gate.hidden(args[0].flatten(2).mean(2)))
 
-    hooks = [layer.gate.register_forward_hook(partial(keep, name=name)) for name, layer in gated_layers(gated)]
-    logits = torch.cat([gated(batch) for batch in torch.split(images, _CHUNK)])
-    for hook in hooks:
-        hook.remove()
+    with hooked(layer.gate.register_forward_hook(partial(keep, name=name)) for name, layer in gated_layers(gated)):
+        logits = torch.cat([gated(batch) for batch in torch.split(images, _CHUNK)])
     return {name: torch.cat(parts) for name, parts in read.items()}, hardness(logits)
 
 

@@ -4,19 +4,22 @@ follow the schedule (Tang et al., CVPR 2021, equations 4 to 12).
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import dynamic_cost, graph_of
 from prunekit.nn.gated import GatedConv, gated_layers
+from prunekit.surgery.execution.hooks import hooked
 from prunekit.training.config import TrainConfig
 from prunekit.training.objective import Objective, at_least_float
 from prunekit.training.world import World
@@ -50,7 +53,6 @@ class ManifoldObjective(Objective):
         self._cost = dynamic_cost(model, graph_of(model))
         self._pi: list[Tensor] = []
         self._maps: list[Tensor] = []
-        self._hooks = [hook for layer in self._layers.values() for hook in self._watch(layer)]
         device = next(model.parameters()).device
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
         self._mean_loss, self._losses, self._kept, self._renewed = zeros(()), zeros(2), zeros(2), zeros(())
@@ -62,6 +64,8 @@ class ManifoldObjective(Objective):
         self.own = frozenset(
             name for name, _ in model.named_parameters() if any(name.startswith(f"{n}.gate.") for n in self._layers)
         )
+        self._watching = contextlib.ExitStack()
+        self._watching.enter_context(hooked(hook for layer in self._layers.values() for hook in self._watch(layer)))
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of a batch, and its logits."""
@@ -130,10 +134,9 @@ class ManifoldObjective(Objective):
 
     def close(self) -> None:
         """Stop watching the gates."""
-        for hook in self._hooks:
-            hook.remove()
+        self._watching.close()
 
-    def _watch(self, layer: GatedConv) -> list[Any]:
+    def _watch(self, layer: GatedConv) -> Iterator[RemovableHandle]:
         def saliencies(_: nn.Module, __: Any, pi: Tensor, *, layer: GatedConv) -> None:
             if layer.training:
                 self._pi.append(pi)
@@ -142,10 +145,8 @@ class ManifoldObjective(Objective):
             if layer.training and self._recipe.losses[1]:
                 self._maps.append(pooled(layer, y))
 
-        return [
-            layer.gate.register_forward_hook(partial(saliencies, layer=layer)),
-            layer.norm.register_forward_hook(partial(feature_map, layer=layer)),
-        ]
+        yield layer.gate.register_forward_hook(partial(saliencies, layer=layer))
+        yield layer.norm.register_forward_hook(partial(feature_map, layer=layer))
 
     def _complexity(self, pi: list[Tensor], losses: Tensor) -> Tensor:
         limit = (self._recipe.tau * self._mean_loss).to(losses.dtype)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.nn.gated import GatedConv, gated_layers
+from prunekit.surgery.execution.hooks import hooked
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,5 @@ def observe(
 def watched(layers: Iterable[GatedConv]) -> Iterator[list[Tensor]]:
     """A list that gets the saliencies `(N, c)` of each layer in turn, whenever the network runs inside."""
     seen: list[Tensor] = []
-    hooks = [layer.gate.register_forward_hook(lambda _, __, pi: seen.append(pi)) for layer in layers]
-    try:
+    with hooked(layer.gate.register_forward_hook(lambda _, __, pi: seen.append(pi)) for layer in layers):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()

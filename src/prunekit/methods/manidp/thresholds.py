@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.record import Record, observe
-from prunekit.nn.gated import gated_layers
+from prunekit.nn.gated import gated_layers, same_thresholds
 
 _ROUNDS = 8
 _HALVINGS = 30
@@ -57,13 +57,8 @@ def calibrate(model: nn.Module, cost: DynamicCost, batches: Batches, target: flo
         InputError: too few images, or a target that no thresholds meet; the thresholds are then as before.
     """
     layers = dict(gated_layers(model))
-    before = [layer.threshold.clone() for layer in layers.values()]
-    try:
+    with same_thresholds(layers.values()):
         best = _search(model, cost, batches, target)
-    except InputError:
-        for layer, threshold in zip(layers.values(), before, strict=True):
-            layer.threshold.copy_(threshold)
-        raise
     for layer, value in zip(layers.values(), best.thresholds.values(), strict=True):
         layer.threshold.fill_(value)
         layer.budgets[name] = value

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.surgery.copying import copied
+from prunekit.surgery.execution.hooks import hooked
 
 
 def enliven(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
@@ -26,10 +27,8 @@ def enliven(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
         elif name.endswith("bias"):
             parameter.mul_(0.1)
     norms = [m for m in lively.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-    handles = [norm.train().register_forward_pre_hook(_take_statistics) for norm in norms]
-    lively(*inputs)
-    for handle in handles:
-        handle.remove()
+    with hooked(norm.train().register_forward_pre_hook(_take_statistics) for norm in norms):
+        lively(*inputs)
     return lively.eval()
 
 

@@ -24,12 +24,12 @@ from prunekit.surgery.copying import copied, named_tensors
 from prunekit.surgery.editing.editor import kept_outputs
 from prunekit.surgery.execution.dispatch import op_name, unfused_attention
 from prunekit.surgery.execution.draws import Draws, start_over
+from prunekit.surgery.execution.hooks import running
 from prunekit.surgery.execution.weights import FollowWeights, Key
 from prunekit.surgery.graph.graph import Graph, kept_after
 from prunekit.surgery.graph.labels import Ids
 from prunekit.surgery.ops import Reading
 from prunekit.surgery.proof.claims import Worth, worths
-from prunekit.surgery.tracing.recorder import track_modules
 
 
 class Reference:
@@ -53,17 +53,12 @@ class Reference:
     def run(self, inputs: tuple[Any, ...]) -> tuple[Any, Draws]:
         """The output, and the random numbers that were drawn on the way."""
         draws = Draws(self.graph.draws, self.kept, self._device)
-        stack: list[str] = []
         # which module runs is asked for norms alone
-        handles = track_modules(dict(self.network.named_modules()), stack) if self.norms else []
+        modules = dict(self.network.named_modules()) if self.norms else {}
         start_over(self._device)
-        try:
-            # the fused inference path of transformer layers would hide what is read through their weights
-            with unfused_attention(), _AsMeant(self, draws, stack) as mode:
-                output = self.network(*inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        # the fused inference path of transformer layers would hide what is read through their weights
+        with running(modules) as stack, unfused_attention(), _AsMeant(self, draws, stack) as mode:
+            output = self.network(*inputs)
         self._unseen -= mode.seen
         return output, draws
 

@@ -20,12 +20,12 @@ from prunekit.surgery.aliases import aliases
 from prunekit.surgery.copying import copied
 from prunekit.surgery.editing.editor import edit, take
 from prunekit.surgery.execution.draws import DrawAgain, Draws, own_randomness, start_over
+from prunekit.surgery.execution.hooks import hooked, running
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.proof.comparison import DEFAULT_TOLERANCE, Comparison, compared, values_of
 from prunekit.surgery.proof.enliven import enliven
 from prunekit.surgery.proof.precision import InDouble
 from prunekit.surgery.proof.reference import Reference
-from prunekit.surgery.tracing.recorder import track_modules
 from prunekit.surgery.tracing.runs import check_training
 
 
@@ -195,22 +195,18 @@ def _double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _run_candidate(candidate: nn.Module, inputs: tuple[Any, ...], draws: Draws) -> Any:
     """Run the sliced network; a failure is told with the module in which it happened."""
-    stack: list[str] = []
-    handles = track_modules(dict(candidate.named_modules()), stack)
     start_over(draws.device)
-    try:
-        with DrawAgain(draws, narrow=True) if draws.any else contextlib.nullcontext():
-            return candidate(*inputs)
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-        where = stack[-1] if stack and stack[-1] else type(candidate).__name__
-        reason = " ".join(str(error).split())[:160]
-        raise SurgeryError(
-            f"the pruned network does not run: in '{where}': {reason}",
-            hint=f"the forward of '{where}' or of its parent has sizes written into it; compute them from the input",
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    with running(dict(candidate.named_modules())) as stack:
+        try:
+            with DrawAgain(draws, narrow=True) if draws.any else contextlib.nullcontext():
+                return candidate(*inputs)
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            where = stack[-1] if stack and stack[-1] else type(candidate).__name__
+            reason = " ".join(str(error).split())[:160]
+            raise SurgeryError(
+                f"the pruned network does not run: in '{where}': {reason}",
+                hint=f"the forward of '{where}' or its parent has sizes written into it; compute them from the input",
+            ) from error
 
 
 def _first_difference(proof: _Proof, inputs: tuple[Any, ...]) -> str:
@@ -246,14 +242,6 @@ def _leaf_outputs(model: nn.Module, run: Callable[[], Any]) -> tuple[dict[str, T
 
         return hook
 
-    handles = [
-        module.register_forward_hook(note(name))
-        for name, module in model.named_modules()
-        if not list(module.children())
-    ]
-    try:
-        result = run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, result
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    with hooked(module.register_forward_hook(note(name)) for name, module in leaves):
+        return outputs, run()

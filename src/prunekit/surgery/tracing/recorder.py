@@ -7,7 +7,7 @@ is run on real tensors instead. `Recorder` is the dispatch mode; what each op me
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.flop_counter import conv_flop_count, flop_registry
-from torch.utils.hooks import RemovableHandle
 
 from prunekit.surgery.execution.dispatch import DispatchMode, op_name, run_op
 from prunekit.surgery.execution.draws import is_random
@@ -48,6 +47,7 @@ class Recorder(DispatchMode):
         rules: Mapping[str, Rule],
         fallback: Rule,
         modules: Mapping[str, nn.Module],
+        stack: Sequence[str],
         values: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Recorder(DispatchMode):
         self.ledger = recording.ledger
         self.modules = modules
         self.root = type(modules[""]).__name__
-        self.stack: list[str] = []
+        self.stack = stack
         self._rules = rules
         self._fallback = fallback
         self._opaque = {name for name, module in modules.items() if isinstance(module, _OPAQUE)}
@@ -225,24 +225,3 @@ def _macs(call: Call, out: Any) -> int:
         return int(conv_flop_count(x.shape, weight.shape, out.shape, transposed=call.args[6])) // 2
     counter = flop_registry.get(call.func.overloadpacket)
     return int(counter(*call.args, **call.kwargs, out_val=out)) // 2 if counter else 0
-
-
-def track_modules(modules: Mapping[str, nn.Module], stack: list[str]) -> list[RemovableHandle]:
-    """Keep the dotted names of the modules whose forward is running on `stack`, innermost last.
-
-    A forward that fails leaves the stack as it was at that moment. Returns the hooks, to be removed.
-    """
-
-    def enter(name: str) -> Callable[..., None]:
-        return lambda *_: stack.append(name)
-
-    def leave(*_: Any) -> None:
-        stack.pop()
-
-    handles = []
-    for name, module in modules.items():
-        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-            continue
-        handles.append(module.register_forward_pre_hook(enter(name)))
-        handles.append(module.register_forward_hook(leave))
-    return handles

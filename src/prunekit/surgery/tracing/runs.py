@@ -6,10 +6,9 @@ have no values; where a forward needs some, it runs on a real copy.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from types import CodeType
 from typing import Any
 
@@ -20,11 +19,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunekit.errors import InputError, SurgeryError
 from prunekit.surgery.copying import named_tensors
 from prunekit.surgery.execution.dispatch import DispatchMode
+from prunekit.surgery.execution.hooks import running
 from prunekit.surgery.execution.outputs import tensors_of
 from prunekit.surgery.execution.sources import Inputs, Source
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.recording import Pass, Recording
-from prunekit.surgery.tracing.recorder import Recorder, track_modules
+from prunekit.surgery.tracing.recorder import Recorder
 from prunekit.surgery.tracing.rules import custom, elementwise
 
 Shape = tuple[int, ...]
@@ -106,8 +106,8 @@ def run(recording: Recording, source: Source, example: Inputs, training: bool = 
     for link in recording.links.values():  # a pass that failed may have left some
         link.reads.clear()
     values = dict(source.model.named_buffers())
-    recorder = Recorder(recording, tensors, custom.table(), elementwise.unknown, modules, values)
-    with _tracked(modules, recorder.stack):
+    with running(modules) as stack:
+        recorder = Recorder(recording, tensors, custom.table(), elementwise.unknown, modules, stack, values)
         with recorder:
             output = source.run(subject, inputs)
         recorder.freeze_output(output)
@@ -164,13 +164,3 @@ def training_run(source: Source, example: Inputs, subject: nn.Module | None = No
         _log.debug("no run in training mode: %s", error)
         return error
     return [tuple(t.shape) for t in tensors_of(output).values()]
-
-
-@contextlib.contextmanager
-def _tracked(modules: Mapping[str, nn.Module], stack: list[str]) -> Iterator[None]:
-    handles = track_modules(modules, stack)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -22,6 +22,7 @@ from prunekit.evaluation.latency import least_seconds
 from prunekit.methods.manidp.costs import channels_of, dynamic_cost, graph_of
 from prunekit.nn.gated import GatedConv, gated_layers
 from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
+from prunekit.surgery.execution.hooks import hooked
 from prunekit.surgery.graph.graph import Graph
 
 _TIMINGS = 7
@@ -229,11 +230,9 @@ def tune(runner: OneImage, image: Tensor) -> None:
         assert isinstance(layer, GatheredConv)
         inputs[layer] = args[0]
 
-    hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
     with torch.inference_mode():
-        runner(image)
-        for hook in hooks:
-            hook.remove()
+        with hooked(layer.register_forward_pre_hook(remember) for layer in layers):
+            runner(image)
         for layer in layers:
             layer.limit = _limit(layer, inputs[layer])
 
