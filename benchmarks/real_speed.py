@@ -58,7 +58,7 @@ def pruned(model: nn.Module, target: float) -> tuple[nn.Module, float]:
 
     def macs(share: float) -> float:
         plan = half_of_each_group(model, graph, share, round_to=8)
-        return surgery.predict(graph, graph.kept_classes(surgery.resolve(graph, plan))).macs / before
+        return surgery.predict(graph, surgery.resolve(graph, plan).kept).macs / before
 
     share = min((step / 100 for step in range(5, 90)), key=lambda share: abs(macs(share) - target))
     plan = half_of_each_group(model, graph, share, round_to=8)

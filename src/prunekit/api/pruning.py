@@ -108,7 +108,7 @@ def _prune(
     if graph.never_ran:
         plan = Plan(plan.operations, {**plan.notes, "never_ran": list(graph.never_ran)}, plan.example)
     verified = time.perf_counter()
-    kept = graph.kept_classes(surgery.resolve(graph, plan))
+    kept = surgery.resolve(graph, plan).kept
     before, after = surgery.predict(graph, graph.kept_classes({})), surgery.predict(graph, kept)
     after = replace(after, params=sum(p.numel() for p in small.parameters()))  # folds may have made biases
     _record_step(small, method.name, config, plan, before, after)

@@ -204,9 +204,11 @@ def hangs_on_rounding(model: nn.Module, inputs: Any, margin: float) -> Tensor:
         best = scores.topk(2, dim=1).values
         near.logical_or_(best[:, 0] - best[:, 1] <= margin * scores.abs().max())
 
-    gates = ((layer.gate, partial(at_threshold, threshold=layer.threshold)) for _, layer in gated_layers(model))
-    routers = ((module, at_fork) for module in model.modules() if isinstance(module, Router))
-    with hooked(module.register_forward_hook(look) for module, look in (*gates, *routers)):
+    looks: list[tuple[nn.Module, Callable[..., None]]] = [
+        (layer.gate, partial(at_threshold, threshold=layer.threshold)) for _, layer in gated_layers(model)
+    ]
+    looks += [(module, at_fork) for module in model.modules() if isinstance(module, Router)]
+    with hooked(module.register_forward_hook(look) for module, look in looks):
         model(*as_inputs(inputs))
     return near.cpu()
 

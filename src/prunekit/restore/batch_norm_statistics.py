@@ -10,9 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import InputError
 from prunekit.plan import Plan, Refit
-from prunekit.surgery import Graph, edit
+from prunekit.surgery import Graph, edit, resolve
 from prunekit.surgery.copying import copied
-from prunekit.surgery.graph.graph import kept_after
 
 
 def norms_of(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
@@ -47,7 +46,7 @@ def refit_norms(model: nn.Module, graph: Graph, plan: Plan, images: Tensor) -> P
         raise InputError("batch-norm statistics cannot be estimated on a single image", hint="pass a few hundred")
     small = edit(model, plan, graph)
     before, after = dict(norms_of(aligned(model, images))), dict(norms_of(aligned(small, images)))
-    stays = graph.kept_indices(kept_after(graph, plan))
+    stays = resolve(graph, plan).indices
     refits = []
     for name, norm in norms_of(model):
         if name not in after:  # behind a selection that surgery has put in

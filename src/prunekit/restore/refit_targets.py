@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from prunekit.plan import Plan
 from prunekit.restore.plain_layers import obstacle_to_layer, reads, weight_of
 from prunekit.restore.streams import Join, find_join, private_norm
-from prunekit.surgery import Graph
-from prunekit.surgery.graph.graph import kept_after
+from prunekit.surgery import Graph, resolve
 from prunekit.surgery.graph.labels import Ids
 from prunekit.surgery.ops import LAYER_OPS, is_batch_norm
 
@@ -34,7 +33,7 @@ class Site:
 
 def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], dict[str, str]]:
     """The layers whose inputs `plan` changes, in execution order; and those that cannot be refitted, why."""
-    kept = graph.kept_indices(kept_after(graph, plan))
+    kept = resolve(graph, plan).indices
     sites: list[Site] = []
     left: dict[str, str] = {}
     for name in _changed(graph, plan):
@@ -52,14 +51,14 @@ def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], 
 
 def _changed(graph: Graph, plan: Plan) -> list[str]:
     """The convolutions and linear layers that lose inputs, or read what has passed through one that does."""
-    kept = kept_after(graph, plan)
-    losing = {name for name, dim in graph.kept_indices(kept) if graph.roles[name, dim] == "in"}
+    resolved = resolve(graph, plan)
+    losing = {name for name, dim in resolved.indices if graph.roles[name, dim] == "in"}
     values: set[int] = set()
     layers: dict[str, None] = {}
     for node in graph.nodes:
         norm = graph.normalised.get(node.index)
         touched = not values.isdisjoint(node.inputs) or not losing.isdisjoint(node.parameters)
-        if touched or (norm is not None and not kept[norm].all()):
+        if touched or (norm is not None and not resolved.kept[norm].all()):
             values.update(node.outputs)
             if node.op in LAYER_OPS:
                 layers.update((p.rpartition(".")[0], None) for p in node.parameters if len(graph.shapes[p]) > 1)

@@ -19,8 +19,9 @@ from prunekit.surgery.editing.editor import edit
 from prunekit.surgery.editing.parametrised import materialised
 from prunekit.surgery.editing.reparametrised import pruned
 from prunekit.surgery.graph.equal_shares import balanced
-from prunekit.surgery.graph.graph import Graph, resolve
+from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.groups import ChannelGroup, Member
+from prunekit.surgery.graph.resolved import ResolvedPlan, resolve
 from prunekit.surgery.proof.verification import verify
 from prunekit.surgery.tracing.tracer import trace
 from prunekit.surgery.unwrap import check_types, plain_example, uncompiled, unwrapped
@@ -31,6 +32,7 @@ __all__ = [
     "Graph",
     "LayerCost",
     "Member",
+    "ResolvedPlan",
     "balanced",
     "check_types",
     "cost_of",

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
-from prunekit.plan import Fold, Plan
+from prunekit.plan import Fold
 from prunekit.surgery.copying import named_tensors
 from prunekit.surgery.editing.carriers import CarrierFinder
-from prunekit.surgery.graph.graph import Graph, kept_after, resolve
+from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.groups import Member
 from prunekit.surgery.graph.labels import Mask
 from prunekit.surgery.graph.recording import WeightRead
+from prunekit.surgery.graph.resolved import ResolvedPlan
 
 
-def folded(model: nn.Module, plan: Plan, graph: Graph) -> dict[str, Tensor]:
-    """New full-width values of every parameter and buffer that the folds of `plan` change.
+def folded(model: nn.Module, resolved: ResolvedPlan) -> dict[str, Tensor]:
+    """New full-width values of every parameter and buffer that the folds of a plan change.
 
     A name that the model does not have is a bias to be made.
 
@@ -27,19 +28,19 @@ def folded(model: nn.Module, plan: Plan, graph: Graph) -> dict[str, Tensor]:
         SurgeryError: a fold that names no consumer of its group, has the wrong shape, holds a constant for an input
             that stays, or one that the consumer's operation cannot carry.
     """
-    if not plan.folds:
+    graph, folds = resolved.graph, resolved.plan.folds
+    if not folds:
         return {}
-    keeps = resolve(graph, plan)
     tensors = {name: t.detach() for name, t in named_tensors(model).items()}
     # Offsets read the original weights: they are what the removed channels were worth before any merging.
     changed: dict[str, Tensor] = {}
-    carriers, stays = CarrierFinder(model, graph), kept_after(graph, plan)
-    for fold in plan.folds:
+    carriers = CarrierFinder(model, graph)
+    for fold in folds:
         if fold.offset is not None:
-            _absorb(fold, graph, carriers, stays, tensors, changed)
-    for fold in plan.folds:
+            _absorb(fold, graph, carriers, resolved.kept, tensors, changed)
+    for fold in folds:
         if fold.matrix is not None:
-            kept = keeps.get(graph.group(fold.group).name)
+            kept = resolved.keeps.get(graph.group(fold.group).name)
             if kept is not None:
                 _merge(fold, graph, kept, tensors, changed)
     return changed

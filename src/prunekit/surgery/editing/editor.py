@@ -22,8 +22,9 @@ from prunekit.surgery.editing import attributes
 from prunekit.surgery.editing.compensation import folded
 from prunekit.surgery.editing.numbers import follow_widths
 from prunekit.surgery.execution.dispatch import empty
-from prunekit.surgery.graph.graph import Graph, kept_after
+from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.labels import Ids, Mask
+from prunekit.surgery.graph.resolved import resolve
 
 
 def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
@@ -33,9 +34,9 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
         SurgeryError: the plan does not fit the network.
     """
     with without_collection(), torch.inference_mode(False), torch.no_grad():
-        kept = kept_after(graph, plan)
-        small = remove(model, graph, kept, folded(model, plan, graph))
-        follow_widths(model, small, graph, kept)
+        resolved = resolve(graph, plan)
+        small = remove(model, graph, resolved.kept, folded(model, resolved), resolved.indices)
+        follow_widths(model, small, graph, resolved.kept)
         refit(small, plan)
         insert_gates(small, plan.gates)
     return small

@@ -27,8 +27,9 @@ from prunekit.plan import Plan
 from prunekit.surgery.copying import Memo, copied, named_tensors
 from prunekit.surgery.editing.editor import edit, take
 from prunekit.surgery.editing.parametrised import Computed, computed, kind_of, materialised
-from prunekit.surgery.graph.graph import Graph, kept_after
+from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.labels import Ids
+from prunekit.surgery.graph.resolved import resolve
 from prunekit.surgery.unwrap import release
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def pruned(model: nn.Module, plain: nn.Module, plan: Plan, graph: Graph) -> Resu
     cut = release(edit(plain, plan, graph))
     if plain is model:
         return Result(cut, cut, ())
-    small, found, indices = copied(cut), computed(model), graph.kept_indices(kept_after(graph, plan))
+    small, found, indices = copied(cut), computed(model), resolve(graph, plan).indices
     left = []
     for weight in found:
         if any(_is_part(weight, other) for other in found):

@@ -12,7 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from prunekit.errors import SurgeryError, unknown_name
-from prunekit.plan import Plan
 from prunekit.surgery.graph.balance import Balancer
 from prunekit.surgery.graph.groups import ChannelGroup
 from prunekit.surgery.graph.labels import Ids, Mask
@@ -94,6 +93,11 @@ class Graph:
     balancer: Balancer | None = None
     further: tuple[FurtherPass, ...] = ()
     never_ran: tuple[str, ...] = ()
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What has been worked out of this graph, by the function that remembers it."""
+        return {}
 
     @property
     def example_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -312,50 +316,3 @@ class Graph:
                 return None
             found.setdefault(readers[0].parameters[0].rpartition(".")[0], readers[0])
         return next(iter(found.values())) if len(found) == 1 else None
-
-
-def resolve(graph: Graph, plan: Plan) -> dict[str, tuple[int, ...]]:
-    """Check the removals of a plan against the network: kept units by group name.
-
-    Raises:
-        SurgeryError: an unknown group, a group named twice, units out of range, repeated or frozen, or a layer that
-            would be left without channels.
-    """
-    keeps: dict[str, tuple[int, ...]] = {}
-    for keep in plan.keeps:
-        group = graph.group(keep.group)
-        if group.name in keeps:
-            raise SurgeryError(f"the plan names channel group '{group.name}' twice (as '{keep.group}')")
-        keeps[group.name] = _checked(group, keep.index)
-    if graph.links:
-        keeps = graph.kept_units(graph.kept_classes(keeps))
-    for name, index in keeps.items():
-        _check_layers(graph.group(name), index)
-    return keeps
-
-
-def kept_after(graph: Graph, plan: Plan) -> Mask:
-    """For each class whether it stays under `plan`; checked as `resolve` does."""
-    return graph.kept_classes(resolve(graph, plan))
-
-
-def _check_layers(group: ChannelGroup, index: tuple[int, ...]) -> None:
-    stays = np.zeros(group.size, dtype=np.bool_)
-    stays[list(index)] = True
-    for member in group.producers:
-        if not stays[member.units].any():
-            raise SurgeryError(f"the plan leaves '{member.module}' without a single channel")
-
-
-def _checked(group: ChannelGroup, index: tuple[int, ...]) -> tuple[int, ...]:
-    wrong = [i for i in index if not 0 <= i < group.size]
-    if wrong:
-        raise SurgeryError(f"group '{group.name}' has channels 0 to {group.size - 1}; the plan keeps {wrong[0]}")
-    if len(set(index)) != len(index):
-        raise SurgeryError(f"the plan keeps a channel of group '{group.name}' twice")
-    stays = np.zeros(group.size, dtype=np.bool_)
-    stays[list(index)] = True
-    for unit, reason in group.frozen.items():
-        if not stays[unit]:
-            raise SurgeryError(f"channel {unit} of group '{group.name}' cannot be removed: {reason}")
-    return tuple(sorted(index))

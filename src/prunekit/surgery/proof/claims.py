@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
-from prunekit.plan import Fold, Plan
+from prunekit.plan import Fold
 from prunekit.surgery.editing.carriers import CarrierFinder
 from prunekit.surgery.editing.compensation import reader
-from prunekit.surgery.graph.graph import Graph, resolve
-from prunekit.surgery.graph.labels import Ids, Mask
+from prunekit.surgery.graph.graph import Graph
+from prunekit.surgery.graph.labels import Ids
+from prunekit.surgery.graph.resolved import ResolvedPlan
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ def _repeated(places: Ids, repeats: int, width: int) -> Tensor:
     return torch.from_numpy(np.concatenate([places + group * width for group in range(repeats)], axis=-1))
 
 
-def worths(model: nn.Module, plan: Plan, graph: Graph, kept: Mask) -> dict[tuple[str, int], Worth]:
+def worths(model: nn.Module, resolved: ResolvedPlan) -> dict[tuple[str, int], Worth]:
     """For each dimension of a parameter that loses indices, what they are worth to those who read through it."""
+    graph, plan = resolved.graph, resolved.plan
     tables = [key for key in graph.slots if len(graph.shapes[key[0]]) > 1]  # nothing is read through a vector
-    lost = {key: np.flatnonzero(~kept[graph.slots[key]]) for key in tables}
+    lost = {key: np.flatnonzero(~resolved.kept[graph.slots[key]]) for key in tables}
     found = {key: Worth(gone) for key, gone in lost.items() if gone.size}
-    keeps = resolve(graph, plan) if plan.folds else {}
     refitted = {f"{r.layer}.{leaf}" if r.layer else leaf for r in plan.refits for leaf in r.values}
     carriers = CarrierFinder(model, graph) if refitted and plan.folds else None
     for fold in plan.folds:
@@ -85,7 +86,7 @@ def worths(model: nn.Module, plan: Plan, graph: Graph, kept: Mask) -> dict[tuple
         if old is None:
             continue
         combinations, constants = old.combinations, old.constants
-        units = keeps.get(graph.group(fold.group).name)
+        units = resolved.keeps.get(graph.group(fold.group).name)
         # what is refitted afterwards has the last word
         if fold.matrix is not None and units is not None and member.parameter not in refitted:
             combinations += (_combination(fold, graph, member.positions, member.units, units),)

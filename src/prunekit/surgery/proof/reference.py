@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
-from prunekit.plan import Plan
 from prunekit.surgery.aliases import aliases
 from prunekit.surgery.copying import copied, named_tensors
 from prunekit.surgery.editing.editor import kept_outputs
@@ -26,33 +25,34 @@ from prunekit.surgery.execution.dispatch import op_name, unfused_attention
 from prunekit.surgery.execution.draws import Draws, start_over
 from prunekit.surgery.execution.hooks import running
 from prunekit.surgery.execution.weights import FollowWeights, Key
-from prunekit.surgery.graph.graph import Graph, kept_after
+from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.labels import Ids
+from prunekit.surgery.graph.resolved import ResolvedPlan
 from prunekit.surgery.ops import Reading
 from prunekit.surgery.proof.claims import Worth, worths
 
 
 class Reference:
-    """The original network, to be run as `plan` means it; `network` is a copy that shares its weights."""
+    """The original network, to be run as a plan means it; `network` is a copy that shares its weights."""
 
-    def __init__(self, model: nn.Module, plan: Plan, graph: Graph) -> None:
-        self.graph = graph
-        self.kept = kept_after(graph, plan)
-        self.network = _with_refits(model, plan, graph, graph.kept_indices(self.kept))
+    def __init__(self, model: nn.Module, resolved: ResolvedPlan) -> None:
+        graph, kept = resolved.graph, resolved.kept
+        self.network = _with_refits(model, resolved)
         for name, module in model.named_modules():
             self.network.get_submodule(name).training = module.training
-        self.worth = worths(model, plan, graph, self.kept)
+        self.worth = worths(model, resolved)
         self.norms = {
-            _call_of(graph, index): self.kept[classes].nonzero()[0]
+            _call_of(graph, index): kept[classes].nonzero()[0]
             for index, classes in graph.normalised.items()
-            if index < len(graph.nodes) and not self.kept[classes].all()
+            if index < len(graph.nodes) and not kept[classes].all()
         }
+        self._resolved = resolved
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._unseen: set[Any] = {key for key in _keys_read(graph) if key in self.worth} | set(self.norms)
 
     def run(self, inputs: tuple[Any, ...]) -> tuple[Any, Draws]:
         """The output, and the random numbers that were drawn on the way."""
-        draws = Draws(self.graph.draws, self.kept, self._device)
+        draws = Draws(self._resolved.graph.draws, self._resolved.kept, self._device)
         # which module runs is asked for norms alone
         modules = dict(self.network.named_modules()) if self.norms else {}
         start_over(self._device)
@@ -87,18 +87,19 @@ def _call_of(graph: Graph, index: int) -> tuple[str, str, int]:
     return node.module, node.op, before
 
 
-def _with_refits(model: nn.Module, plan: Plan, graph: Graph, indices: Mapping[Key, Ids]) -> nn.Module:
+def _with_refits(model: nn.Module, resolved: ResolvedPlan) -> nn.Module:
     """A copy of `model` on the same weights, but with the values of the plan's refits where they belong."""
+    indices = resolved.indices
     tensors, changed = named_tensors(model), dict[str, Tensor]()
     made: dict[tuple[str, str], Tensor] = {}
-    for operation in plan.refits:
+    for operation in resolved.plan.refits:
         for leaf, values in operation.values.items():
             name = f"{operation.layer}.{leaf}" if operation.layer else leaf
             if name in tensors:
                 full = changed.get(name, tensors[name].detach().clone())
                 changed[name] = _put(full, values, [indices.get((name, d)) for d in range(full.dim())])
             else:  # a bias that a fold has made
-                outputs = kept_outputs(graph, operation.layer, indices)
+                outputs = kept_outputs(resolved.graph, operation.layer, indices)
                 size = values.numel() if outputs is None else int(max(outputs.max() + 1, values.numel()))
                 made[operation.layer, leaf] = _put(values.new_zeros(size), values, [outputs])
     replaced: dict[int, Any] = dict(aliases(model))

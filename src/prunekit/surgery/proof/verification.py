@@ -22,6 +22,7 @@ from prunekit.surgery.editing.editor import edit, take
 from prunekit.surgery.execution.draws import DrawAgain, Draws, own_randomness, start_over
 from prunekit.surgery.execution.hooks import hooked, running
 from prunekit.surgery.graph.graph import Graph
+from prunekit.surgery.graph.resolved import ResolvedPlan, resolve
 from prunekit.surgery.proof.comparison import DEFAULT_TOLERANCE, Comparison, compared, values_of
 from prunekit.surgery.proof.enliven import enliven
 from prunekit.surgery.proof.precision import InDouble
@@ -49,10 +50,12 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
     with torch.inference_mode(False), torch.no_grad(), own_randomness(device):
         _check_modes(model, small)
         training = any(module.training for module in model.modules())
-        proof = _Proof(model, plan, graph, small, evaluating=training)
-        result = _prove(proof, inputs)
+        resolved = resolve(graph, plan)
+        result = _prove(_Proof(model, resolved, small, evaluating=training), inputs)
         others = [
-            _prove(_Proof(model, plan, other, small, evaluating=training), [_as_given(other.example, device, seed)])
+            _prove(
+                _Proof(model, resolved.on(other), small, evaluating=training), [_as_given(other.example, device, seed)]
+            )
             for other in graph.on_further()
         ]
         difference = max(one.difference for one in (result, *others))
@@ -60,7 +63,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
             return difference
         _same_weights(edit(model, plan, graph), small)
         lively = enliven(model, inputs[0])
-        again = _prove(_Proof(lively, plan, graph, edit(lively, plan, graph)), inputs)
+        again = _prove(_Proof(lively, resolved, edit(lively, plan, graph)), inputs)
         return max(difference, again.difference)
 
 
@@ -90,11 +93,9 @@ def _check_modes(model: nn.Module, small: nn.Module) -> None:
 class _Proof:
     """What is held against what: `model` as the plan means it, and `candidate`, a copy of `small` that may be run."""
 
-    def __init__(
-        self, model: nn.Module, plan: Plan, graph: Graph, small: nn.Module, *, evaluating: bool = False
-    ) -> None:
-        self.model, self.plan, self.graph, self.small = model, plan, graph, small
-        self.reference, self.candidate = Reference(model, plan, graph), copied(small, dict(aliases(small)))
+    def __init__(self, model: nn.Module, resolved: ResolvedPlan, small: nn.Module, *, evaluating: bool = False) -> None:
+        self.model, self.resolved, self.small = model, resolved, small
+        self.reference, self.candidate = Reference(model, resolved), copied(small, dict(aliases(small)))
         if evaluating:
             self.reference.network.eval()
             self.candidate.eval()
@@ -107,7 +108,11 @@ class _Proof:
     def in_double(self) -> _Proof:
         """The same plan applied to a copy of the network in float64, where sums of weights are not rounded."""
         wide = copied(self.model).double()
-        return _Proof(wide, self.plan, self.graph, edit(wide, self.plan, self.graph), evaluating=True)
+        return _Proof(wide, self.resolved, self.edited(wide), evaluating=True)
+
+    def edited(self, model: nn.Module) -> nn.Module:
+        """A copy of such a network with the plan applied."""
+        return edit(model, self.resolved.plan, self.resolved.graph)
 
 
 def _prove(proof: _Proof, inputs: list[tuple[Any, ...]]) -> Comparison:
@@ -122,8 +127,8 @@ def _prove(proof: _Proof, inputs: list[tuple[Any, ...]]) -> Comparison:
     result = _compare(proof, inputs)
     if not result.equal and result.tolerance == DEFAULT_TOLERANCE:
         inputs = [_double(x) for x in inputs]
-        if proof.plan.folds:
-            _same_weights(edit(proof.model, proof.plan, proof.graph), proof.small)
+        if proof.resolved.plan.folds:
+            _same_weights(proof.edited(proof.model), proof.small)
             proof = proof.in_double()
             result = _compare(proof, inputs)
         else:
@@ -211,8 +216,7 @@ def _run_candidate(candidate: nn.Module, inputs: tuple[Any, ...], draws: Draws) 
 
 def _first_difference(proof: _Proof, inputs: tuple[Any, ...]) -> str:
     """The first leaf module, in execution order, whose outputs differ on the kept channels."""
-    reference, graph = proof.reference, proof.graph
-    indices = graph.kept_indices(reference.kept)
+    reference, graph, indices = proof.reference, proof.resolved.graph, proof.resolved.indices
     made = {key[0].rpartition(".")[0]: key for key, role in graph.roles.items() if role != "in"}
     made |= {key[0].rpartition(".")[0]: key for key, role in graph.roles.items() if role == "out"}
     expected, draws = _leaf_outputs(reference.network, lambda: reference.run(inputs)[1])
