@@ -154,22 +154,23 @@ def _dynamic(bench: Bench, name: str, target: float) -> list[dict[str, Any]]:
     """A variant at the target, and for the one without losses the dynamic control as well."""
     recipe = replace(bench.row.recipe, **VARIANTS[name])
     model = bench.gated(name, recipe).eval()
-    cost = manidp.dynamic_cost(model, manidp.graph_of(model))
-    lines = [_line(f"{name}, thresholds of training", model, cost, bench)]
-    manidp.calibrate(model, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
-    lines.append(_line(f"{name}, calibrated", model, cost, bench))
+    view = manidp.GatedView.of(model)
+    lines = [_line(f"{name}, thresholds of training", view, bench)]
+    manidp.calibrate(view, bench.calibration, target * view.cost.dense, f"{target:.0%}")
+    lines.append(_line(f"{name}, calibrated", view, bench))
     if name == "neither":
-        with _constant(model, cost, bench):
-            lines.append(_line("equally many channels for every image", model, cost, bench))
+        with _constant(view, bench):
+            lines.append(_line("equally many channels for every image", view, bench))
     ahead = copy.deepcopy(model)
     manidp.foresee(ahead, torch.cat([images for images, _ in bench.calibration()]), 1.0)
-    manidp.calibrate(ahead, cost, bench.calibration, target * cost.dense, f"{target:.0%}")
-    lines.append(_line(f"{name}, with foresight, calibrated", ahead, cost, bench))
+    view = manidp.GatedView.of(ahead)
+    manidp.calibrate(view, bench.calibration, target * view.cost.dense, f"{target:.0%}")
+    lines.append(_line(f"{name}, with foresight, calibrated", view, bench))
     return lines
 
 
-def _line(label: str, model: nn.Module, cost: Any, bench: Bench) -> dict[str, Any]:
-    record = manidp.observe(model, cost, bench.batches(bench.test_set))
+def _line(label: str, view: manidp.GatedView, bench: Bench) -> dict[str, Any]:
+    record = manidp.observe(view, bench.batches(bench.test_set))
     line = {
         "label": label,
         "accuracy": record.accuracy,
@@ -182,13 +183,11 @@ def _line(label: str, model: nn.Module, cost: Any, bench: Bench) -> dict[str, An
 
 
 @contextlib.contextmanager
-def _constant(model: nn.Module, cost: manidp.DynamicCost, bench: Bench) -> Iterator[None]:
+def _constant(view: manidp.GatedView, bench: Bench) -> Iterator[None]:
     """Inside, each layer keeps the channels with the largest saliencies of each image, equally many for all images."""
-    means = manidp.observe(model, cost, bench.calibration()).kept.double().mean(dim=0)
-    count = {
-        id(layer): max(1, round(mean.item()))
-        for (_, layer), mean in zip(manidp.gated_layers(model), means, strict=True)
-    }
+    means = manidp.observe(view, bench.calibration()).kept.double().mean(dim=0)
+    pairs = zip(view.layers.values(), means, strict=True)
+    count = {id(layer): max(1, round(mean.item())) for layer, mean in pairs}
     before = manidp.GatedConv.kept
 
     def kept(layer: manidp.GatedConv, pi: Tensor) -> Tensor:
@@ -241,23 +240,23 @@ def speed(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = _random_gates(options.arch, options.keep)
-    cost = manidp.dynamic_cost(model, manidp.graph_of(model))
+    view = manidp.GatedView.of(model)
     images = torch.randn(64, *manidp.images_like(model, 1).shape[1:])
-    manidp.add_buckets(model, cost, images, 2)
+    manidp.add_buckets(view, images, 2)
     networks = {
         "dense": manidp.dense(copy.deepcopy(model), options.batch),
-        "masked": manidp.masked(model, options.batch),
+        "masked": manidp.masked(model, view.graph, options.batch),
     }
     if options.batch == 1:
-        networks["gather"] = manidp.accelerate(model, "gather")[0]
-    networks["buckets"] = manidp.accelerate(model, "buckets", batch=options.batch)[0]
+        networks["gather"] = manidp.accelerate(model, "gather", view=view)[0]
+    networks["buckets"] = manidp.accelerate(model, "buckets", batch=options.batch, view=view)[0]
     batch = manidp.images_like(model, options.batch)
     runs = {name: partial(network, batch) for name, network in networks.items()}
     times = pk.in_turns(runs, batch.device, rounds=options.timings)
-    record = manidp.observe(model, cost, [(images, None)])
+    record = manidp.observe(view, [(images, None)])
     facts: dict[str, Any] = {"arch": options.arch, "keep": options.keep, "batch": options.batch}
-    facts["macs_share"] = record.mean_macs / cost.dense
-    facts["buckets_macs_share"] = pk.inspect(manidp.bucketed(model).networks[0]).cost.macs / cost.dense
+    facts["macs_share"] = record.mean_macs / view.cost.dense
+    facts["buckets_macs_share"] = manidp.bucketed(model).macs[0] / view.cost.dense
     for name, values in times.items():
         facts[f"{name}_ms"] = round(1e3 * statistics.median(values), 3)
         facts[f"{name}_ms_min"] = round(1e3 * min(values), 3)

@@ -19,10 +19,10 @@ from prunekit.errors import CheckFailed, InputError
 from prunekit.exporting import writer as exporting
 from prunekit.exporting.parity import compare, hangs_on_rounding, require
 from prunekit.exporting.runtimes import OnnxModel
-from prunekit.methods.manidp.costs import dynamic_cost, graph_of
 from prunekit.methods.manidp.runtimes import files
 from prunekit.methods.manidp.runtimes.buckets import Bucketed, add_buckets, bucketed
 from prunekit.methods.manidp.thresholds import use_budget
+from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import gated_layers
 
 Capture = pytest.CaptureFixture[str]
@@ -43,7 +43,7 @@ def network() -> nn.Module:
     model = small().eval()
     images = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     images[30:] += 2  # two kinds, which a router can tell apart
-    add_buckets(model, dynamic_cost(model, graph_of(model)), images, 2)
+    add_buckets(GatedView.of(model), images, 2)
     for _, layer in gated_layers(model):
         layer.budgets["open"] = 0.0
     return model

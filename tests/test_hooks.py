@@ -15,7 +15,6 @@ import prunekit as pk
 from prunekit.data import ImageSet, open_data
 from prunekit.exporting.parity import hangs_on_rounding
 from prunekit.methods.manidp.config import GateRecipe
-from prunekit.methods.manidp.costs import dynamic_cost, graph_of
 from prunekit.methods.manidp.difficulty import foresee
 from prunekit.methods.manidp.fit import add_gates
 from prunekit.methods.manidp.gate_report import portray
@@ -23,6 +22,7 @@ from prunekit.methods.manidp.informed_start import inform
 from prunekit.methods.manidp.record import observe
 from prunekit.methods.manidp.runtimes.gather import OneImage, gathered, tune
 from prunekit.methods.manidp.thresholds import calibrate
+from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import gated_layers, same_thresholds
 from prunekit.spec import origin_of, remember
 from prunekit.surgery.execution.hooks import hooked, running
@@ -97,9 +97,9 @@ def test_what_runs_is_known_where_it_fails() -> None:
 
 
 USES: dict[str, Callable[[nn.Module], object]] = {
-    "informed start": lambda model: inform(model, PIXELS, keep=0.5),
+    "informed start": lambda model: inform(GatedView.of(model), PIXELS, keep=0.5),
     "difficulty": lambda model: foresee(model, PIXELS, 1.0),
-    "record": lambda model: observe(model, dynamic_cost(model, graph_of(model)), [(PIXELS, None)] * 3),
+    "record": lambda model: observe(GatedView.of(model), [(PIXELS, None)] * 3),
     "rounding": lambda model: [hangs_on_rounding(model, PIXELS, 0.1) for _ in range(3)],
 }
 
@@ -114,7 +114,7 @@ def test_no_hook_is_left_where_a_forward_fails(use: str, forward: int, gated: nn
 
 
 def test_no_hook_is_left_where_a_runtime_cannot_be_timed(gated: nn.Module) -> None:
-    runner = gathered(gated, PIXELS[:1])
+    runner = gathered(GatedView.of(gated), PIXELS[:1])
     assert isinstance(runner, OneImage)
     fail(runner, 1)
     with pytest.raises(ZeroDivisionError):
@@ -129,22 +129,22 @@ def images() -> ImageSet:
 
 @pytest.mark.parametrize("forward", [2, 4, 6])
 def test_thresholds_are_put_back_where_a_report_fails(forward: int, gated: nn.Module, images: ImageSet) -> None:
-    cost = dynamic_cost(gated, graph_of(gated))
+    view = GatedView.of(gated)
     for _, layer in gated_layers(gated):
         layer.threshold.fill_(0.5)
     fail(gated, forward)
     with pytest.raises(ZeroDivisionError):
-        portray(gated, cost, images)
+        portray(view, images)
     assert thresholds_of(gated) == [0.5] * len(thresholds_of(gated))
     assert hooks_of(gated) == 0
 
 
 def test_thresholds_are_put_back_where_a_calibration_fails(gated: nn.Module) -> None:
-    cost = dynamic_cost(gated, graph_of(gated))
+    view = GatedView.of(gated)
     before = thresholds_of(gated)
     fail(gated, 3)
     with pytest.raises(ZeroDivisionError):
-        calibrate(gated, cost, lambda: [(PIXELS, None)], 0.5 * cost.dense, "half")
+        calibrate(view, lambda: [(PIXELS, None)], 0.5 * view.cost.dense, "half")
     assert thresholds_of(gated) == before
 
 

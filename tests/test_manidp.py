@@ -21,7 +21,7 @@ from prunekit.data import ImageSet, open_data
 from prunekit.errors import InputError, Interrupted, SurgeryError, TrainingError
 from prunekit.methods.manidp.assess import assess
 from prunekit.methods.manidp.config import GateRecipe
-from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
+from prunekit.methods.manidp.costs import DynamicCost, graph_of
 from prunekit.methods.manidp.difficulty import foresee, hardness
 from prunekit.methods.manidp.fit import add_gates, fit
 from prunekit.methods.manidp.gating import plan_gates
@@ -30,7 +30,8 @@ from prunekit.methods.manidp.rank_correlation import ranks, spearman
 from prunekit.methods.manidp.record import observe, watched
 from prunekit.methods.manidp.static import prune_static
 from prunekit.methods.manidp.thresholds import calibrate, use_budget
-from prunekit.nn.gated import GatedConv, gated_layers, remove_gates
+from prunekit.methods.manidp.view import GatedView
+from prunekit.nn.gated import GatedConv, gated_layers, insert_gates, remove_gates
 from prunekit.plan import Gate, Keep, Plan
 from prunekit.spec import InputSpec, origin_of, remember
 from prunekit.training.config import TrainConfig
@@ -117,7 +118,7 @@ def test_plans_of_gates_are_json_and_refused_where_they_do_not_fit() -> None:
 
 def test_masking_is_the_papers() -> None:
     conv, norm = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4).eval()
-    model = surgery.gated.insert_gates(nn.Sequential(conv, norm), [Gate("0", "1", hidden=3)])
+    model = insert_gates(nn.Sequential(conv, norm), [Gate("0", "1", hidden=3)])
     layer = model[0]
     assert isinstance(layer, GatedConv)
     with torch.no_grad():
@@ -146,7 +147,7 @@ def test_removing_gates_gives_the_architecture_back() -> None:
 
 
 def cost_of(model: nn.Module) -> DynamicCost:
-    return dynamic_cost(model, graph_of(model))
+    return GatedView.of(model).cost
 
 
 @pytest.mark.parametrize("name", ["prunekit:resnet20", "prunekit:vgg11_cifar", "torchvision:mobilenet_v2"])
@@ -215,7 +216,7 @@ def tiny() -> nn.Module:
 
 
 def objective(model: nn.Module, **recipe: Any) -> ManifoldObjective:
-    return ManifoldObjective(model, TrainConfig(), None, GateRecipe(**recipe))
+    return ManifoldObjective(model, TrainConfig(), None, GateRecipe(**recipe), cost_of(model))
 
 
 def test_loss_is_cross_entropy_with_both_terms() -> None:
@@ -304,7 +305,7 @@ def trained(digits: ImageSet) -> nn.Module:
 
 
 def test_training_reaches_the_kept_share(trained: nn.Module, digits: ImageSet) -> None:
-    record = observe(trained, cost_of(trained), digits.batches(250))
+    record = observe(GatedView.of(trained), digits.batches(250))
     result = assess(record, cost_of(trained))
     assert 0.45 < result.kept < 0.75
     assert result.macs["mean"] < 0.75 * result.dense
@@ -385,25 +386,25 @@ def test_five_budgets_are_met_on_other_images(trained: nn.Module, digits: ImageS
     model = copy.deepcopy(trained)
     cost, test = cost_of(model), open_data("digits", "test")
     for share in (0.4, 0.45, 0.5, 0.6, 0.7):
-        found = calibrate(model, cost, lambda: digits.batches(250), share * cost.dense, f"{share:.0%}")
+        found = calibrate(GatedView.of(model), lambda: digits.batches(250), share * cost.dense, f"{share:.0%}")
         assert found.realised == pytest.approx(share * cost.dense, rel=5e-3)
-        assert observe(model, cost, test.batches(250)).mean_macs == pytest.approx(share * cost.dense, rel=0.02)
+        assert observe(GatedView.of(model), test.batches(250)).mean_macs == pytest.approx(share * cost.dense, rel=0.02)
     use_budget(model, "40%")
-    assert observe(model, cost, test.batches(250)).mean_macs == pytest.approx(0.4 * cost.dense, rel=0.02)
+    assert observe(GatedView.of(model), test.batches(250)).mean_macs == pytest.approx(0.4 * cost.dense, rel=0.02)
     with pytest.raises(InputError, match=r"no budget '1%'.*") as caught:
         use_budget(model, "1%")
     assert "40%" in str(caught.value)
     again = reloaded(model)
     use_budget(again, "60%")
-    assert observe(again, cost, test.batches(250)).mean_macs == pytest.approx(0.6 * cost.dense, rel=0.02)
+    assert observe(GatedView.of(again), test.batches(250)).mean_macs == pytest.approx(0.6 * cost.dense, rel=0.02)
 
 
 def test_thresholds_of_training_are_kept_where_they_meet_the_target(trained: nn.Module, digits: ImageSet) -> None:
     model, images = copy.deepcopy(trained), digits.sample(400)
-    cost = dynamic_cost(model, graph_of(model))
-    before = observe(model, cost, images.batches(200))
-    found = calibrate(model, cost, lambda: images.batches(200), before.mean_macs, "same")
-    after = observe(model, cost, images.batches(200))
+    view = GatedView.of(model)
+    before = observe(view, images.batches(200))
+    found = calibrate(view, lambda: images.batches(200), before.mean_macs, "same")
+    after = observe(view, images.batches(200))
     assert found.realised == pytest.approx(before.mean_macs, rel=2e-3)
     assert (after.kept - before.kept).abs().double().mean() < 0.05
     shares = {layer.threshold.item() for _, layer in gated_layers(trained)}
@@ -412,14 +413,14 @@ def test_thresholds_of_training_are_kept_where_they_meet_the_target(trained: nn.
 
 def test_hard_images_cost_more_once_gates_foresee_them(trained: nn.Module, digits: ImageSet) -> None:
     model, images = copy.deepcopy(trained), digits.sample(600)
-    cost = dynamic_cost(model, graph_of(model))
-    before = observe(model, cost, images.batches(200))
-    calibrate(model, cost, lambda: images.batches(200), before.mean_macs, "stale")
+    view = GatedView.of(model)
+    before = observe(view, images.batches(200))
+    calibrate(view, lambda: images.batches(200), before.mean_macs, "stale")
     pixels = next(images.batches(600))[0]
     with torch.no_grad():
         uncertain = hardness(model(pixels))
     foresee(model, pixels, ease=1.0)
-    after = observe(model, cost, images.batches(200))
+    after = observe(view, images.batches(200))
     assert spearman(after.macs, uncertain) > max(0.3, spearman(before.macs, uncertain))
     assert after.mean_macs == pytest.approx(before.mean_macs, rel=0.05)
     assert not any(layer.budgets for _, layer in gated_layers(model))
@@ -430,9 +431,9 @@ def test_budgets_that_cannot_be_met_leave_the_thresholds(trained: nn.Module, dig
     cost = cost_of(model)
     before = [layer.threshold.clone() for _, layer in gated_layers(model)]
     with pytest.raises(InputError, match="the nearest found is"):
-        calibrate(model, cost, lambda: digits.batches(250), 0.5 * cost.least, "tiny")
+        calibrate(GatedView.of(model), lambda: digits.batches(250), 0.5 * cost.least, "tiny")
     with pytest.raises(InputError, match="10 images are too few"):
-        calibrate(model, cost, lambda: digits.sample(10).batches(10), 0.5 * cost.dense, "half")
+        calibrate(GatedView.of(model), lambda: digits.sample(10).batches(10), 0.5 * cost.dense, "half")
     assert all(torch.equal(layer.threshold, b) for (_, layer), b in zip(gated_layers(model), before, strict=True))
     assert not any("tiny" in layer.budgets for _, layer in gated_layers(model))
 
@@ -455,10 +456,10 @@ def test_artefacts_bring_gates_back(trained: nn.Module) -> None:
 def test_channels_never_kept_are_removed_for_good(trained: nn.Module, digits: ImageSet) -> None:
     model = copy.deepcopy(trained)
     cost = cost_of(model)
-    calibrate(model, cost, lambda: digits.batches(250), 0.4 * cost.dense, "40%")
-    record = observe(model, cost, digits.batches(250))
+    calibrate(GatedView.of(model), lambda: digits.batches(250), 0.4 * cost.dense, "40%")
+    record = observe(GatedView.of(model), digits.batches(250))
     assert any(bool((used == 0).any()) for used in record.used)
-    small, plan = prune_static(model, cost, record)
+    small, plan = prune_static(GatedView.of(model), record)
     assert plan.keeps
     images = next(digits.batches(len(digits)))[0]
     with torch.no_grad():
@@ -468,7 +469,7 @@ def test_channels_never_kept_are_removed_for_good(trained: nn.Module, digits: Im
         assert torch.equal(reloaded(small)(images), small(images))
     everything = [torch.ones_like(used) for used in record.used]
     with pytest.raises(InputError, match="none can go for good"):
-        prune_static(model, cost, replace(record, used=tuple(everything)))
+        prune_static(GatedView.of(model), replace(record, used=tuple(everything)))
 
 
 @pytest.mark.parametrize("method", ["slim", "merge"])

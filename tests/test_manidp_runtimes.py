@@ -12,10 +12,10 @@ from torch import nn
 import prunekit as pk
 from networks import gated
 from prunekit.errors import InputError
-from prunekit.methods.manidp.costs import dynamic_cost, graph_of
 from prunekit.methods.manidp.runtimes import choose
 from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed, k_means
 from prunekit.methods.manidp.runtimes.gather import GatheredConv, gathered
+from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.buckets import NAME, BucketTable
 from prunekit.nn.gated import gated_layers
 
@@ -42,7 +42,7 @@ CASES = [
 def test_gather_computes_what_the_masks_do(name: str, side: int) -> None:
     model = gated(name, side, keep=0.4).double()  # where no saliency is so near its threshold that rounding decides
     images = torch.randn(3, 3, side, side, dtype=torch.float64)
-    tuned = gathered(model, images[:1])
+    tuned = gathered(GatedView.of(model), images[:1])
     with torch.no_grad():
         wanted = model(images)
         for runner in (tuned, always_gather(tuned)):
@@ -54,7 +54,7 @@ def test_gather_in_single_precision() -> None:
     images = torch.randn(20, 3, 32, 32)
     with torch.no_grad():
         wanted = model(images)
-        found = always_gather(gathered(model, images[:1]))(images)
+        found = always_gather(gathered(GatedView.of(model), images[:1]))(images)
     assert torch.allclose(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
@@ -64,22 +64,22 @@ def test_gather_with_a_layer_that_keeps_nothing() -> None:
         if number in (2, 5):
             layer.threshold.fill_(1e6)
     images = torch.randn(2, 3, 32, 32)
-    runner = always_gather(gathered(model, images[:1]))
+    runner = always_gather(gathered(GatedView.of(model), images[:1]))
     with torch.no_grad():
         assert torch.allclose(runner(images), model(images), atol=1e-5 * float(model(images).abs().max()))
 
 
 def test_compact_maps_pass_between_the_layers_of_a_block() -> None:
-    runner = gathered(gated("torchvision:resnet18", 48), torch.randn(1, 3, 48, 48))
+    runner = gathered(GatedView.of(gated("torchvision:resnet18", 48)), torch.randn(1, 3, 48, 48))
     sinks = [module.sink is not None for module in runner.modules() if isinstance(module, GatheredConv)]
     assert sinks == [True, False] * 8
 
 
 def test_buckets_are_static_networks_behind_a_router() -> None:
     model = gated("prunekit:resnet20", 16)
-    cost = dynamic_cost(model, graph_of(model))
+    cost = GatedView.of(model).cost
     images = torch.randn(80, 3, 16, 16)
-    right = add_buckets(model, cost, images, 2)
+    right = add_buckets(GatedView.of(model), images, 2)
     assert 0.5 < right <= 1
     stream = io.BytesIO()
     pk.save(model, stream)
@@ -101,7 +101,7 @@ def test_a_bucket_of_identical_images_answers_as_the_masks_do() -> None:
     model = gated("prunekit:vgg11_cifar", 16)
     pair = torch.randn(2, 3, 16, 16)
     images = pair.repeat_interleave(40, 0)
-    add_buckets(model, dynamic_cost(model, graph_of(model)), images, 2)
+    add_buckets(GatedView.of(model), images, 2)
     with torch.no_grad():
         wanted = model(pair)
         assert torch.allclose(bucketed(model)(pair), wanted, atol=1e-4 * float(wanted.abs().max()))
@@ -116,10 +116,10 @@ def test_k_means_finds_two_heaps() -> None:
 
 def test_too_few_images_for_buckets() -> None:
     model = gated("prunekit:resnet20", 32)
-    cost = dynamic_cost(model, graph_of(model))
+    view = GatedView.of(model)
     for images, count in ((10, 2), (100, 1)):
         with pytest.raises(InputError, match="sub-networks from"):
-            add_buckets(model, cost, torch.randn(images, 3, 32, 32), count)
+            add_buckets(view, torch.randn(images, 3, 32, 32), count)
     assert not hasattr(model, NAME)
 
 

@@ -13,10 +13,10 @@ import prunekit as pk
 from networks import lively
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import GateRecipe
-from prunekit.methods.manidp.costs import dynamic_cost, graph_of
 from prunekit.methods.manidp.fit import add_gates, fit
 from prunekit.methods.manidp.informed_start import answers_moved, inform
 from prunekit.methods.manidp.keep_ratios import shares
+from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import gated_layers
 from prunekit.training.config import TrainConfig
 
@@ -42,7 +42,7 @@ def answers(model: nn.Module, images: Tensor) -> Tensor:
 def test_nothing_closed_changes_nothing(name: str) -> None:
     model, images = gated(name), torch.randn(4, 3, 32, 32, dtype=torch.float64)
     before = answers(model, images)
-    inform(model, images, keep=1.0)
+    inform(GatedView.of(model), images, keep=1.0)
     assert not torch.equal(next(layer for _, layer in gated_layers(model)).gate.excite.bias, torch.ones(()))
     assert (answers(model, images) - before).abs().max() <= 1e-9 * before.abs().max()
 
@@ -52,7 +52,7 @@ def test_refitted_layers_make_up_for_closed_gates(name: str) -> None:
     images, others = torch.randn(2, 40, 3, 32, 32, dtype=torch.float64)
     model = gated(name)
     wanted = answers(model, others)
-    inform(model, images, keep=0.6)
+    inform(GatedView.of(model), images, keep=0.6)
     unfitted = copy.deepcopy(model)
     fresh = dict(gated(name).named_parameters())
     for key, parameter in unfitted.named_parameters():
@@ -68,7 +68,7 @@ def test_refitted_layers_make_up_for_closed_gates(name: str) -> None:
 def test_every_image_keeps_the_most_moving_channels() -> None:
     model, images = gated("prunekit:resnet20"), torch.randn(8, 3, 32, 32, dtype=torch.float64)
     strengths = answers_moved(model, images)
-    kept_shares = inform(model, images, keep=0.5)
+    kept_shares = inform(GatedView.of(model), images, keep=0.5)
     for name, layer in gated_layers(model):
         kept = layer.kept(layer.gate(torch.rand(4, layer.gate.squeeze.in_features, 5, 5, dtype=torch.float64))) > 0
         assert kept.sum(1).tolist() == [round(kept_shares[name] * kept.size(1))] * 4
@@ -79,7 +79,7 @@ def test_every_image_keeps_the_most_moving_channels() -> None:
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.8])
 def test_shares_cost_what_the_uniform_share_does(keep: float) -> None:
     model = gated("prunekit:resnet20")
-    cost = dynamic_cost(model, graph_of(model))
+    cost = GatedView.of(model).cost
     strengths = {name: torch.rand(width) ** 2 for name, width in zip(cost.layers, cost.channels, strict=True)}
     loud = cost.layers[3]
     strengths[loud] += 100
@@ -100,7 +100,7 @@ def test_hard_images_keep_more() -> None:
     answers(model, images)
     for hook in hooks:
         hook.remove()
-    kept_shares = inform(model, images, keep=0.5, ease=3.0)
+    kept_shares = inform(GatedView.of(model), images, keep=0.5, ease=3.0)
     for (name, layer), x in zip(gated_layers(model), read, strict=True):
         rows = layer.gate.excite.weight
         assert torch.equal(rows, rows[:1].expand_as(rows))  # the order of the channels stays
@@ -131,7 +131,7 @@ def test_training_starts_from_it() -> None:
     recipe = GateRecipe(keep=0.5, start="informed", ease=0.0)
     network = add_gates(model, recipe)
     result = fit(network, recipe, TrainConfig(epochs=1, batch_size=64, lr=0.01), data)
-    cost = dynamic_cost(network, graph_of(network))
+    cost = GatedView.of(network).cost
     uniform = float(cost.macs(torch.tensor([cost.channels]) * 0.5)) / cost.dense
     assert result.history[-1].figures["macs"] == pytest.approx(uniform, rel=0.05)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prunekit.data import ImageSet
     from prunekit.evaluation.score import EvalResult
     from prunekit.methods.manidp.record import Record
+    from prunekit.methods.manidp.view import GatedView
 
 
 def prepare(options: EvalOptions, model: nn.Module) -> None:
@@ -40,23 +41,23 @@ def measure(
     if not _has_gates(model):
         return result
     from prunekit.methods.manidp.assess import assess
-    from prunekit.methods.manidp.costs import dynamic_cost, graph_of
     from prunekit.methods.manidp.record import observe
+    from prunekit.methods.manidp.view import GatedView
 
-    cost = dynamic_cost(model, graph_of(model))
-    facts: dict[str, Any] = {"dense_macs": cost.dense, "gate_macs": cost.gates}
+    view = GatedView.of(model, result.graph)
+    facts: dict[str, Any] = {"dense_macs": view.cost.dense, "gate_macs": view.cost.gates}
     if images is not None:
-        record = observe(model, cost, images.batches(options.batch_size))
-        facts = assess(record, cost).to_json()
+        record = observe(view, images.batches(options.batch_size))
+        facts = assess(record, view.cost).to_json()
         if options.per_image is not None:
             _write_csv(Path(options.per_image), record, images)
     facts["budgets"] = _budgets(model)
     facts["budget"] = options.budget
     facts["baseline_accuracy"] = _baseline(model)
     if options.runtime is not None:
-        result = _run_as(output, model, images, result, options, facts)
+        result = _run_as(output, view, images, result, options, facts)
     if options.latency:
-        facts["runtimes_ms"] = _latencies(output, model, options)
+        facts["runtimes_ms"] = _latencies(output, view, options)
     return dataclasses.replace(result, gates=facts)
 
 
@@ -91,7 +92,7 @@ def _baseline(model: nn.Module) -> float | None:
 
 def _run_as(
     output: Output,
-    model: nn.Module,
+    view: GatedView,
     images: ImageSet | None,
     result: EvalResult,
     options: EvalOptions,
@@ -104,10 +105,11 @@ def _run_as(
     from prunekit.evaluation.score import accuracy
     from prunekit.methods.manidp.runtimes.choose import accelerate
 
-    runner, facts["runtime"] = accelerate(model, str(options.runtime), batch=options.latency_batch)
+    batch = options.latency_batch
+    runner, facts["runtime"] = accelerate(view.model, str(options.runtime), batch=batch, view=view)
     if options.latency:
-        example = (torch.zeros(1, *spec_of(model).shape),)
-        timing = measure_latency(runner, example, batch=options.latency_batch, threads=options.threads)
+        example = (torch.zeros(1, *spec_of(view.model).shape),)
+        timing = measure_latency(runner, example, batch=batch, threads=options.threads)
         result = dataclasses.replace(result, latency_ms=timing)
     if images is not None and facts["runtime"] == "buckets":
         score = accuracy(runner, images, batch_size=options.batch_size)
@@ -117,16 +119,16 @@ def _run_as(
     return result
 
 
-def _latencies(output: Output, model: nn.Module, options: EvalOptions) -> dict[str, float]:
+def _latencies(output: Output, view: GatedView, options: EvalOptions) -> dict[str, float]:
     """Return the median milliseconds of each runtime and of the dense network without gates, timed in turns."""
     from prunekit.evaluation.latency import threads_limited
     from prunekit.methods.manidp.runtimes import choose
 
-    batch = options.latency_batch
+    model, batch = view.model, options.latency_batch
     names = choose.available(model, batch)
     networks = {"dense": choose.dense(copy.deepcopy(model), batch)}
     with threads_limited(options.threads):
-        networks |= {name: choose.accelerate(model, name, batch=batch)[0] for name in names}
+        networks |= {name: choose.accelerate(model, name, batch=batch, view=view)[0] for name in names}
         seconds = choose.medians(networks, choose.images_like(model, batch))
     slow = [name for name in names if seconds[name] >= seconds["dense"]]
     if slow:

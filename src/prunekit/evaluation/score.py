@@ -17,7 +17,7 @@ from prunekit.evaluation.answers import Answers
 from prunekit.evaluation.latency import Latency, device_of, measure_latency
 from prunekit.programs.program import filled
 from prunekit.spec import origin_of
-from prunekit.surgery import cost
+from prunekit.surgery import Graph, cost_of, trace
 from prunekit.surgery.copying import copied
 
 Progress = Callable[[int, int], None]
@@ -34,6 +34,7 @@ class EvalResult:
     weights' size (or the file's, where the network came from one), and `latency_ms` the measured time of a
     forward pass. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None elsewhere.
     `balanced_accuracy` is the mean of the classes' accuracies, and `answers` has what each image was named.
+    `graph` is what the network was read as.
 
     Examples:
         >>> import prunekit as pk
@@ -54,11 +55,12 @@ class EvalResult:
     gates: dict[str, Any] | None = None
     balanced_accuracy: float | None = None
     answers: Answers | None = field(default=None, repr=False, compare=False)
+    graph: Graph | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form: the fields by name without `answers`, `gates` only where there are some."""
+        """Return the JSON form: the fields by name without `answers`, `graph`, and `gates` where there are none."""
         fields = {**vars(self), "latency_ms": self.latency_ms.to_json() if self.latency_ms else None}
-        del fields["answers"]
+        del fields["answers"], fields["graph"]
         if self.gates is None:
             del fields["gates"]
         return fields
@@ -122,7 +124,8 @@ def evaluate(
         (269722, 40551040, None)
     """
     inputs = _inputs(model, data, example)
-    measured = cost.measure(model, inputs if len(inputs) > 1 else filled(model, inputs[0]))
+    graph = trace(model, inputs if len(inputs) > 1 else filled(model, inputs[0]), probe=False)
+    measured = cost_of(model, graph)
     subject = _prepared(model, inputs, device)
     with _evaluating(subject):
         score = accuracy(subject, data, batch_size=batch_size, on_progress=on_progress) if data is not None else None
@@ -137,6 +140,7 @@ def evaluate(
         macs=measured.macs,
         bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, torch.Tensor)),
         latency_ms=timing,
+        graph=graph,
     )
     return result.scored(score)
 

@@ -4,6 +4,7 @@ Regularized Dynamic Network Pruning", CVPR 2021).
     recipe.py      the settings, without torch
     gating.py      which layers of a network get gates
     objective.py   the two losses and the schedule, on prunekit's training loop
+    view.py        a gated network, its graph and its cost, read once
     costs.py       what an input costs: MACs from the channels that its gates keep
     record.py      gates watched over a data set: saliencies kept, MACs, answers, manifolds
     thresholds.py  thresholds for a budget, never-on channels removed for good
@@ -17,9 +18,9 @@ Examples:
     >>> recipe = pk.manidp.GateRecipe(keep=0.6)
     >>> model = pk.manidp.add_gates(pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"}), recipe)
     >>> _ = pk.manidp.train(model, recipe, pk.TrainConfig(epochs=1, device="cpu"), digits)
-    >>> cost = pk.manidp.dynamic_cost(model, pk.manidp.graph_of(model))
-    >>> budget = pk.manidp.calibrate(model.eval(), cost, digits.batches, 0.7 * cost.dense, "70%")
-    >>> round(budget.realised / cost.dense, 1)
+    >>> view = pk.manidp.GatedView.of(model.eval())
+    >>> budget = pk.manidp.calibrate(view, digits.batches, 0.7 * view.cost.dense, "70%")
+    >>> round(budget.realised / view.cost.dense, 1)
     0.7
 """
 
@@ -31,7 +32,7 @@ from prunekit.lazy import lazily
 
 if TYPE_CHECKING:
     from prunekit.methods.manidp.config import GateRecipe
-    from prunekit.methods.manidp.costs import DynamicCost, dynamic_cost, graph_of
+    from prunekit.methods.manidp.costs import DynamicCost
     from prunekit.methods.manidp.difficulty import foresee
     from prunekit.methods.manidp.fit import add_gates
     from prunekit.methods.manidp.fit import fit as train
@@ -41,11 +42,12 @@ if TYPE_CHECKING:
     from prunekit.methods.manidp.runtimes.choose import accelerate, dense, images_like, masked
     from prunekit.methods.manidp.static import prune_static
     from prunekit.methods.manidp.thresholds import Calibration, calibrate, use_budget
+    from prunekit.methods.manidp.view import GatedView
     from prunekit.nn.gated import GatedConv, gated_layers
 
 _HOME = {
     "prunekit.methods.manidp.config": ("GateRecipe",),
-    "prunekit.methods.manidp.costs": ("DynamicCost", "dynamic_cost", "graph_of"),
+    "prunekit.methods.manidp.costs": ("DynamicCost",),
     "prunekit.methods.manidp.difficulty": ("foresee",),
     "prunekit.methods.manidp.fit": ("add_gates", "fit as train"),
     "prunekit.methods.manidp.rank_correlation": ("spearman",),
@@ -54,6 +56,7 @@ _HOME = {
     "prunekit.methods.manidp.runtimes.choose": ("accelerate", "dense", "images_like", "masked"),
     "prunekit.methods.manidp.static": ("prune_static",),
     "prunekit.methods.manidp.thresholds": ("Calibration", "calibrate", "use_budget"),
+    "prunekit.methods.manidp.view": ("GatedView",),
     "prunekit.nn.gated": ("GatedConv", "gated_layers"),
 }
 
@@ -62,6 +65,7 @@ __all__ = [
     "DynamicCost",
     "GateRecipe",
     "GatedConv",
+    "GatedView",
     "Record",
     "accelerate",
     "add_buckets",
@@ -69,10 +73,8 @@ __all__ = [
     "bucketed",
     "calibrate",
     "dense",
-    "dynamic_cost",
     "foresee",
     "gated_layers",
-    "graph_of",
     "images_like",
     "masked",
     "observe",

@@ -17,6 +17,7 @@ from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.gating import plan_gates
 from prunekit.methods.manidp.informed_start import IMAGES, inform
 from prunekit.methods.manidp.objective import ManifoldObjective
+from prunekit.methods.manidp.view import GatedView
 from prunekit.programs.program import ExportedProgram
 from prunekit.spec import origin_of, remember
 from prunekit.training.config import TrainConfig
@@ -74,11 +75,11 @@ def fit(
 
     With `recipe.start` "informed", gates and layers are first set by some of the training images.
     """
-    kept: dict[str, float] = {}
+    view, kept = GatedView.of(gated), dict[str, float]()
     if recipe.start == "informed" and not resume:
         device = next(gated.parameters()).device
         images = next(train_set.sample(IMAGES, seed=config.seed).batches(IMAGES))[0]
-        kept = inform(gated, images.to(device), recipe.keep, recipe.ease, config.seed)
+        kept = inform(view, images.to(device), recipe.keep, recipe.ease, config.seed)
     return train(
         gated,
         config,
@@ -89,6 +90,6 @@ def fit(
         resume=resume,
         force=force,
         extra={"manidp": recipe.to_json()},
-        objective=partial(ManifoldObjective, recipe=recipe, shares=kept),
+        objective=partial(ManifoldObjective, recipe=recipe, cost=view.cost, shares=kept),
         on_event=on_event,
     )

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from prunekit.data import ImageSet
 from prunekit.methods.manidp.assess import GateResult, assess
-from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.objective import gram, pooled
 from prunekit.methods.manidp.record import Record, observe, watched
 from prunekit.methods.manidp.thresholds import SPAN, Thresholds
-from prunekit.nn.gated import GatedConv, gated_layers, same_thresholds
+from prunekit.methods.manidp.view import GatedView
+from prunekit.nn.gated import GatedConv, same_thresholds
 from prunekit.surgery.execution.hooks import hooked
 
 _SHIFTS = (-SPAN, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
@@ -46,41 +46,41 @@ class Portrait:
         return order
 
 
-def portray(model: nn.Module, cost: DynamicCost, images: ImageSet) -> Portrait:
-    """Watch `model`, in eval mode, on labelled `images`. Its thresholds are moved for the sweep and put back."""
-    record = observe(model, cost, images.batches(250))
+def portray(view: GatedView, images: ImageSet) -> Portrait:
+    """Watch a network, in eval mode, on labelled `images`. Thresholds are moved for the sweep and put back."""
+    record = observe(view, images.batches(250))
     return Portrait(
-        result=assess(record, cost),
+        result=assess(record, view.cost),
         record=record,
-        sweep=_sweep(model, cost, images.sample(min(_SWEPT, len(images)))),
-        alignment=_alignment(model, cost, images.sample(min(_ALIGNED, len(images)))),
+        sweep=_sweep(view, images.sample(min(_SWEPT, len(images)))),
+        alignment=_alignment(view, images.sample(min(_ALIGNED, len(images)))),
         classes=_by_class(record, images),
     )
 
 
-def _sweep(model: nn.Module, cost: DynamicCost, images: ImageSet) -> tuple[tuple[float, float], ...]:
-    layers = [layer for _, layer in gated_layers(model)]
-    family = Thresholds.around(model, observe(model, cost, images.batches(250), saliencies=True))
+def _sweep(view: GatedView, images: ImageSet) -> tuple[tuple[float, float], ...]:
+    layers = view.layers.values()
+    family = Thresholds.around(view, observe(view, images.batches(250), saliencies=True))
     points = []
     with same_thresholds(layers):
         for shift in _SHIFTS:
             for layer, value in zip(layers, family.at(shift), strict=True):
                 layer.threshold.fill_(value)
-            found = observe(model, cost, images.batches(250))
+            found = observe(view, images.batches(250))
             points.append((found.mean_macs, found.accuracy))
     return tuple(points)
 
 
 @torch.no_grad()
-def _alignment(model: nn.Module, cost: DynamicCost, images: ImageSet) -> dict[str, float]:
-    layers = [layer for _, layer in gated_layers(model)]
+def _alignment(view: GatedView, images: ImageSet) -> dict[str, float]:
+    layers = view.layers.values()
     features: list[Tensor] = []
     with (
         hooked(layer.norm.register_forward_hook(_keeping(features, layer)) for layer in layers),
         watched(layers) as seen,
     ):
-        model(next(images.batches(len(images)))[0])
-    pairs = zip(cost.layers, features, seen, strict=True)
+        view.model(next(images.batches(len(images)))[0])
+    pairs = zip(view.cost.layers, features, seen, strict=True)
     return {name: _correlation(gram(f.double()), gram(pi.double())) for name, f, pi in pairs}
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from prunekit.methods.manidp.costs import dynamic_cost, graph_of
 from prunekit.methods.manidp.difficulty import hardness, lean
 from prunekit.methods.manidp.keep_ratios import shares
+from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, gated_layers
 from prunekit.restore.layerwise_refit import note_targets, refit_in_order
 from prunekit.restore.refit_targets import Site
@@ -35,30 +35,31 @@ _DIRECTIONS = 4  # in which the movement of the answers is measured
 _CHUNK = 250  # images at a time
 
 
-def inform(gated: nn.Module, images: Tensor, keep: float, ease: float = 0.0, seed: int = 0) -> dict[str, float]:
-    """Order the channels of each gate of `gated`, close some, and refit its layers, **in place**.
+def inform(view: GatedView, images: Tensor, keep: float, ease: float = 0.0, seed: int = 0) -> dict[str, float]:
+    """Order the channels of each gate, close some, and refit its layers, **in place**.
 
     The network then costs about what the share `keep` of each layer's channels costs. Returned is the share of each
     layer, by name: the more, the more its channels move the answers for each MAC.
 
-    `gated` is as it was made, and so computes what the network without gates does; `images` `(N, C, H, W)` are
+    The network is as it was made, and so computes what the network without gates does; `images` `(N, C, H, W)` are
     normalised as it reads them. With `ease` zero every image keeps the same channels; the larger it is, the fewer the
     easy ones keep.
     """
+    gated = view.model
     training = gated.training
     gated.eval()
     strengths = answers_moved(gated, images, seed)
     with torch.no_grad():
         read, hard = _looked_at(gated, images)
-        graph, sites = graph_of(gated), _sites(gated)
-        targets = note_targets(gated, graph, sites, images, ROWS, seed)
-        kept = shares(strengths, dynamic_cost(gated, graph), keep)
-        for name, layer in gated_layers(gated):
+        sites = _sites(gated)
+        targets = note_targets(gated, view.graph, sites, images, ROWS, seed)
+        kept = shares(strengths, view.cost, keep)
+        for name, layer in view.layers.items():
             pi = _set_order(layer, strengths[name])
             pi = pi + lean(layer, read[name], hard, ease)[:, None]
             ordered = pi.flatten().sort(descending=True).values
             layer.threshold.copy_(ordered[math.ceil(kept[name] * len(ordered) - 1e-6) - 1])
-        refit_in_order(gated, graph, sites, targets, images, RIDGE)
+        refit_in_order(gated, view.graph, sites, targets, images, RIDGE)
     gated.train(training)
     return kept
 

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import GateRecipe
-from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.nn.gated import GatedConv, gated_layers
 from prunekit.surgery.execution.hooks import hooked
 from prunekit.training.config import TrainConfig
@@ -43,6 +43,7 @@ class ManifoldObjective(Objective):
         config: TrainConfig,
         teacher: nn.Module | None,
         recipe: GateRecipe,
+        cost: DynamicCost,
         shares: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(config, teacher)
@@ -50,7 +51,7 @@ class ManifoldObjective(Objective):
         self._layers = dict(gated_layers(model))
         if not self._layers:
             raise InputError("this network has no gates to train")
-        self._cost = dynamic_cost(model, graph_of(model))
+        self._cost = cost
         self._pi: list[Tensor] = []
         self._maps: list[Tensor] = []
         device = next(model.parameters()).device

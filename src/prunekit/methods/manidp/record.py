@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from prunekit.methods.manidp.costs import DynamicCost
-from prunekit.nn.gated import GatedConv, gated_layers
+from prunekit.methods.manidp.view import GatedView
+from prunekit.nn.gated import GatedConv
 from prunekit.surgery.execution.hooks import hooked
 
 
@@ -45,14 +45,13 @@ class Record:
 
 @torch.no_grad()
 def observe(
-    model: nn.Module,
-    cost: DynamicCost,
+    view: GatedView,
     batches: Iterable[tuple[Tensor, Tensor | None]],
     *,
     saliencies: bool = False,
 ) -> Record:
-    """Run `model`, in the mode it is in, over batches of images `(n, C, H, W)` and labels `(n,)`."""
-    layers = [layer for _, layer in gated_layers(model)]
+    """Run the network, in the mode it is in, over batches of images `(n, C, H, W)` and labels `(n,)`."""
+    model, cost, layers = view.model, view.cost, view.layers.values()
     kept: list[Tensor] = []
     losses: list[Tensor] = []
     correct: list[Tensor] = []

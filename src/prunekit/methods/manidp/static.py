@@ -6,14 +6,15 @@ from torch import nn
 
 from prunekit import surgery
 from prunekit.errors import InputError
-from prunekit.methods.manidp.costs import DynamicCost, channels_of, graph_of
+from prunekit.methods.manidp.costs import channels_of
 from prunekit.methods.manidp.record import Record
+from prunekit.methods.manidp.view import GatedView
 from prunekit.plan import Keep, Plan
 from prunekit.spec import origin_of, remember
 
 
-def prune_static(model: nn.Module, cost: DynamicCost, record: Record) -> tuple[nn.Module, Plan]:
-    """A copy of the gated `model` without the channels that were off for every image of `record`, and the plan.
+def prune_static(view: GatedView, record: Record) -> tuple[nn.Module, Plan]:
+    """A copy of the gated network without the channels that were off for every image of `record`, and the plan.
 
     Channels of streams stay: other layers add to them. Stored thresholds stay as they are; for the images of `record`
     the network computes what it did.
@@ -22,9 +23,9 @@ def prune_static(model: nn.Module, cost: DynamicCost, record: Record) -> tuple[n
         InputError: every channel was kept by some image.
         SurgeryError: the result could not be proven.
     """
-    graph = graph_of(model)
+    model, graph = view.model, view.graph
     keeps = []
-    for name, used in zip(cost.layers, record.used, strict=True):
+    for name, used in zip(view.layers, record.used, strict=True):
         group = channels_of(graph, name)
         if graph.is_stream(group) or group.size != len(used):
             continue

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.record import Record, observe
+from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import gated_layers, same_thresholds
 
 _ROUNDS = 8
@@ -49,17 +50,17 @@ class Calibration:
         return dict(vars(self))
 
 
-def calibrate(model: nn.Module, cost: DynamicCost, batches: Batches, target: float, name: str) -> Calibration:
-    """Set the thresholds of `model`, in eval mode, **in place** so that its mean MACs are `target`, and store them as
+def calibrate(view: GatedView, batches: Batches, target: float, name: str) -> Calibration:
+    """Set the thresholds of a network, in eval mode, **in place** so that its mean MACs are `target`, and store them as
     budget `name`. `batches` gives the calibration images, anew each time it is called; labels are not read.
 
     Raises:
         InputError: too few images, or a target that no thresholds meet; the thresholds are then as before.
     """
-    layers = dict(gated_layers(model))
-    with same_thresholds(layers.values()):
-        best = _search(model, cost, batches, target)
-    for layer, value in zip(layers.values(), best.thresholds.values(), strict=True):
+    layers = view.layers.values()
+    with same_thresholds(layers):
+        best = _search(view, batches, target)
+    for layer, value in zip(layers, best.thresholds.values(), strict=True):
         layer.threshold.fill_(value)
         layer.budgets[name] = value
     return best
@@ -80,22 +81,22 @@ def use_budget(model: nn.Module, name: str) -> None:
         layer.threshold.fill_(layer.budgets[name])
 
 
-def _search(model: nn.Module, cost: DynamicCost, batches: Batches, target: float) -> Calibration:
+def _search(view: GatedView, batches: Batches, target: float) -> Calibration:
     """Look the quantile up in the saliencies first seen, measure what it really costs, and correct the aim by that."""
-    layers = dict(gated_layers(model))
-    first = observe(model, cost, batches(), saliencies=True)
+    cost = view.cost
+    first = observe(view, batches(), saliencies=True)
     if len(first.kept) < FEWEST:
         raise InputError(f"{len(first.kept)} images are too few to set thresholds by", hint=f"give at least {FEWEST}")
-    family = Thresholds.around(model, first)
+    family = Thresholds.around(view, first)
     aim, best = target, None
     low, high = -SPAN, SPAN  # shifts known to cost too much, and little enough
     for _ in range(_ROUNDS):
         shift = _shift(family, first.saliencies, cost, aim)
         shift = shift if low < shift < high else (low + high) / 2
         values = family.at(shift)
-        for layer, value in zip(layers.values(), values, strict=True):
+        for layer, value in zip(view.layers.values(), values, strict=True):
             layer.threshold.fill_(value)
-        record = observe(model, cost, batches())
+        record = observe(view, batches())
         found = _calibration(target, family.quantile(shift), values, record, cost)
         if best is None or abs(found.realised - target) < abs(best.realised - target):
             best = found
@@ -136,11 +137,11 @@ class Thresholds:
     odds: tuple[float, ...]
 
     @classmethod
-    def around(cls, model: nn.Module, record: Record) -> Thresholds:
-        """Around the present thresholds of `model`, whose saliencies `record` holds."""
+    def around(cls, view: GatedView, record: Record) -> Thresholds:
+        """Around the present thresholds of a network, whose saliencies `record` holds."""
         ordered = tuple(pi.flatten().sort().values for pi in record.saliencies)
         odds = []
-        for (_, layer), values in zip(gated_layers(model), ordered, strict=True):
+        for layer, values in zip(view.layers.values(), ordered, strict=True):
             below = float((values < layer.threshold.to(values)).double().mean())
             odds.append(_log_odds(min(max(below, _NONE), 1 - _NONE)))
         return cls(ordered, tuple(odds))

@@ -46,6 +46,7 @@ def trace(model: nn.Module, x: Any, *, examples: Iterable[Any] = (), probe: bool
         InputError: the forward fails on one of these inputs.
     """
     inputs, further = bound_inputs(model, x), [bound_inputs(model, other) for other in examples]
+    _log.debug("tracing %s", type(model).__name__)
     with transparent(), without_collection():
         recording, source = record(Source(model, values), inputs, further)
         while True:

@@ -23,7 +23,9 @@ from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
+    from prunekit.data import ImageSet
     from prunekit.methods.manidp.thresholds import Calibration
+    from prunekit.methods.manidp.view import GatedView
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,16 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Calibrate the thresholds of each budget, store them, and set those of the first."""
-    from prunekit.methods.manidp.costs import dynamic_cost, graph_of
     from prunekit.methods.manidp.difficulty import foresee
     from prunekit.methods.manidp.thresholds import use_budget
+    from prunekit.methods.manidp.view import GatedView
 
     if not options.target_macs and options.buckets is None:
         raise InputError("nothing to calibrate", hint="say --target-macs 50%, or several: 40%,50%,60%")
     target = output_path(model, where, "calibrated", output)
     network, _ = read_model(model, reading)
-    cost = dynamic_cost(network, graph_of(network))
-    if not cost.layers:
+    view = GatedView.of(network)
+    if not view.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
     train_set = data.open(output, "train", spec_of(network), reading).sample(options.images, seed=options.seed)
     if not 0 <= options.foresee < math.inf:
@@ -68,7 +70,7 @@ def run(
         foresee(network, next(train_set.batches(len(train_set)))[0], options.foresee)
     found: dict[str, Calibration] = {}
     for amount in options.target_macs or ():
-        found[amount] = _calibrate(output, network, cost, train_set, amount)
+        found[amount] = _calibrate(output, view, train_set, amount)
     if found:
         use_budget(network, next(iter(found)))
     facts: dict[str, Any] = {
@@ -76,36 +78,36 @@ def run(
         "budgets": {name: item.to_json() for name, item in found.items()},
     }
     if options.buckets is not None:
-        facts["buckets"] = _buckets(output, network, cost, train_set, options)
+        facts["buckets"] = _buckets(output, view, train_set, options)
     _remember(network, facts)
     written = None if where.dry_run else write_model(network, target, output, force=where.force)
     if output.json:
-        facts = {"output": written, "dense_macs": cost.dense, "gate_macs": cost.gates, "buckets": None, **facts}
-        output.document(document("manidp.calibrate", facts))
+        macs = {"dense_macs": view.cost.dense, "gate_macs": view.cost.gates}
+        output.document(document("manidp.calibrate", {"output": written, **macs, "buckets": None, **facts}))
     elif written not in (None, STREAM):
         output.data(str(written))
 
 
-def _calibrate(output: Output, network: Any, cost: Any, images: Any, amount: str) -> Calibration:
+def _calibrate(output: Output, view: GatedView, images: ImageSet, amount: str) -> Calibration:
     from prunekit.methods.budget import read_amount
     from prunekit.methods.manidp.thresholds import calibrate
 
-    wanted = read_amount("--target-macs", amount, cost.dense)
-    found = calibrate(network, cost, lambda: images.batches(250), wanted, amount)
+    dense = view.cost.dense
+    wanted = read_amount("--target-macs", amount, dense)
+    found = calibrate(view, lambda: images.batches(250), wanted, amount)
     output.note(
         f"{amount}: {numbers.count(found.realised)} MACs a image on average, "
-        f"{numbers.percent(found.realised / cost.dense)} of {numbers.count(cost.dense)}"
+        f"{numbers.percent(found.realised / dense)} of {numbers.count(dense)}"
     )
     return found
 
 
-def _buckets(output: Output, network: Any, cost: Any, images: Any, options: CalibrateOptions) -> dict[str, Any]:
-    from prunekit import api
+def _buckets(output: Output, view: GatedView, images: ImageSet, options: CalibrateOptions) -> dict[str, Any]:
     from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed
 
     pixels = next(images.batches(len(images)))[0]
-    right = add_buckets(network, cost, pixels, int(options.buckets or 0), seed=options.seed)
-    macs = [api.inspect(one).cost.macs for one in bucketed(network).networks]
+    right = add_buckets(view, pixels, int(options.buckets or 0), seed=options.seed)
+    macs = list(bucketed(view.model).macs)
     output.note(
         f"{len(macs)} sub-networks of {', '.join(map(numbers.count, macs))} MACs; the router sends "
         f"{numbers.percent(right, decimals=1)} of these images to the one that they belong to"

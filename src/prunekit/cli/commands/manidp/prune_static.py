@@ -13,22 +13,23 @@ from prunekit.report.terminal.output import Output
 def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOptions, reading: ReadingOptions) -> None:
     """Observe the gates on the training images, remove the channels kept by none, verify and write the result."""
     from prunekit import api
-    from prunekit.methods.manidp.costs import dynamic_cost, graph_of
     from prunekit.methods.manidp.record import observe
     from prunekit.methods.manidp.static import prune_static
+    from prunekit.methods.manidp.view import GatedView
     from prunekit.report.terminal.progress import counting
+    from prunekit.surgery import cost_of
 
     target = output_path(model, where, "static", output)
     network, _ = read_model(model, reading)
-    cost = dynamic_cost(network, graph_of(network))
-    if not cost.layers:
+    view = GatedView.of(network)
+    if not view.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
     images = data.open(output, "train", spec_of(network), reading)
     with counting(output, "watching the gates"):
-        record = observe(network, cost, images.batches(250))
-    small, plan = prune_static(network, cost, record)
-    groups = {group.name: group.size for group in api.inspect(network).groups}
-    before, after = api.inspect(network).cost.to_json(), api.inspect(small).cost.to_json()
+        record = observe(view, images.batches(250))
+    small, plan = prune_static(view, record)
+    groups = {group.name: group.size for group in view.graph.groups}
+    before, after = cost_of(network, view.graph).to_json(), api.inspect(small).cost.to_json()
     written = None if where.dry_run else write_model(small, target, output, force=where.force)
     never = sum(int((used == 0).sum()) for used in record.used)
     removed = sum(groups[keep.group] - len(keep.index) for keep in plan.keeps)

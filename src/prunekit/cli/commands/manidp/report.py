@@ -34,22 +34,22 @@ def run(
     """Observe the gates on the images and write the report."""
     from prunekit.cli.models import beside
     from prunekit.files.writing import atomic_write
-    from prunekit.methods.manidp.costs import dynamic_cost, graph_of
     from prunekit.methods.manidp.gate_report import portray
     from prunekit.methods.manidp.thresholds import use_budget
+    from prunekit.methods.manidp.view import GatedView
     from prunekit.report.pages.gates import gates_page
 
     target = Path(options.out) if options.out else beside(model, "gates").with_suffix(".html")
     if target.exists() and not options.force:
         raise InputError(f"{target} exists", hint="replace it with --force, or choose another name with -o")
     network, _ = read_model(model, reading)
-    cost = dynamic_cost(network, graph_of(network))
-    if not cost.layers:
+    view = GatedView.of(network)
+    if not view.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
     if options.budget is not None:
         use_budget(network, options.budget)
     images = data.open(output, cast("Split", options.split), spec_of(network), reading)
-    portrait = portray(network, cost, images)
+    portrait = portray(view, images)
     if options.pictures is not None:
         from prunekit.report.pictures.gates import draw_gates
 

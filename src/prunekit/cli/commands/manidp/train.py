@@ -75,12 +75,12 @@ def _show(output: Output, job: Job, gated: object) -> None:
     """Show which layers would get gates, and why others would not."""
     from torch import nn
 
-    from prunekit.methods.manidp.costs import dynamic_cost, graph_of
+    from prunekit.methods.manidp.view import GatedView
     from prunekit.report.terminal.tables import table
     from prunekit.spec import origin_of
 
     assert isinstance(gated, nn.Module)
-    cost = dynamic_cost(gated, graph_of(gated))
+    cost = GatedView.of(gated).cost
     origin = origin_of(gated)
     left = dict(origin.history[-1].get("left", {})) if origin else {}
     if output.json:

@@ -7,7 +7,7 @@ do on average. An approximation: its accuracy is to be measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from torch.nn import functional as F
 
 from prunekit import surgery
 from prunekit.errors import InputError
-from prunekit.methods.manidp.costs import DynamicCost, graph_of
+from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.record import observe
+from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.buckets import NAME, BucketTable, Router
 from prunekit.nn.gated import gated_layers, remove_gates
 from prunekit.plan import Keep, Plan
+from prunekit.surgery import Graph
 from prunekit.surgery.copying import copied
 from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
 
@@ -27,8 +29,8 @@ _ROUNDS = 25  # of k-means
 _STEPS, _BATCH, _LR = 600, 128, 3e-3  # of the router's training
 
 
-def add_buckets(model: nn.Module, cost: DynamicCost, images: Tensor, count: int, *, seed: int = 0) -> float:
-    """Find `count` buckets for the gated `model`, in eval mode, from `images` `(N, C, H, W)`, and store their table in
+def add_buckets(view: GatedView, images: Tensor, count: int, *, seed: int = 0) -> float:
+    """Find `count` buckets for a gated network, in eval mode, from `images` `(N, C, H, W)`, and store their table in
     it **in place**; returns the share of these images that the router sends to the bucket they belong to.
 
     Raises:
@@ -38,16 +40,15 @@ def add_buckets(model: nn.Module, cost: DynamicCost, images: Tensor, count: int,
         raise InputError(
             f"{count} sub-networks from {len(images)} images", hint="two or more, and at least twenty images for each"
         )
-    record = observe(model, cost, ((part, None) for part in torch.split(images, 250)), saliencies=True)
-    layers = [layer for _, layer in gated_layers(model)]
-    kept = [layer.kept(pi) for layer, pi in zip(layers, record.saliencies, strict=True)]
+    record = observe(view, ((part, None) for part in torch.split(images, 250)), saliencies=True)
+    kept = [layer.kept(pi) for layer, pi in zip(view.layers.values(), record.saliencies, strict=True)]
     generator = torch.Generator().manual_seed(seed)
     home = k_means(torch.cat([(pi > 0).float() for pi in kept], 1), count, generator)
-    table = BucketTable(count, sum(cost.channels), images.size(1))
+    table = BucketTable(count, sum(view.cost.channels), images.size(1))
     for bucket in range(count):
         table.scales[bucket] = torch.cat([_constant(pi[home == bucket]) for pi in kept])
     right = train_router(table.router, images, home, generator)
-    model.add_module(NAME, table.to(next(model.parameters())).eval())
+    view.model.add_module(NAME, table.to(next(view.model.parameters())).eval())
     return right
 
 
@@ -62,14 +63,20 @@ def bucketed(model: nn.Module) -> Bucketed:
         raise InputError(
             "this network has no static sub-networks", hint="prunekit manidp calibrate --buckets 4 stores some"
         )
-    return Bucketed(copied(table.router), [_cut(model, scales) for scales in table.scales]).eval()
+    layers = dict(gated_layers(model))
+    widths = [layer.gate.excite.out_features for layer in layers.values()]
+    parts = [dict(zip(layers, torch.split(scales, widths), strict=True)) for scales in table.scales]
+    graph = graph_of(_static(model, parts[0]))  # of all of them: they differ in nothing but the scales
+    networks, macs = zip(*[_cut(_static(model, scales), graph, scales) for scales in parts], strict=True)
+    return Bucketed(copied(table.router), networks, macs).eval()
 
 
 class Bucketed(nn.Module):
-    """Runs each image through the sub-network that the router chooses, one batch a bucket."""
+    """Runs each image through the sub-network that the router chooses, one batch a bucket; `macs` are theirs."""
 
-    def __init__(self, router: nn.Module, networks: Iterable[nn.Module]) -> None:
+    def __init__(self, router: nn.Module, networks: Iterable[nn.Module], macs: Iterable[int] = ()) -> None:
         super().__init__()
+        self.macs = tuple(macs)
         self.router = router
         self.networks = nn.ModuleList(networks)
 
@@ -98,26 +105,26 @@ def _constant(kept: Tensor) -> Tensor:
     return torch.where(means >= means.topk(count).values[-1], means, torch.zeros_like(means))
 
 
-def _cut(model: nn.Module, scales: Tensor) -> nn.Module:
-    """The sub-network with these constant saliencies: scaled, then sliced and verified."""
+def _static(model: nn.Module, scales: Mapping[str, Tensor]) -> nn.Module:
+    """A copy with constant saliencies, by layer, in place of the gates."""
     subject = copied(model)
     delattr(subject, NAME)
-    names = [name for name, _ in gated_layers(subject)]
-    widths = [layer.gate.excite.out_features for _, layer in gated_layers(subject)]
-    parts = dict(zip(names, torch.split(scales, widths), strict=True))
-    remove_gates(subject, parts)
-    graph = graph_of(subject)
-    plan = Plan(_keeps(graph, parts), example=graph.example_shapes)
-    small = surgery.edit(subject, plan, graph)
-    surgery.verify(subject, small, plan, graph)
+    return remove_gates(subject, scales)
+
+
+def _cut(model: nn.Module, graph: Graph, scales: Mapping[str, Tensor]) -> tuple[nn.Module, int]:
+    """The sub-network with these constant saliencies, sliced, verified and folded, and its MACs."""
+    plan = Plan(_keeps(graph, scales), example=graph.example_shapes)
+    small = surgery.edit(model, plan, graph)
+    surgery.verify(model, small, plan, graph)
     folded, _ = fold_batch_norms(small, graph_of(small))
-    return folded
+    return folded, surgery.predict(graph, surgery.resolve(graph, plan).kept).macs
 
 
-def _keeps(graph: surgery.Graph, parts: dict[str, Tensor]) -> list[Keep]:
+def _keeps(graph: Graph, scales: Mapping[str, Tensor]) -> list[Keep]:
     """Removals of the channels that are zero, in the layers whose channels nobody else adds to."""
     keeps = []
-    for name, scale in parts.items():
+    for name, scale in scales.items():
         group = next((g for g in graph.groups if name in {m.module for m in (*g.producers, *g.followers)}), None)
         if group is None or graph.is_stream(group) or group.size != len(scale):
             continue

@@ -16,17 +16,22 @@ from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.runtimes.buckets import bucketed
 from prunekit.methods.manidp.runtimes.gather import gathered
 from prunekit.methods.manidp.runtimes.layout import in_best_layout
+from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.buckets import NAME
 from prunekit.nn.gated import gated_layers, remove_gates
 from prunekit.spec import origin_of
+from prunekit.surgery import Graph
 from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
 
 _TIMINGS = 15
 
 
-def accelerate(model: nn.Module, runtime: str, *, batch: int = 1) -> tuple[nn.Module, str]:
+def accelerate(
+    model: nn.Module, runtime: str, *, batch: int = 1, view: GatedView | None = None
+) -> tuple[nn.Module, str]:
     """A copy of the gated `model` that runs as `runtime` says, for inference with `batch` images at a time, and the
-    name of its runtime: with `auto`, of the fastest one, measured here on random images.
+    name of its runtime: with `auto`, of the fastest one, measured here on random images. `view` is what has been read
+    of the network, if that is at hand.
 
     Raises:
         InputError: no such runtime, no gates, or (`buckets`) no sub-networks are stored in the network.
@@ -35,9 +40,10 @@ def accelerate(model: nn.Module, runtime: str, *, batch: int = 1) -> tuple[nn.Mo
         raise unknown_name("runtime", runtime, RUNTIMES)
     if not any(gated_layers(model)):
         raise InputError(f"--runtime {runtime} is for networks with gates", hint="prunekit manidp train makes them")
+    view = GatedView.of(model) if view is None else view
     if runtime != "auto":
-        return _one(model, runtime, batch), runtime
-    networks = {name: _one(model, name, batch) for name in available(model, batch)}
+        return _one(view, runtime, batch), runtime
+    networks = {name: _one(view, name, batch) for name in available(model, batch)}
     times = medians(networks, images_like(model, batch))
     best = min(times, key=times.__getitem__)
     return networks[best], best
@@ -53,12 +59,15 @@ def dense(model: nn.Module, batch: int = 1) -> nn.Module:
     if hasattr(model, NAME):
         delattr(model, NAME)
     ones = {name: torch.ones_like(layer.gate.excite.bias.detach()) for name, layer in gated_layers(model)}
-    return masked(remove_gates(model, ones), batch)
+    plain = remove_gates(model, ones)
+    return masked(plain, graph_of(plain), batch)
 
 
-def masked(model: nn.Module, batch: int = 1) -> nn.Module:
-    """A copy of any network for inference, batch norms folded, in the layout that is faster for such batches."""
-    folded, _ = fold_batch_norms(model, graph_of(model))
+def masked(model: nn.Module, graph: Graph, batch: int = 1) -> nn.Module:
+    """A copy of any network, which `graph` was traced from, for inference: batch norms folded, in the layout that is
+    faster for such batches.
+    """
+    folded, _ = fold_batch_norms(model, graph)
     return in_best_layout(folded, images_like(model, batch))
 
 
@@ -77,12 +86,13 @@ def images_like(model: nn.Module, batch: int) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _one(model: nn.Module, runtime: str, batch: int) -> nn.Module:
+def _one(view: GatedView, runtime: str, batch: int) -> nn.Module:
+    model = view.model
     if runtime == "gather":
-        return gathered(model, images_like(model, 1))
+        return gathered(view, images_like(model, 1))
     if runtime == "buckets":
         runner = bucketed(model)
         part = images_like(model, max(1, batch // len(runner.networks)))
         runner.networks = nn.ModuleList(in_best_layout(network, part) for network in runner.networks)
         return runner
-    return masked(model, batch)
+    return masked(model, view.graph, batch)

@@ -17,13 +17,11 @@ from typing import Any
 
 from torch import nn
 
-from prunekit import surgery
 from prunekit.errors import InputError
 from prunekit.exporting.interface import INPUT, OUTPUT
 from prunekit.exporting.parity import Batch, Parity, compare, require
 from prunekit.exporting.writer import ExportOptions, Format, random_batches, running, written
 from prunekit.files.writing import atomic_folder
-from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.runtimes.buckets import Bucketed, bucketed
 from prunekit.spec import Origin, origin_of, remember
 from prunekit.surgery.tracing.tracer import example_of
@@ -109,7 +107,6 @@ def write_buckets(done: ExportedBuckets, folder: str | Path, *, force: bool = Fa
 
 
 def _index(runner: Bucketed, origin: Origin, format: Format, names: list[str]) -> str:
-    macs = [surgery.cost_of(network, graph_of(network)).macs for network in runner.networks]
     router, *buckets = names
     facts: dict[str, Any] = {
         "schema": "prunekit.buckets",
@@ -118,6 +115,6 @@ def _index(runner: Bucketed, origin: Origin, format: Format, names: list[str]) -
         "input": origin.input.to_json() if origin.input else None,
         "classes": list(origin.classes),
         "router": router,
-        "buckets": [{"file": name, "macs": cost} for name, cost in zip(buckets, macs, strict=True)],
+        "buckets": [{"file": name, "macs": cost} for name, cost in zip(buckets, runner.macs, strict=True)],
     }
     return json.dumps(facts, indent=2) + "\n"

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from prunekit.errors import InputError
 from prunekit.evaluation.latency import least_seconds
-from prunekit.methods.manidp.costs import channels_of, dynamic_cost, graph_of
+from prunekit.methods.manidp.costs import channels_of
+from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, gated_layers
 from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
 from prunekit.surgery.execution.hooks import hooked
@@ -38,20 +39,19 @@ class Wire:
     index: Tensor | None = None
 
 
-def gathered(model: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of the gated `model`, for inference, that runs one image at a time and computes what it keeps.
+def gathered(view: GatedView, example: Tensor) -> nn.Module:
+    """A copy of the gated network, for inference, that runs one image at a time and computes what it keeps.
 
     `example` is one typical image, `(1, C, H, W)`, to time the layers with.
 
     Raises:
         InputError: the model has no gates, or forward is later given more than one image.
     """
-    graph = graph_of(model)
-    subject, _ = fold_batch_norms(model, graph)
-    subject.to(memory_format=torch.channels_last)
-    if not any(gated_layers(subject)):
+    if not view.layers:
         raise InputError("this network has no gates", hint="prunekit manidp train makes one that has")
-    wires = _wires(subject, graph)
+    subject, _ = fold_batch_norms(view.model, view.graph)
+    subject.to(memory_format=torch.channels_last)
+    wires = _wires(view)
     for name, layer in list(gated_layers(subject)):
         source = next((wire for reader, wire in wires.values() if reader == name), None)
         own = wires.get(name)
@@ -195,16 +195,15 @@ def _scatter(y: Tensor, index: Tensor, width: int) -> Tensor:
     return full.index_copy_(1, index, y)
 
 
-def _wires(model: nn.Module, graph: Graph) -> dict[str, tuple[str, Wire]]:
+def _wires(view: GatedView) -> dict[str, tuple[str, Wire]]:
     """For each gated layer whose output a single layer reads, and can read compactly: that layer, and the wire."""
-    gated = dict(gated_layers(model))
-    cost = dynamic_cost(model, graph)
+    gated, cost = view.layers, view.cost
     wires: dict[str, tuple[str, Wire]] = {}
     for number, name in enumerate(cost.layers):
         readers = {_home(term.layer, gated) for term in cost.terms if term.inputs == number}
-        if readers == _consumers(graph, name, gated) and len(readers) == 1:
+        if readers == _consumers(view.graph, name, gated) and len(readers) == 1:
             reader = readers.pop()
-            module = model.get_submodule(reader)
+            module = view.model.get_submodule(reader)
             if isinstance(module, GatedConv) or (isinstance(module, nn.Conv2d) and module.groups == 1):
                 wires[name] = (reader, Wire(cost.channels[number]))
     return wires
