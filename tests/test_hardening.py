@@ -306,7 +306,7 @@ def test_surgery_takes_two_and_a_half_times_the_model(folder: Path) -> None:
 def test_a_copy_that_shares_weights_leaves_them_alone() -> None:
     import copy
 
-    from prunekit.surgery.aliases import aliases
+    from prunekit.surgery.copying import aliases
 
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     before = {name: (tensor.clone(), tensor.data_ptr()) for name, tensor in model.state_dict().items()}

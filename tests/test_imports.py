@@ -21,7 +21,7 @@ ROOMS = {
         *("checkpoint", "evaluation", "training", "restore", "methods", "api", "workflows", "report", "cli"),
     ],
     "surgery": [
-        *("ops", "copying", "aliases", "unwrap", "execution", "graph", "editing", "tracing", "proof", "cost"),
+        *("ops", "copying", "unwrap", "execution", "graph", "editing", "tracing", "proof", "cost"),
         "structure",
     ],
     "surgery.tracing": ["recorder", "rules", "runs", "follow", "narrow", "probe", "tracer"],

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from prunekit.plan import Fold
 from prunekit.surgery import Graph
-from prunekit.surgery.aliases import aliases
-from prunekit.surgery.copying import copied, named_tensors
+from prunekit.surgery.copying import aliases, copied, named_tensors
 from prunekit.surgery.editing.carriers import CarrierFinder
 from prunekit.surgery.execution.dispatch import unfused_attention
 from prunekit.surgery.execution.draws import Draws, own_randomness

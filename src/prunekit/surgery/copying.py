@@ -54,6 +54,18 @@ def copied(model: nn.Module, replaced: Memo | None = None) -> nn.Module:
         raise SurgeryError(f"the model cannot be copied: {error}") from error
 
 
+def aliases(model: nn.Module) -> dict[int, nn.Parameter]:
+    """For `copy.deepcopy(model, memo)`: each parameter stands for a new one on the same storage.
+
+    Such a copy may be run, moved, and converted to another type, which gives it memory of its own; its weights must not
+    be written in place. Buffers, which a forward may write, are copied.
+    """
+    return {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad and not p.is_inference())
+        for p in model.parameters()
+    }
+
+
 def named_tensors(model: nn.Module, *, remove_duplicate: bool = True) -> dict[str, Tensor]:
     """Parameters and buffers by their dotted names, in one walk over the modules."""
     parameters: dict[str, Tensor] = {}

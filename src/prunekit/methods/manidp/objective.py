@@ -47,7 +47,7 @@ class ManifoldObjective(Objective):
         shares: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(config, teacher)
-        self._model, self._recipe = model, recipe
+        self._recipe = recipe
         self._layers = dict(gated_layers(model))
         if not self._layers:
             raise InputError("this network has no gates to train")

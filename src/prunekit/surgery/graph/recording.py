@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.surgery.graph.labels import Ledger, channels_in
+from prunekit.surgery.graph.labels import channels_in
+from prunekit.surgery.graph.ledger import Ledger
 
 
 @dataclass(frozen=True)

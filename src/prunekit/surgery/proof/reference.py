@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
-from prunekit.surgery.aliases import aliases
-from prunekit.surgery.copying import copied, named_tensors
+from prunekit.surgery.copying import aliases, copied, named_tensors
 from prunekit.surgery.editing.editor import kept_outputs
 from prunekit.surgery.execution.dispatch import op_name, unfused_attention
 from prunekit.surgery.execution.draws import Draws, start_over

@@ -16,8 +16,7 @@ from torch.utils._pytree import tree_map
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
-from prunekit.surgery.aliases import aliases
-from prunekit.surgery.copying import copied
+from prunekit.surgery.copying import aliases, copied
 from prunekit.surgery.editing.editor import edit, take
 from prunekit.surgery.execution.draws import DrawAgain, Draws, own_randomness, start_over
 from prunekit.surgery.execution.hooks import hooked, running

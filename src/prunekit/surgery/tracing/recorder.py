@@ -19,7 +19,8 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 from prunekit.surgery.execution.dispatch import DispatchMode, op_name, run_op
 from prunekit.surgery.execution.draws import is_random
 from prunekit.surgery.execution.outputs import tensors_of
-from prunekit.surgery.graph.labels import along, channels_along, none_like
+from prunekit.surgery.graph.joining import channels_along
+from prunekit.surgery.graph.labels import along, none_like
 from prunekit.surgery.graph.recording import (
     Call,
     Flow,

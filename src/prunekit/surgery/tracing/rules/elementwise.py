@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from prunekit.surgery.graph import joining
 from prunekit.surgery.graph import labels as lb
 from prunekit.surgery.graph.recording import Call
 from prunekit.surgery.ops import NEAREST_UPSAMPLES, POOLS
@@ -41,7 +42,7 @@ def pointwise(recorder: Recorder, call: Call) -> None:
     merged = operands[0] if operands else None
     for other in operands[1:]:
         assert merged is not None
-        merged = lb.merge(recorder.ledger, merged, other, call.where)
+        merged = joining.merge(recorder.ledger, merged, other, call.where)
     for result in call.results:
         if merged is None:
             recorder.set(result, lb.none_like(result.shape))

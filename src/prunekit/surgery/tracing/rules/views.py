@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunekit.nn.channels import ChannelPad
+from prunekit.surgery.graph import joining
 from prunekit.surgery.graph import labels as lb
 from prunekit.surgery.graph.recording import Call, Pad, ParameterView
 from prunekit.surgery.ops import RESHAPES
@@ -69,7 +70,7 @@ def reshape(recorder: Recorder, call: Call) -> None:
             result, ParameterView(view.name, tuple(next(own) if size != 1 else None for size in result.shape))
         )
         return
-    recorder.set(result, lb.reshape(recorder.ledger, recorder.labels(tensor), result.shape, call.where))
+    recorder.set(result, joining.reshape(recorder.ledger, recorder.labels(tensor), result.shape, call.where))
 
 
 def concatenate(recorder: Recorder, call: Call) -> None:
@@ -77,14 +78,14 @@ def concatenate(recorder: Recorder, call: Call) -> None:
     parts = [tensor for tensor in call.args[0] if tensor.shape != (0,)]
     dim = call.argument(1, "dim", 0) % call.results[0].dim()
     labels = labels_together(recorder, parts)
-    recorder.set(call.results[0], lb.cat(recorder.ledger, labels, dim, call.where))
+    recorder.set(call.results[0], joining.cat(recorder.ledger, labels, dim, call.where))
 
 
 def stack(recorder: Recorder, call: Call) -> None:
     """`stack`: a `cat` along a new dimension."""
     dim = call.argument(1, "dim", 0) % call.results[0].dim()
     labels = [labels.unsqueeze(dim) for labels in labels_together(recorder, call.args[0])]
-    recorder.set(call.results[0], lb.cat(recorder.ledger, labels, dim, call.where))
+    recorder.set(call.results[0], joining.cat(recorder.ledger, labels, dim, call.where))
 
 
 def split(recorder: Recorder, call: Call) -> None:
@@ -198,7 +199,7 @@ def _pad_channels(recorder: Recorder, call: Call, labels: Tensor, result: Tensor
     if known is None:
         known = Pad(call.where, recorder.ledger.fresh(module.before), recorder.ledger.fresh(module.after))
         recorder.recording.pads[call.where] = known
-    whole = lb.cat(recorder.ledger, [known.before, vector, known.after], 0, call.where)
+    whole = joining.cat(recorder.ledger, [known.before, vector, known.after], 0, call.where)
     return recorder.set(result, lb.along(whole, 1, result.shape))
 
 
