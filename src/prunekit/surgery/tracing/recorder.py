@@ -196,7 +196,7 @@ class Recorder(DispatchMode):
         return along(vector, channels, tensor.shape)
 
     def channels(self, tensor: Tensor, dim: int, where: str) -> Tensor | None:
-        """The channels along `dim` of an operand whose other dimensions are positions, or None; see `labels.py`."""
+        """The channels along `dim` of an operand whose other dimensions are positions, or None; see `joining.py`."""
         labels = self.labels(tensor, dim) if self.is_bare(tensor) else self.labels(tensor)
         return channels_along(self.ledger, labels, dim, where)
 
