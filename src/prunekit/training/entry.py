@@ -115,13 +115,9 @@ def train(
         check_fit(model, train_set, val_set, teacher)
         if penalised is None and config.sparsity and config.sparsity_scope == "inner":
             penalised = inner_gammas(model, train_set.input_spec.shape)
-        settings = {
-            **config.settings(),
-            **identity(model, train_set, val_set, teacher),
-            "processes": world.size,
-            "penalised": None if penalised is None else list(penalised),
-            "extra": dict(extra or {}),
-        }
+        names = None if penalised is None else list(penalised)
+        settings = {**config.settings(), **identity(model, train_set, val_set, teacher)}
+        settings |= {"processes": world.size, "penalised": names, "extra": dict(extra or {})}
         aim = objective(model, config, teacher)
         stack.callback(aim.close)
         learner = Learner(model, config, world, aim, penalised)
