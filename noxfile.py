@@ -29,6 +29,7 @@ def check(session: nox.Session) -> None:
     python(session, "-m", "ruff", "format", "--check", ".")
     python(session, "-m", "ruff", "check", ".")
     python(session, "-m", "mypy")
+    python(session, "-m", "mypy", "--config-file", "tests/mypy.ini")
 
 
 @nox.session

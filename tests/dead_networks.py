@@ -227,7 +227,7 @@ class Builder:
         """A depthwise convolution, which passes constants on."""
         multiplier = self.chance.choice([1, 2])
         kernel = 3 if self.size > 4 else 1
-        kind = self.chance.choice([CONV, BACK]) if multiplier == 1 and kernel == 1 else CONV
+        kind: Any = self.chance.choice([CONV, BACK]) if multiplier == 1 and kernel == 1 else CONV
         layer = kind[self.rank](self.width, self.width * multiplier, kernel, groups=self.width)
         self.size -= kernel - 1
         self.width *= multiplier
@@ -242,7 +242,8 @@ class Builder:
         others = ["padded", "back strided", "back padded", "raw", "lora", "einsum", "at"]
         kind = self.chance.choice([*exact, *others] if self.zero else exact)
         self.kinds.append(kind)
-        conv, back = CONV[self.rank], BACK[self.rank]
+        conv: Any = CONV[self.rank]
+        back = BACK[self.rank]
         kernel = 3 if self.size > 5 else 1
         bias = self.chance.random() < 0.5
         if kind in ("reflect", "replicate", "circular"):

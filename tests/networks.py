@@ -29,7 +29,7 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
     model = model.double().eval()
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
                 module.running_mean.normal_(0, 0.1, generator=generator)
                 module.running_var.uniform_(0.5, 2.0, generator=generator)
                 if module.weight is not None:

@@ -95,9 +95,10 @@ def storage(numel: int, *, held: int = 4, kind: str = "FloatStorage", then: byte
 
 def rebuilt(numel: int, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
     """A tensor on a storage of as many zeros."""
-    arguments = (torch.zeros(numel).untyped_storage(), offset, size, stride, False, collections.OrderedDict())
-    typed = torch.storage.TypedStorage(wrap_storage=arguments[0], dtype=torch.float32, _internal=True)
-    return torch_file({"a": Runs(torch._utils._rebuild_tensor_v2, typed, *arguments[1:])})
+    held = torch.zeros(numel).untyped_storage()
+    hooks: collections.OrderedDict[str, Any] = collections.OrderedDict()
+    typed = torch.storage.TypedStorage(wrap_storage=held, dtype=torch.float32, _internal=True)
+    return torch_file({"a": Runs(torch._utils._rebuild_tensor_v2, typed, offset, size, stride, False, hooks)})
 
 
 def nested(depth: int) -> bytes:
@@ -184,7 +185,7 @@ def test_pickles_are_bounded_by_what_they_hold(name: str) -> None:
 
 
 def test_what_training_scripts_save_is_read() -> None:
-    saved = {
+    saved: dict[Any, Any] = {
         "state_dict": collections.OrderedDict(nn.BatchNorm2d(3).state_dict()),
         "history": list(range(2000)),
         "rng": torch.get_rng_state(),
@@ -259,7 +260,8 @@ def changed(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
     return other
 
 
-VALUES = (10**9, 1 << 40, 1 << 62, 1 << 70, -1, 0, 1e300, float(1 << 33), True, None, "a", [], [HUGE], {}, [[1], 2] * 3)
+VALUES: tuple[Any, ...] = (10**9, 1 << 40, 1 << 62, 1 << 70, -1, 0, 1e300, float(1 << 33), True, None)
+VALUES += ("a", [], [HUGE], {}, [[1], 2] * 3)
 
 
 @pytest.mark.parametrize("make", [files.own, gated])
@@ -324,7 +326,8 @@ def test_architectures_of_any_size_take_no_memory(arch: str, args: dict[str, Any
 
 
 def test_an_input_of_any_size_is_not_believed() -> None:
-    for shape in ([3, 1 << 20, 1 << 20], [1 << 62, 8, 8], [1] * 50, [1, 1.5], ["a"], {}):
+    shapes: tuple[Any, ...] = ([3, 1 << 20, 1 << 20], [1 << 62, 8, 8], [1] * 50, [1, 1.5], ["a"], {})
+    for shape in shapes:
         assert outcome(files.with_header(input={"shape": shape, "mean": [], "std": []})) is not None
     large = files.with_header(input={"shape": [1, 4096, 4096], "mean": [], "std": []})
     with pytest.raises(InputError, match="1x4096x4096"):
@@ -504,7 +507,7 @@ def test_sizes_that_a_program_leaves_open_are_judged_when_they_are_known() -> No
 class Reader(nn.Module):
     """A convolution whose columns a recurrent network reads, resampled and normalised on the way."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8)
         self.rnn, self.fc = kind(32, 6, num_layers=2, bidirectional=True, batch_first=True), nn.Linear(12, 3)

@@ -88,11 +88,11 @@ def test_the_documented_keys_are_those_of_the_documents(tmp_path: Path, capsys: 
 def test_the_example_of_a_method_works() -> None:
     space: dict[str, Any] = {}
     exec(blocks(ROOT / "docs" / "adding-a-method.md", "python")[0], space)
-    method = space["LargestFilters"]()
+    method: Any = space["LargestFilters"]()
     assert isinstance(method, Method)
     model, x = build("resnet20").double(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
     graph = surgery.trace(model, x)
-    plan = method.plan(model, graph, method.Config(target_params="25%", power=1.0))
+    plan = method.plan(model, graph, space["LargestFilters"].Config(target_params="25%", power=1.0))
     small = surgery.edit(model, plan, graph)
     assert surgery.verify(model, small, plan, graph) < 1e-10
     assert sum(p.numel() for p in small.parameters()) <= 0.25 * sum(p.numel() for p in model.parameters())

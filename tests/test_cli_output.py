@@ -73,7 +73,7 @@ class _Full(_Closed):
 
 
 def _stdout(raw: io.RawIOBase) -> io.TextIOWrapper:
-    return io.TextIOWrapper(raw, write_through=True)  # type: ignore[type-var]
+    return io.TextIOWrapper(raw, write_through=True)  # type: ignore[type-var,arg-type,unused-ignore]
 
 
 def test_a_closed_pipe_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,8 @@ PRUNEKIT = [sys.executable, "-m", "prunekit"]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def start(*arguments: str, **settings: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
-        [*PRUNEKIT, *arguments], stderr=subprocess.PIPE, env=ONE_THREAD, **settings
-    )
+def start(*arguments: str, **settings: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*PRUNEKIT, *arguments], stderr=subprocess.PIPE, env=ONE_THREAD, **settings)
 
 
 @pytest.fixture

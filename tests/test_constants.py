@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ class Reader(nn.Module):
         return self._read(self, F.relu(self.norm(self.conv(x))))
 
 
-def unpadded(**settings: int) -> nn.Conv2d:
+def unpadded(**settings: Any) -> nn.Conv2d:
     return nn.Conv2d(8, 4, 3, **settings)
 
 
@@ -115,7 +116,7 @@ class Attending(nn.Module):
     ("method", "settings"),
     [("slim", {}), ("slim", {"restore": "none"}), ("merge", {}), ("merge", {"restore": "moments"})],
 )
-def test_batch_norm_before_attention(layer: bool, side: int, method: str, settings: dict[str, str]) -> None:
+def test_batch_norm_before_attention(layer: bool, side: int, method: str, settings: dict[str, Any]) -> None:
     """Whatever the number of places has to do with that of channels."""
     model = Attending(layer).eval()
     result = pk.prune(method, model, torch.randn(1, 3, side, side), ratio=0.3, **settings)

@@ -74,6 +74,8 @@ class Holder(nn.Module):
 
 
 class Scale(torch.autograd.Function):
+    last: Any = None
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
@@ -99,7 +101,7 @@ KEPT: dict[str, Callable[[Holder, Tensor], Any]] = {
 
 
 class Marked(Tensor):
-    pass
+    note: Any
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -124,7 +126,7 @@ def test_tensors_of_another_class_are_copied_with_what_they_carry() -> None:
     model = Net()
     model.mean = torch.ones(3).as_subclass(Marked)
     model.mean.note = ["kept"]
-    again = copied(copied(model)).mean
+    again: Any = copied(copied(model)).mean
     assert type(again) is Marked
     assert again is not model.mean
     assert again.note == ["kept"]
@@ -226,7 +228,7 @@ class Child(nn.Module):
         known = self.known
         if self.way in ("list", "parent", "weak", "weak in a list", "proxy"):
             known = known[0] if isinstance(known, list) else known
-            parent = known() if isinstance(known, weakref.ref) else known
+            parent: Any = known() if isinstance(known, weakref.ref) else known
             assert type(known) is not Net or self.way in ("list", "parent")
             return parent.odd.conv(x)
         return known(x)
@@ -362,6 +364,7 @@ def test_every_kind_of_module_keeps_its_state(kind: str, training: bool) -> None
     model.register_forward_pre_hook(print_nothing)
     model.register_full_backward_hook(print_nothing)
     model.note = {"kept": [1, 2]}
+    place: Any
     for place in (layers[0].weight, norms[0].bias):
         place.decay = False
     small = slim(model)
@@ -530,7 +533,7 @@ def compile_whole(model: Net) -> nn.Module:
     return torch.compile(model, backend=refuse)
 
 
-def compile_part(model: Net) -> nn.Module:
+def compile_part(model: Any) -> nn.Module:
     model.b = torch.compile(model.b, backend=refuse)
     return model
 
@@ -546,7 +549,7 @@ def compile_in_place(model: Net) -> nn.Module:
     return model
 
 
-def compile_forward(model: Net) -> nn.Module:
+def compile_forward(model: Any) -> nn.Module:
     model.b.forward = torch.compile(model.b.forward, backend=refuse)
     return model
 

@@ -142,6 +142,7 @@ def test_aligned_networks_see_standardised_values() -> None:
         norm.register_forward_hook(lambda _m, _a, out, name=name: seen.__setitem__(name, out))
     outputs(copied, images)
     for name, norm in batch_norm_statistics.norms_of(copied):
+        assert norm.running_var is not None
         scale = norm.weight.abs() * (norm.running_var / (norm.running_var + norm.eps)).sqrt()
         assert torch.allclose(seen[name].mean((0, 2, 3)), norm.bias, atol=1e-2)
         assert torch.allclose(seen[name].std((0, 2, 3)), scale, rtol=0.05)
@@ -382,6 +383,7 @@ def degenerate() -> nn.Module:
         for _, norm in batch_norm_statistics.norms_of(model):
             norm.weight[0] = 0
             norm.bias[1] = -50
+            assert norm.running_var is not None
             norm.running_var[2] = 0
         for module in model.modules():
             if isinstance(module, nn.Conv2d) and module.in_channels == module.out_channels:
@@ -485,6 +487,8 @@ def test_resnet50_runs_through_every_way(restore: str, monkeypatch: pytest.Monke
     for _, norm in batch_norm_statistics.norms_of(model):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0, 0.3)
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
         nn.init.uniform_(norm.running_var, 0.5, 2.0)
         nn.init.normal_(norm.running_mean, 0, 0.3)
     images = torch.randn(4, 3, 64, 64)

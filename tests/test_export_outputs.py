@@ -281,9 +281,9 @@ def test_the_worst_output_is_named_and_equal_infinities_are_equal() -> None:
 
 def test_the_classes_are_the_logits() -> None:
     labels, boxes, logits = torch.tensor([0, 1]), torch.zeros(2, 4), torch.eye(2)
-    parity = compare(*[Gives({"boxes": boxes, "logits": logits})] * 2, [(torch.zeros(2, 1), labels)])
-    assert parity.accuracy == 1
-    assert compare(*[Gives((labels, logits))] * 2, [(torch.zeros(2, 1), labels)]).accuracy is None
+    named, unnamed = Gives({"boxes": boxes, "logits": logits}), Gives((labels, logits))
+    assert compare(named, named, [(torch.zeros(2, 1), labels)]).accuracy == 1
+    assert compare(unnamed, unnamed, [(torch.zeros(2, 1), labels)]).accuracy is None
 
 
 def test_names_are_plain_and_no_two_are_equal() -> None:

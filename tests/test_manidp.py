@@ -212,7 +212,7 @@ def tiny() -> nn.Module:
         nn.ReLU(), nn.Conv2d(12, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
         nn.Flatten(), nn.Linear(40, 10),
     )  # fmt: skip
-    return remember(model.eval(), replace(origin_of(pk.load("prunekit:vgg_digits")), arch=""))  # type: ignore[type-var]
+    return remember(model.eval(), replace(origin_of(pk.load("prunekit:vgg_digits")), arch=""))  # type: ignore[type-var,arg-type]
 
 
 def objective(model: nn.Module, **recipe: Any) -> ManifoldObjective:

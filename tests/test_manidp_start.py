@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def seeded() -> Iterator[None]:
 
 
 def gated(name: str) -> nn.Module:
-    width = {} if name.startswith("torchvision") else {"arch_args": {"width": 0.5}}
+    width: dict[str, Any] = {} if name.startswith("torchvision") else {"arch_args": {"width": 0.5}}
     return add_gates(lively(pk.load(name, **width)), GateRecipe()).eval()
 
 

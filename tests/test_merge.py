@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,8 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def release_row(w: Tensor, bn: BatchNormStatistics, kept: list[int], i: int, t: float, lam: float) -> dict[int, float]:
     """One row of Z for removed filter `i`, the formulas of section 3.3 written out one scalar at a time."""
+    assert bn.mean is not None
+    assert bn.variance is not None
     norms = [float(f.norm()) for f in w]
     cosines, scales, distances = [], [], []
     g1, b1, m1, v1 = (float(x[i]) for x in (bn.gamma, bn.beta, bn.mean, bn.variance))
@@ -166,7 +169,8 @@ def test_streams_are_left_whole_and_said() -> None:
 
 @pytest.mark.parametrize(("flag", "amount"), [("target_macs", "60%"), ("target_params", "500K")])
 def test_targets(flag: str, amount: str) -> None:
-    result = pk.prune("merge", resnet56(), **{flag: amount})
+    target: dict[str, Any] = {flag: amount}
+    result = pk.prune("merge", resnet56(), **target)
     if flag == "target_macs":
         assert 0.57 * result.before.macs <= result.after.macs <= 0.6 * result.before.macs
     else:
@@ -194,7 +198,7 @@ def test_targets(flag: str, amount: str) -> None:
         ({"ratio": {"layer3.0.conv2": 0.5}}, "cannot be merged"),
     ],
 )
-def test_bad_settings(settings: dict[str, object], message: str) -> None:
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         pk.merge(models.build("resnet20_cifar"), **settings)
 
@@ -214,7 +218,7 @@ class Tokens(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
-        return (x + self.back(nn.functional.gelu(self.hidden(self.norm(x))))).mean(1)  # type: ignore[no-any-return]
+        return (x + self.back(nn.functional.gelu(self.hidden(self.norm(x))))).mean(1)
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
@@ -239,7 +243,7 @@ def test_what_the_papers_way_refuses_is_told_which_way_works(name: str) -> None:
     with pytest.raises(InputError, match=re.escape(reason)) as refusal:
         pk.merge(model, x, ratio=0.5)
     assert f"--restore {way}" in str(refusal.value.hint)
-    settings = {"images": torch.randn(8, 3, 8, 8)} if way == "calibrate" else {}
+    settings: dict[str, Any] = {"images": torch.randn(8, 3, 8, 8)} if way == "calibrate" else {}
     result = pk.prune("merge", model, x, ratio=0.5, restore=way, **settings)
     assert result.after.params < result.before.params
 
@@ -263,14 +267,14 @@ def test_a_way_that_is_refused_names_another() -> None:
 def test_multiples_of_kept_filters_leave_no_trace(order: str, reader: str) -> None:
     """Channels 4 to 7 are multiples of channels 0 to 3 behind the ReLU: the next layer makes up for all of them."""
     norm = nn.BatchNorm2d(8, eps=1e-12, track_running_stats=not order.startswith("conv, norm without"))
-    late = [] if order.endswith("relu") else [nn.BatchNorm2d(8)]
-    tail = {
+    late: list[Any] = [] if order.endswith("relu") else [nn.BatchNorm2d(8)]
+    tails: dict[str, list[nn.Module]] = {
         "convolution": [nn.Conv2d(8, 4, 3)],
         "linear behind a mean": [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)],
         "batch norm behind it": [nn.Conv2d(8, 4, 3, bias=False), nn.BatchNorm2d(4)],
-    }[reader]
+    }
     early = [] if order == "conv, relu, norm" else [norm]
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), *early, nn.ReLU(), *late, *tail).double().eval()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *early, nn.ReLU(), *late, *tails[reader]).double().eval()
     with torch.no_grad():
         model[0].weight[4:], model[0].bias[4:] = model[0].weight[:4] / 2, model[0].bias[:4] / 2
         for layer in early:
@@ -304,7 +308,7 @@ def test_multiples_of_kept_filters_leave_no_trace(order: str, reader: str) -> No
         (nn.Sequential(nn.Unfold(2, stride=2), nn.Fold((8, 8), 2, stride=2)), 8, 8),
     ],
 )
-def test_blocks_of_channels_are_merged(between: nn.Module, made: int, read: int, settings: dict[str, object]) -> None:
+def test_blocks_of_channels_are_merged(between: nn.Module, made: int, read: int, settings: dict[str, Any]) -> None:
     model = nn.Sequential(nn.Conv2d(3, made, 1), nn.ReLU(), between, nn.Conv2d(read, 4, 1)).double().eval()
     with torch.no_grad():  # the second half of the units are halves of the first
         half = made // 2

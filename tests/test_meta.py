@@ -158,7 +158,7 @@ def test_networks_run_the_same_ops_with_and_without_values(name: str) -> None:
 def test_what_is_shared_in_a_network_is_shared_in_its_copy() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     shared = {"of": ["two", model[0]]}
-    model.first = model[2].second = shared  # type: ignore[assignment]
+    model.first = model[2].second = shared
     copy = copied(model)
     assert copy.first is copy[2].second
     assert copy.first is not shared

@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,15 +111,16 @@ def dead_inputs(layer: nn.Module, _: int) -> None:
         layer.weight_v[1].flatten()[-1] = 1
 
 
+DIMENSIONS: list[Any] = [1, 1, None, 1]  # torch takes None for the whole, its types do not
 STAY: dict[str, Callable[[nn.Module, int], object]] = {
     "masks": two_masks,
     "structured masks": lambda layer, _: prune.ln_structured(layer, "weight", 0.3, 2, 0),
     "old weight norm": lambda layer, _: weight_norm(layer),
-    "old weight norm over other dimensions": lambda layer, n: weight_norm(layer, dim=[1, 1, None, 1][n]),
+    "old weight norm over other dimensions": lambda layer, n: weight_norm(layer, dim=DIMENSIONS[n]),
     "old weight norm, other magnitudes": scaled_magnitudes,
     "old weight norm, dead inputs": dead_inputs,
     "weight norm": lambda layer, _: parametrizations.weight_norm(layer),
-    "weight norm over other dimensions": lambda layer, n: parametrizations.weight_norm(layer, dim=[1, 1, None, 1][n]),
+    "weight norm over other dimensions": lambda layer, n: parametrizations.weight_norm(layer, dim=DIMENSIONS[n]),
     "weight norm of the bias": lambda layer, _: layer.bias is None or parametrizations.weight_norm(layer, "bias"),
     "low rank": register(LowRank),
     "mask, then square": register(Masked, lambda _: Squared()),

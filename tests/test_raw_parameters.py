@@ -29,7 +29,7 @@ class Stemmed(nn.Module):
         self.out = nn.Conv2d(made, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.between(self.stem(x)))  # type: ignore[no-any-return]
+        return self.out(self.between(self.stem(x)))
 
 
 class LowRank(nn.Linear):
@@ -126,7 +126,7 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)
-        return self.inner(tokens, tokens, tokens)[0].transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
+        return self.inner(tokens, tokens, tokens)[0].transpose(1, 2).reshape(x.shape)
 
 
 KINDS: dict[str, Callable[[], nn.Module]] = {

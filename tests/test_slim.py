@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -178,7 +180,7 @@ def test_ratios_by_group() -> None:
         (plain(), {"ratio": {"17": 0.5}}, "unknown channel group"),
     ],
 )
-def test_bad_input(model: nn.Module, settings: dict[str, object], message: str) -> None:
+def test_bad_input(model: nn.Module, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(pk.PrunekitError, match=message):
         pk.slim(model.eval(), X, **settings)
 
@@ -221,11 +223,11 @@ def _without_biases(norm: bool) -> nn.Sequential:
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("restore", ["constants", "none", "calibrate", "synthetic"])
 @pytest.mark.parametrize("amount", [{"ratio": 0.5}, {"target_params": 0.6}, {"target_params": 0.75}])
-def test_the_parameters_said_are_those_of_the_network(norm: bool, restore: str, amount: dict[str, float]) -> None:
+def test_the_parameters_said_are_those_of_the_network(norm: bool, restore: str, amount: dict[str, Any]) -> None:
     model, x = _without_biases(norm), torch.randn(1, 3, 8, 8)
     present = sum(p.numel() for p in model.parameters())
     amount = {flag: share * present if flag == "target_params" else share for flag, share in amount.items()}
-    images = {"images": torch.randn(8, 3, 8, 8)} if restore == "calibrate" else {}
+    images: dict[str, Any] = {"images": torch.randn(8, 3, 8, 8)} if restore == "calibrate" else {}
     result = pk.prune("slim", model, x, restore=restore, **amount, **images)
     said = result.after.params
     assert said == sum(p.numel() for p in result.model.parameters()) == surgery.measure(result.model, x).params

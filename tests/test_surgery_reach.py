@@ -151,7 +151,7 @@ def test_examples_that_do_not_fit_are_refused() -> None:
         pk.inspect(model, X, examples=[{"task": 1}])
 
     class ByName(Heads):
-        def forward(self, x: Tensor, *, task: int = 0) -> Tensor:
+        def forward(self, x: Tensor, *, task: int = 0) -> Tensor:  # type: ignore[override]
             return super().forward(x, task)
 
     with pytest.raises(InputError, match="'task', which the forward takes by name alone"):

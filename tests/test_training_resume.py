@@ -174,7 +174,7 @@ def test_an_old_state_is_not_overwritten_unasked(few: ImageSet, tmp_path: Path) 
 def test_resuming_with_other_settings_names_them(few: ImageSet, tmp_path: Path) -> None:
     state = tmp_path / "state"
     train(net(), config(epochs=1), few, state_path=state)
-    resume = {"state_path": state, "resume": True}
+    resume: dict[str, Any] = {"state_path": state, "resume": True}
     with pytest.raises(TrainingError, match=r"\(epochs: 1, now 2; lr: 0.05, now 0.1\)"):
         train(net(), config(epochs=2, lr=0.1), few, **resume)
     with pytest.raises(TrainingError, match="tensors of the network"):
