@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import torch
 
 import prunekit as pk
 import schemas
+from processes import command, together
 from prunekit.cli.app import run
 
 Capture = pytest.CaptureFixture[str]
@@ -130,19 +128,13 @@ def test_prune_static(folder: Path, tmp_path: Path, capsys: Capture) -> None:
 def test_two_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
     """Statistics and thresholds are those of all images, whoever saw them. (Similarity compares within a process.)"""
     common = ["--data", "digits", "--batch-size", "64", "--epochs", "2", "--device", "cpu", "-q", "--no-similarity"]
-    models = []
-    for processes in (1, 2):
-        target = tmp_path / f"by-{processes}.pt"
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [*launch, "-m", "prunekit", "manidp", "train", str(folder / "model.pt"), *common, "--sync-bn"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, "-o", str(target)], capture_output=True, text=True, env=environment, check=False
-        )
+    training = ["manidp", "train", str(folder / "model.pt"), *common, "--sync-bn", "-o"]
+    assert run([*training, str(tmp_path / "by-1.pt")]) == 0
+    for done in together(command(*training, "by-2.pt"), tmp_path):
         assert done.returncode == 0, done.stderr
-        models.append(pk.load(target).state_dict())
-    for name, one in models[0].items():
-        assert torch.allclose(one.float(), models[1][name].float(), rtol=1e-2, atol=1e-3), name
+    alone, both = (pk.load(tmp_path / f"by-{processes}.pt").state_dict() for processes in (1, 2))
+    for name, one in alone.items():
+        assert torch.allclose(one.float(), both[name].float(), rtol=1e-2, atol=1e-3), name
 
 
 WRONG: dict[str, tuple[list[str], str]] = {

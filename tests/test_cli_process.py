@@ -7,13 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+import processes
+from processes import command, status, streams
 from prunekit import checkpoint, models
 from prunekit.cli.app import run
 
@@ -23,14 +23,6 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def start(*arguments: str, **settings: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*PRUNEKIT, *arguments], stderr=subprocess.PIPE, env=ONE_THREAD, **settings)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +63,10 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert (process.returncode, err) == (0, b"")
 
 
-def test_a_full_disk_behind_standard_output(network: Path) -> None:
-    with open("/dev/full", "wb") as full:  # noqa: PTH123
-        process = start("inspect", str(network), stdout=full)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert err.decode().splitlines() == ["error: cannot write to standard output: No space left on device"]
+def test_a_full_disk_behind_standard_output(network: Path, tmp_path: Path) -> None:
+    files = [Path(os.devnull), Path("/dev/full"), tmp_path / "err"]
+    assert status(processes.start(command("inspect", str(network)), tmp_path, files)) == 2
+    assert files[2].read_text().splitlines() == ["error: cannot write to standard output: No space left on device"]
 
 
 def test_completion_knows_the_commands() -> None:
@@ -86,18 +76,21 @@ def test_completion_knows_the_commands() -> None:
     assert {"inspect", "slim", "merge", "train", "eval", "demo"} <= set(done.stdout.split())
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_an_interrupted_run_goes_on_to_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_file(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
     training = ["train", "--arch", "vgg_digits", "--arch-args", "config=8-M-8", "--data", "digits"]
     settings = ["--epochs", "16", "--device", "cpu", "-o"]
-    process = start(*training, *settings, "net.pt", cwd=tmp_path, stdout=subprocess.PIPE)
-    assert process.stderr is not None
-    while b"epoch 2/16" not in process.stderr.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, b""), err
-    assert err.decode().splitlines()[-2].startswith("error: ")
+    files = streams(tmp_path_factory.mktemp("streams"))
+    os.mkfifo(files[2])
+    process = processes.start(command(*training, *settings, "net.pt"), tmp_path, files)
+    with files[2].open() as err:
+        assert any("epoch 2/16" in line for line in err)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        said = err.readlines()
+    assert (status(process), files[1].read_bytes()) == (130, b""), said
+    assert said[-2].startswith("error: ")
     assert {path.name for path in tmp_path.iterdir()} == {"net.state", "net.metrics.jsonl"}
     assert run([*training, *settings, str(tmp_path / "net.pt"), "--resume"]) == 0
     assert run([*training, *settings, str(tmp_path / "whole.pt")]) == 0

@@ -3,65 +3,73 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-import prunekit
 import schemas
+from processes import Program, command, ended, script
 from prunekit import checkpoint, models
+from prunekit.cli.app import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SOURCE = str(Path(prunekit.__file__).parents[1])
 
 
-def python(folder: Path, *arguments: str, path: str = SOURCE, status: int = 0) -> str:
-    """Standard output of a Python process in that folder."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True, check=False
-    )
+def with_plugin(place: str, arguments: list[str]) -> int:
+    """A command where the packages at that place are installed too."""
+    sys.path.insert(0, place)
+    return run(arguments)
+
+
+def output(program: Program, folder: Path, status: int = 0) -> str:
+    """Standard output of a program in that folder."""
+    done = ended(program, folder)
     assert done.returncode == status, done.stderr
-    return done.stdout
+    return done.stdout.decode()
 
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A search path with the example's package, installed by pip from a copy of its source; nothing is downloaded."""
+    """Where the example's package is installed by pip from a copy of its source; nothing is downloaded."""
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(EXAMPLES / "plugin", folder / "source")
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
-    python(folder, "-m", "pip", "install", *offline, "--target", "installed", "./source")
-    return f"{SOURCE}{os.pathsep}{folder / 'installed'}"
+    install = [sys.executable, "-m", "pip", "install", *offline, "--target", "installed", "./source"]
+    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return str(folder / "installed")
 
 
 def test_a_method_from_another_package_is_a_command(plugin: str, tmp_path: Path) -> None:
+    def prunekit(*arguments: str, status: int = 0) -> str:
+        return output(partial(with_plugin, plugin, list(arguments)), tmp_path, status)
+
     checkpoint.save(models.build("vgg_digits", {"config": "8-8-M-16"}), tmp_path / "net.pt")
-    listed = json.loads(python(tmp_path, "-m", "prunekit", "methods", "--json", path=plugin))
+    listed = json.loads(prunekit("methods", "--json"))
     schemas.check(listed)
     found = {method["name"]: method for method in listed["methods"]}["random"]
     assert found["package"] == "prunekit-random 0.1.0"
     assert "seed" in {setting["name"] for setting in found["settings"]}
-    assert "--seed" in python(tmp_path, "-m", "prunekit", "random", "--help", path=plugin)
+    assert "--seed" in prunekit("random", "--help")
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         given = ["random", "net.pt", "--ratio", "0.5", "--seed", seed, "-o", f"{name}.pt"]
-        assert python(tmp_path, "-m", "prunekit", *given, path=plugin) == f"{name}.pt\n"
+        assert prunekit(*given) == f"{name}.pt\n"
     content = [(tmp_path / f"{name}.pt").read_bytes() for name in "abc"]
     assert content[0] == content[1] != content[2]
     # what it wrote is read where the plug-in is not installed
-    assert "random, ratio=0.5" in python(tmp_path, "-m", "prunekit", "inspect", "a.pt")
+    assert "random, ratio=0.5" in output(command("inspect", "a.pt"), tmp_path)
     # a budget of any kind is met without a line of the plug-in's
-    python(tmp_path, "-m", "prunekit", "random", "net.pt", "--target-macs", "50%", "-o", "half.pt", path=plugin)
-    python(tmp_path, "-m", "prunekit", "random", "net.pt", "--target-macs", "1%", path=plugin, status=2)
+    prunekit("random", "net.pt", "--target-macs", "50%", "-o", "half.pt")
+    prunekit("random", "net.pt", "--target-macs", "1%", status=2)
 
 
 def test_pruning_by_hand(tmp_path: Path) -> None:
-    out = python(tmp_path, str(EXAMPLES / "prune_by_hand.py"))
+    out = output(script(EXAMPLES / "prune_by_hand.py"), tmp_path)
     before, after = (int(n.replace(",", "")) for n in re.findall(r"^([\d,]+) parameters", out, re.MULTILINE))
     assert after < before
     assert "differ by at most" in out
@@ -69,7 +77,7 @@ def test_pruning_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_network_of_ones_own(tmp_path: Path) -> None:
-    out = python(tmp_path, str(EXAMPLES / "prune_your_own.py"), str(tmp_path))
+    out = output(script(EXAMPLES / "prune_your_own.py", str(tmp_path)), tmp_path)
     accuracies = [float(found) for found in re.findall(r": ([\d.]+)%", out)]
     assert len(accuracies) == 3
     assert accuracies[2] > 90
@@ -78,6 +86,6 @@ def test_a_network_of_ones_own(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pruning_by_sensitivity(tmp_path: Path) -> None:
-    out = python(tmp_path, str(EXAMPLES / "sensitivity_guided.py"))
+    out = output(script(EXAMPLES / "sensitivity_guided.py"), tmp_path)
     guided, even = (float(re.search(rf"{name}: ([\d.]+)%", out)[1]) for name in ("by sensitivity", "evenly"))  # type: ignore[index]
     assert guided > even

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import warnings
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from processes import Ended, command, ended, start, status, streams
 from prunekit import checkpoint, models
 from prunekit.cli.app import run
 from prunekit.errors import InputError
@@ -35,45 +34,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    returncode: int
-    stdout: bytes
-    stderr: bytes
-
-
 def prunekit(folder: Path, *arguments: str | bytes, content: bytes = b"", limit: int | None = None) -> Ended:
-    """Run a command in a fork of this process, where torch is loaded already; no file over `limit` bytes."""
-    with tempfile.TemporaryDirectory() as streams:
-        files = [Path(streams) / name for name in ("in", "out", "err")]
-        files[0].write_bytes(content)
-        child = start(folder, [os.fsdecode(argument) for argument in arguments], files, limit)
-        _, status = os.waitpid(child, 0)
-        return Ended(os.waitstatus_to_exitcode(status), files[1].read_bytes(), files[2].read_bytes())
-
-
-def start(folder: Path, arguments: list[str], files: list[Path], limit: int | None = None) -> int:
-    """The process id of a forked command with these three files as its streams."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # this process has no threads that matter
-        child = os.fork()
-    if child:
-        return child
-    try:
-        os.chdir(folder)
-        for number, mode in enumerate((os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)):
-            os.dup2(os.open(files[number], mode, 0o600), number)
-        sys.stdin, sys.stdout, sys.stderr = (open(n, m, closefd=False) for n, m in enumerate("rww"))  # noqa: SIM115
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        status = run(arguments)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    finally:
-        os._exit(99)
+    """Run a command in a process of its own; no file over `limit` bytes."""
+    return ended(command(*arguments), folder, content=content, limit=limit)
 
 
 def process(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Ended:
@@ -168,24 +131,17 @@ def test_odd_surroundings(odd: dict[str, str | None], folder: Path) -> None:
 
 
 def test_one_of_several_that_write_one_file_wins_and_the_others_say_so(folder: Path, tmp_path_factory: Factory) -> None:
-    streams, ratios = tmp_path_factory.mktemp("streams"), [".2", ".3", ".4", ".5"]
-    (streams / "in").touch()
-    children = [
-        start(folder, ["merge", "net.pt", "-o", "small.pt", "-q", "--ratio", ratio], _files(streams, ratio))
-        for ratio in ratios
-    ]
-    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    said = [(streams / f"err{ratio}").read_text() for ratio in ratios]
+    place, ratios = tmp_path_factory.mktemp("streams"), [".2", ".3", ".4", ".5"]
+    files = [streams(place, ratio) for ratio in ratios]
+    given = ["merge", "net.pt", "-o", "small.pt", "-q", "--ratio"]
+    ends = [status(process) for process in [start(command(*given, r), folder, files[i]) for i, r in enumerate(ratios)]]
+    said = [err.read_text() for _, _, err in files]
     assert sorted(ends) == [0, 2, 2, 2], said
     assert all("exists" in text for text, status in zip(said, ends, strict=True) if status)
     won = ratios[ends.index(0)]
     assert prunekit(folder, "merge", "net.pt", "--ratio", won, "-o", "alone.pt").returncode == 0
     assert (folder / "small.pt").read_bytes() == (folder / "alone.pt").read_bytes()
     assert {path.name for path in folder.iterdir()} == {"net.pt", "small.pt", "alone.pt"}
-
-
-def _files(streams: Path, name: str) -> list[Path]:
-    return [streams / "in", streams / f"out{name}", streams / f"err{name}"]
 
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
@@ -197,10 +153,35 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> Non
 
 
 def test_nothing_on_standard_input(folder: Path) -> None:
-    for command in ("inspect", "eval"):
-        check_refused(prunekit(folder, command, "-"), "standard input is empty")
+    for name in ("inspect", "eval"):
+        check_refused(prunekit(folder, name, "-"), "standard input is empty")
     check_refused(prunekit(folder, "merge", "-", "--ratio", ".5", "-o", "-"), "standard input is empty")
     check_refused(prunekit(folder, "inspect", "-", content=b"PK"), "zip archive")
+
+
+@pytest.mark.parametrize("ratio", [".5", "5"])
+def test_commands_behind_each_other(ratio: str, folder: Path, tmp_path_factory: Factory) -> None:
+    """Each starts before the one before it has ended, and reads what that one writes."""
+    place = tmp_path_factory.mktemp("streams")
+    commands = [
+        command("slim", "net.pt", "--ratio", ratio, "-o", "-"),
+        command("merge", "-", "--ratio", ".2", "-o", "-"),
+        command("eval", "-", "--data", "digits", "--no-latency", "--json"),
+    ]
+    files = [streams(place, str(number)) for number in range(3)]
+    for before, after in itertools.pairwise(files):
+        os.mkfifo(before[1])
+        after[0] = before[1]
+    running = [start(program, folder, streams) for program, streams in zip(commands, files, strict=True)]
+    ends, said = [status(process) for process in running], files[0][2].read_text()
+    if ratio == ".5":
+        assert ends == [0, 0, 0], [err.read_text() for _, _, err in files]
+        assert 0 <= json.loads(files[2][1].read_text())["accuracy"] <= 1
+    else:
+        assert ends == [2, 2, 2]
+        assert "a ratio must lie between" in said
+        assert "standard input is empty" in files[1][2].read_text()
+    assert {path.name for path in folder.iterdir()} == {"net.pt"}
 
 
 PIPELINE = """
@@ -211,8 +192,9 @@ prunekit slim net.pt --ratio $RATIO -o - | prunekit merge - --ratio .2 -o - |
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("jq") is None or shutil.which("bash") is None, reason="no jq or no bash here")
-@pytest.mark.parametrize("ratio", [".5", pytest.param("5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ratio", [".5", "5"])
 def test_a_pipeline_in_bash(ratio: str, folder: Path) -> None:
     environment = {**PLAIN, "PYTHON": sys.executable, "RATIO": ratio}
     done = subprocess.run(["bash", "-c", PIPELINE], env=environment, cwd=folder, capture_output=True, check=False)
@@ -257,14 +239,48 @@ def check_interruptions(folder: Path, moments: int) -> None:
             (folder / "small.pt").unlink()
 
 
-def test_interrupted_at_some_moments(folder: Path) -> None:
-    check_interruptions(folder, 2)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_interrupted_at_many_moments(folder: Path) -> None:
     check_interruptions(folder, 40)
+
+
+MERGE = ["merge", "net.pt", "--ratio", ".5", "-o", "small.pt", "--data", "digits", "--calibration", "200"]
+
+
+def interrupted_at(call: int) -> int:
+    """Run a command that gets Ctrl-C at that of its calls; its last line of output is how many there were."""
+    calls = itertools.count()
+
+    def count(_: object, event: str, __: object) -> None:
+        if event == "call" and next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(count)
+    try:
+        return run(MERGE)
+    finally:
+        sys.setprofile(None)
+        print(next(calls))
+
+
+def test_interrupted_at_any_call(folder: Path) -> None:
+    alone = ended(partial(interrupted_at, -1), folder)
+    assert alone.returncode == 0, alone.stderr
+    calls, whole = int(alone.stdout.split()[-1]), (folder / "small.pt").read_bytes()
+    (folder / "small.pt").unlink()
+    codes = []
+    for part in range(1, 6):
+        done = ended(partial(interrupted_at, part * calls // 6), folder)
+        codes.append(done.returncode)
+        assert done.returncode in (130, 0), done.stderr
+        assert b"Traceback" not in done.stderr
+        left = {path.name for path in folder.iterdir()} - {"net.pt"}
+        assert left == ({"small.pt"} if done.returncode == 0 else set()) or left == {"small.pt"}
+        if left:
+            assert (folder / "small.pt").read_bytes() == whole
+            (folder / "small.pt").unlink()
+    assert codes.count(130) >= 3
 
 
 _MEMORY = """

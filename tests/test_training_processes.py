@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from processes import script, together
 from prunekit.errors import InputError
 from prunekit.training.world import World, is_main_process, join
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_two_processes_train_as_one() -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(ROOT / "benchmarks" / "two_processes.py")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("yes") == 5
-    assert "Warning" not in done.stderr
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    first, other = together(script(ROOT / "benchmarks" / "two_processes.py"), tmp_path)
+    assert (first.returncode, other.returncode) == (0, 0), (first, other)
+    assert first.stdout.count(b"yes") == 5
+    assert other.stdout == b""
+    assert b"Warning" not in first.stderr + other.stderr
 
 
 def test_one_process_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from processes import ended, script
 from prunekit.data import ImageSet, open_data
 from prunekit.errors import Interrupted, TrainingError
 from prunekit.spec import Origin, remember
@@ -225,24 +223,16 @@ def test_steps_are_reported_once_after_resuming(few: ImageSet, tmp_path: Path) -
     assert steps == list(range(1, 13))
 
 
-def interruptions(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "interruptions.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def interruptions(folder: Path, *arguments: str) -> str:
+    done = ended(script(ROOT / "benchmarks" / "interruptions.py", *arguments), folder)
+    assert done.returncode == 0, done
+    return done.stdout.decode()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_processes_resume_to_the_same_weights() -> None:
-    assert "3 of 3 interrupted runs" in interruptions("--moments=3", "--epochs=3")
+def test_killed_processes_resume_to_the_same_weights(tmp_path: Path) -> None:
+    assert "3 of 3 interrupted runs" in interruptions(tmp_path, "--moments=3", "--epochs=3")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_twenty_random_moments() -> None:
-    assert "20 of 20 interrupted runs" in interruptions("--moments=20")
+def test_twenty_random_moments(tmp_path: Path) -> None:
+    assert "20 of 20 interrupted runs" in interruptions(tmp_path, "--moments=20")
