@@ -11,11 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from torch import Tensor
 
 # Networks this small are slower on several threads, and much slower on a busy machine.
 torch.set_num_threads(1)
+
+# The same examples every time: nobody's change fails by chance. Slow tests take `derandomize=False` to find new ones.
+settings.register_profile("prunekit", derandomize=True, deadline=None, database=None)
+settings.load_profile("prunekit")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

@@ -86,7 +86,7 @@ def test_val_serves_as_test(pictures: Path) -> None:
     assert len(open_data(pictures, "test")) == 6
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 4), min_size=60, max_size=200))
 def test_held_out_and_kept_cover_everything_once(labels: list[int]) -> None:
     given_labels = torch.tensor(labels)

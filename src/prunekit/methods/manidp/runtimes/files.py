@@ -82,12 +82,14 @@ def export_buckets(
     remember(runner.router, Origin("", input=origin.input))
     parts = {"router": runner.router, **{f"bucket-{i}": network for i, network in enumerate(runner.networks)}}
     plain = dataclasses.replace(options, fold_bn=False)  # theirs are folded already
-    done = {f"{name}.{format}": written(part, x, format, plain) for name, part in parts.items()}
+    done, runtimes = {}, []
     with contextlib.ExitStack() as stack:
-        runtimes = [stack.enter_context(running(one.content, format, model)) for one in done.values()]
-        for (name, part), runtime in zip(parts.items(), runtimes, strict=True):
+        for name, part in parts.items():
+            done[f"{name}.{format}"] = one = written(part, x, format, plain)
+            runtimes.append(stack.enter_context(running(one.content, format, model)))
             inputs = random_batches(part, x, options.fixed_batch)
-            require(compare(part, runtime, inputs, options.fixed_batch, options.tolerance), options.tolerance, 0, name)
+            found = compare(part, runtimes[-1], inputs, options.fixed_batch, options.tolerance)
+            require(found, options.tolerance, 0, name)
         together = Bucketed(runtimes[0], runtimes[1:])
         batches = images if images is not None else random_batches(model, x, options.fixed_batch)
         parity = compare(runner, together, batches, options.fixed_batch, options.tolerance)
