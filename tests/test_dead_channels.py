@@ -54,7 +54,7 @@ def check(seed: int) -> None:
     assert gap(model, small, x) <= 1e-9, builder.kinds
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6))
 def test_networks_without_their_dead_channels(seed: int) -> None:
     check(seed)

@@ -121,7 +121,7 @@ def test_auxiliary_heads_still_run_in_training_mode() -> None:
     assert small.aux1.fc1.in_features < model.aux1.fc1.in_features
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_random_networks(network: int, plan: int) -> None:
     prove(random_network(network), torch.zeros(2, 3, 8, 8, dtype=torch.float64), plan)
