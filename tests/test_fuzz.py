@@ -26,10 +26,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import prunekit as pk
 from commands import leaves
 from networks import lively
 from prunekit import checkpoint, models
 from prunekit.cli.app import run
+from prunekit.errors import InputError
 
 ALLOWED = {0, 1, 2, 3}
 FLAGS = [name for name in leaves() if name != "demo"]
@@ -262,6 +264,14 @@ json_cases = given(
     other=JSON,
     gone=st.booleans(),
 )
+
+
+@pytest.mark.parametrize("name", ["own.pt", "weights.pth", "legacy.th", "weights.safetensors", "program.pt2"])
+def test_no_beginning_of_a_file_is_a_file(name: str) -> None:
+    for length in range(40):
+        with pytest.raises(InputError):
+            pk.load(io.BytesIO(samples()[name][:length]), arch="vgg_digits", arch_args={"config": "4-M-4"})
+
 
 # Values for flags: some good for many, some for none.
 VALUES = st.sampled_from(
