@@ -36,7 +36,7 @@ Capture = pytest.CaptureFixture[str]
 def small() -> nn.Module:
     """A pruned network for the digits."""
     torch.manual_seed(0)
-    return pk.merge(lively(models.build("vgg_digits", {"config": "8-M-16"})).float(), ratio=0.5)[0]
+    return pk.merge(lively(models.build("vgg_digits", {"config": "8-M-16"})).float(), ratio=0.5).model
 
 
 @pytest.fixture(scope="module")

@@ -212,8 +212,8 @@ def _foreign_names(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             owner = ast.unparse(node.value)
-            public = pk.__all__ if owner in called else known.get(owner)
-            if public is not None and node.attr not in public:
+            names = pk.__all__ if owner in called else known.get(owner)
+            if names is not None and node.attr not in names:
                 yield f"{owner}.{node.attr}"
 
 

@@ -87,7 +87,7 @@ def kind_of(stream: BinaryIO, name: str) -> str:
         if head.startswith(magic):
             raise InputError(f"{name} is {what}; {EXPECTED}")
     # every pickle since protocol 2 begins like this
-    if head.startswith(b"\x80") and head[1] <= 5:
+    if head.startswith(b"\x80") and head[1:2] <= b"\x05":
         return "pickle"
     raise InputError(f"{name} is not a model: it begins with {head[:8]!r}; {EXPECTED}")
 
