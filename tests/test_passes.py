@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,12 @@ from prunekit import models
 from prunekit.api import make_config
 from prunekit.cli.app import run as cli
 from prunekit.errors import InputError, TrainingError
+from prunekit.spec import origin_of, remember
 from prunekit.training.config import TrainConfig
+from prunekit.training.entry import train
 from prunekit.training.events import EpochEvent, Event
+from prunekit.training.fine_tuning import cut_since_training, suited
+from prunekit.workflows import passes
 from prunekit.workflows.passes import PassImages, PassResult, PassSchedule, run_passes
 
 TUNING = TrainConfig(epochs=1, batch_size=32, lr=0.02, log_every=1000)
@@ -149,3 +155,77 @@ def test_flags_that_do_not_go_together(
     code, out, err = command(capsys, "slim", str(tmp_path / "m.pt"), "--ratio", "0.5", *flags)
     assert (code, out) == (2, "")
     assert message in err
+
+
+@pytest.fixture(scope="module")
+def trained(images: PassImages) -> torch.nn.Module:
+    model = network()
+    train(model, TrainConfig(epochs=8, batch_size=16, lr=0.05, augment="none", log_every=1000), images.train)
+    return model
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_a_tuning_that_only_harms_is_undone(
+    tmp_path: Path, images: PassImages, trained: torch.nn.Module, iterations: int
+) -> None:
+    ruinous = TrainConfig(epochs=2, batch_size=32, lr=3.0, log_every=1000)
+    seen = PassImages(images.train, images.score, images.score)
+    config = make_config("slim", ratio=0.1)
+    _, results = run_passes("slim", trained, config, seen, PassSchedule(ruinous, iterations), tmp_path / "a")
+    assert all(r.kept and r.kept["epoch"] == 0 and r.accuracy_tuned == r.accuracy_pruned for r in results)
+    last = dataclasses.replace(ruinous, keep="last")
+    _, results = run_passes("slim", trained, config, seen, PassSchedule(last, iterations), tmp_path / "b")
+    assert results[0].kept is None
+    assert results[0].accuracy_tuned < results[0].accuracy_pruned
+
+
+def test_what_is_left_open_is_filled_in_by_the_data_and_the_cut() -> None:
+    small, large = suited(TrainConfig(), 1264, 0.2), suited(TrainConfig(), 50_000, 0.8)
+    assert (small.batch, large.batch) == (16, 128)
+    assert small.peak_lr < large.peak_lr < TrainConfig().peak_lr
+    assert 0 < small.warmup_epochs < large.warmup_epochs <= 1
+    assert (small.keep, suited(TrainConfig(sparsity=1e-3), 1264, 0).keep) == ("best", "last")
+    said = TrainConfig(batch_size=128, lr=0.02, warmup=0, augment="shift", keep="last")
+    assert suited(said, 1264, 0.5) == said
+
+
+def test_what_was_cut_since_training_is_remembered() -> None:
+    model = network()
+    assert cut_since_training(model) == 0
+    small = pk.slim(pk.slim(model, ratio=0.3)[0], ratio=0.3)[0]
+    whole, left = pk.inspect(model).cost.macs, pk.inspect(small).cost.macs
+    assert cut_since_training(small) == pytest.approx(1 - left / whole)
+    origin = origin_of(small)
+    assert origin is not None
+    assert cut_since_training(remember(small, origin.after({"method": "train"}))) == 0
+
+
+def test_the_unpruned_network_teaches_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teachers: list[object] = []
+
+    def note(*arguments: Any, **_: object) -> None:
+        teachers.append(arguments[4].teacher)
+        raise InputError("enough seen")
+
+    monkeypatch.setattr(passes, "run_passes", note)
+    pk.save(network(), tmp_path / "m.pt")
+    tune = ("slim", str(tmp_path / "m.pt"), "--ratio", "0.5", "--data", "digits", "--epochs", "1")
+    for more in ((), ("--distill-share", "0"), ("--scratch",)):
+        assert command(capsys, *tune, *more)[0] == 2
+    assert [teacher is not None for teacher in teachers] == [True, False, False]
+
+
+def test_a_ruinous_rate_is_said_and_does_no_harm(
+    tmp_path: Path, trained: torch.nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "m.pt", tmp_path / "tuned.pt"
+    pk.save(trained, source)
+    flags = ("--data", "digits", "--epochs", "1", "--batch-size", "128", "--lr", "5", "-o", str(target))
+    code, out, err = command(capsys, "train", str(source), *flags)
+    assert (code, out) == (0, f"{target}\n")
+    assert same(trained, pk.load(target))
+    assert "validation: 178 images" in err
+    assert "warning: tuning did not make the network better" in err
+    assert "warning: an epoch has only 9 steps" in err

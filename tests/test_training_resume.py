@@ -68,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "everything": {"accumulate": 2, "ema": 0.9, "clip": 1.0, "warmup": 1.0, "label_smoothing": 0.1},
     "proximal adamw": {"optimizer": "adamw", "lr": 1e-3, "proximal": True},
     "half precision": {"precision": "bf16", "schedule": "step"},
+    "best kept": {"keep": "best", "ema": 0.9, "lr": 0.5},
     "plain layout": {"channels_last": False, "augment": "imagenet"},
 }
 

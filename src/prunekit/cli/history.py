@@ -18,5 +18,4 @@ if TYPE_CHECKING:
 def remember_run(model: nn.Module, images: ImageSet, config: TrainConfig, result: TrainResult) -> None:
     """Remember in `model` its classes, the preparation of its images, and the run as a step of history."""
     origin = dataclasses.replace(origin_of(model) or Origin(""), input=images.input_spec, classes=images.classes)
-    step = {"method": "train", "settings": config.settings(), "accuracy": result.accuracy}
-    remember(model, origin.after(step))
+    remember(model, origin.after(result.step(config)))

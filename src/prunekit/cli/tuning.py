@@ -30,7 +30,11 @@ class PassOptions:
     calibration: int = option(1000, metavar="COUNT", help="Training images to restore from, without labels.")
     scratch: bool = option(False, help="Tune from new random weights: the control experiment of pruning.")
     resume: bool = option(False, help="Go on with an interrupted run: the same command, and this flag.")
-    teacher: str | None = option(flag="--distill", metavar="MODEL", help="Distil from the outputs of this model.")
+    teacher: str | None = option(
+        flag="--distill",
+        metavar="MODEL",
+        help="Distil from the outputs of this model (default: the unpruned one; --distill-share 0: from none).",
+    )
     tensorboard: str | None = option(metavar="FOLDER", help="Folder for TensorBoard's files.")
     pictures: str | None = option(metavar="FOLDER", help="Draw gammas, widths and accuracies there (needs Matplotlib).")
 
@@ -40,7 +44,6 @@ class Tuning(TrainConfig):
     """Settings of training, with defaults for tuning a pruned network."""
 
     epochs: int = option(0, help="Passes over the training images after each pruning; 0 leaves the network untuned.")
-    lr: float | None = option(0.02, help="Learning rate at its peak.")
 
 
 def check(data: DataOptions, tuning: Tuning, passes: PassOptions, target: str) -> None:
@@ -95,11 +98,15 @@ def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
     """Run the passes; return the tuned network, each pass, and the accuracy before. The steps' folder stays."""
     from prunekit.evaluation.score import accuracy
     from prunekit.report.terminal.passes import say_pass
+    from prunekit.report.terminal.tuning import say_validation, warn_of_few_steps
+    from prunekit.training.fine_tuning import FEWEST_STEPS, suited
     from prunekit.workflows.passes import PassImages, PassSchedule, run_passes
 
-    train_set, test_set, options = job.images("train"), job.images("test"), job.passes
-    images = PassImages(train_set, job.images("val"), test_set, calibration_images(job, train_set))
-    teacher = read_teacher(options.teacher, job.reading)
+    train_set, val_set, test_set, options = job.images("train"), job.images("val"), job.images("test"), job.passes
+    say_validation(job.output, val_set)
+    warn_of_few_steps(job.output, len(train_set), suited(job.tuning, len(train_set), 0).batch, FEWEST_STEPS)
+    images = PassImages(train_set, val_set, test_set, calibration_images(job, train_set))
+    teacher = _teacher(job)
     start = accuracy(job.network, test_set).accuracy
     with sinks(job.output, Path(job.target).with_suffix(".metrics.jsonl"), options.tensorboard) as sink:
         tuned, results = run_passes(
@@ -111,9 +118,19 @@ def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
             job.steps,
             resume=options.resume,
             on_event=sink,
-            on_pass=lambda done: say_pass(job.output, done),
+            on_pass=lambda done: say_pass(job.output, done, len(test_set)),
         )
     return tuned, results, start
+
+
+def _teacher(job: Job) -> nn.Module | None:
+    """Return the network to distil from: the one that was named, or else the one that is pruned.
+
+    Tuned on a small part of what it was trained on, a network forgets the rest; its original still knows it.
+    """
+    if not job.tuning.distill:
+        return None
+    return read_teacher(job.passes.teacher, job.reading) or (None if job.passes.scratch else job.network)
 
 
 def draw(folder: str, before: nn.Module, after: nn.Module, notes: dict[str, Any]) -> None:

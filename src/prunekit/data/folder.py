@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,12 +35,13 @@ def folder(root: Path, split: str, asked: InputSpec | None, *, skip_bad: bool) -
     place = _place(root, found, split)
     classes = _classes(found.get("train", place))
     paths, labels = _scan(place, classes)
-    if split != "test" and "val" not in found:
+    held = split != "test" and "val" not in found
+    if held:
         index = held_out(labels, split, name=str(place))
         paths, labels = [paths[i] for i in index.tolist()], labels[index]
     spec = fit_spec(asked, asked if asked and asked.mean and asked.std else _native(paths))
     pictures = Pictures(str(root), split, lambda i: open_picture(paths[i]), paths.__getitem__, labels, classes, spec)
-    return pictures.image_set(skip_bad=skip_bad)
+    return replace(pictures.image_set(skip_bad=skip_bad), held_out=held and split == "val")
 
 
 def open_picture(path: str) -> Image.Image:

@@ -23,6 +23,7 @@ class ImageSet:
     `images` are uint8, `(N, C, H, W)` with `(C, H, W) == input_spec.shape`: a tensor, or `LazyImages` that
     decode when they are indexed. `labels` are int64, `(N,)`, indices into `classes`. `augment` names the
     augmentation that suits the set. `skipped` lists the files that could not be read and were left out.
+    `held_out` images are a part of those for training, because the set has no others to validate on.
 
     Examples:
         >>> import prunekit as pk
@@ -40,6 +41,7 @@ class ImageSet:
     input_spec: InputSpec
     augment: str = "none"
     skipped: tuple[str, ...] = ()
+    held_out: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,8 @@ def named(name: str, split: str, root: Path | None, asked: InputSpec | None, *, 
     classes = classes or tuple(str(c) for c in range(int(labels.max()) + 1))
     pixels = _pixels(dataset)
     if pixels is not None:
-        return from_arrays(name, split, pixels[index], labels[index], classes, spec, mirrors=entry.mirrors)
+        images = from_arrays(name, split, pixels[index], labels[index], classes, spec, mirrors=entry.mirrors)
+        return replace(images, held_out=held and split == "val")
 
     def picture(i: int) -> Image.Image:
         try:
@@ -122,7 +123,7 @@ def named(name: str, split: str, root: Path | None, asked: InputSpec | None, *, 
 
     place = f"image {{}} of {name}".format
     pictures = Pictures(name, split, picture, place, labels[index], classes, spec, entry.mirrors)
-    return pictures.image_set()
+    return replace(pictures.image_set(), held_out=held and split == "val")
 
 
 def _construct(name: str, entry: _Named, arguments: Mapping[str, Any], root: Path) -> Any:

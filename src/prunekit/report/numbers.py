@@ -15,6 +15,11 @@ def count(value: float | None) -> str:
     return f"{value:g}"
 
 
+def counted(value: int, noun: str) -> str:
+    """1 image, 2 images, 1,264 images."""
+    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
+
+
 def data_size(value: int | None) -> str:
     """Format a number of bytes: 3450000 as 3.45 MB."""
     return NONE if value is None else count(value) + ("B" if value >= 1000 else " B")

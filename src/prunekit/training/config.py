@@ -36,10 +36,12 @@ class TrainConfig:
     """
 
     epochs: int = _option(10, "passes over the training images")
-    batch_size: int = _option(128, "images of one optimiser step, over all processes and accumulation")
+    batch_size: int | None = _option(
+        None, "images of one optimiser step, over all processes and accumulation (default: 128; tuning: by the data)"
+    )
     accumulate: int = _option(1, "parts that a batch is computed in, one after the other, to save memory")
     optimizer: str = _option("sgd", "the optimiser", choices=("sgd", "adamw"))
-    lr: float | None = _option(None, "learning rate at its peak (default: 0.1 for sgd, 0.001 for adamw)")
+    lr: float | None = _option(None, "learning rate at its peak (default: 0.1 for sgd, 0.001 for adamw; tuning: less)")
     momentum: float = _option(0.9, "momentum of sgd")
     nesterov: bool = _option(True, "Nesterov's form of momentum")
     weight_decay: float = _option(1e-4, "weight decay")
@@ -47,7 +49,9 @@ class TrainConfig:
     schedule: str = _option("cosine", "course of the learning rate", choices=("cosine", "step", "constant"))
     milestones: tuple[float, ...] = _option((0.5, 0.75), "step schedule: shares of the run at which the rate falls")
     decay_factor: float = _option(0.1, "step schedule: factor at each milestone")
-    warmup: float = _option(0.0, "epochs in which the learning rate rises linearly")
+    warmup: float | None = _option(
+        None, "epochs in which the learning rate rises linearly (default: 0; tuning: the more, the more was cut)"
+    )
     label_smoothing: float = _option(0.0, "label smoothing")
     sparsity: float = _option(
         0.0, "weight of the L1 norm of the batch-norm gammas in the loss (Network Slimming's lambda)"
@@ -68,6 +72,12 @@ class TrainConfig:
     sync_bn: bool = _option(False, "under torchrun, normalise by the images of all processes, not of each its own")
     channels_last: bool = _option(True, "lay images out channels-last, which is faster")
     augment: str = _option("auto", "augmentation", choices=("auto", *AUGMENTATIONS))
+    keep: str | None = _option(
+        None,
+        "which weights are kept: those of the best validation, the start included, or the last ones "
+        "(default: best where a trained network is tuned without a penalty, else last)",
+        choices=("best", "last"),
+    )
     device: str = _option("auto", "device, such as cpu or cuda (default: a GPU where there is one)")
     seed: int = _option(0, "seed of everything random")
     save_every: int = _option(0, "steps between states (0: at the end of epochs)", **_FREE)
@@ -79,11 +89,21 @@ class TrainConfig:
         """The learning rate, with the optimiser's default filled in."""
         return {"sgd": 0.1, "adamw": 1e-3}[self.optimizer] if self.lr is None else self.lr
 
+    @property
+    def batch(self) -> int:
+        """Images of one step, with the default filled in."""
+        return 128 if self.batch_size is None else self.batch_size
+
+    @property
+    def warmup_epochs(self) -> float:
+        """Epochs of warm-up, with the default filled in."""
+        return self.warmup or 0.0
+
     def check(self) -> None:
         """Raise `InputError` for a value out of its range, `TrainingError` for settings that cannot go together."""
         for option in dataclasses.fields(self):
             value, choices = getattr(self, option.name), option.metadata.get("choices")
-            if choices and value not in choices:
+            if choices and value not in choices and not (value is None and option.default is None):
                 raise unknown_name(option.name.replace("_", " "), str(value), choices)
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
@@ -103,6 +123,9 @@ class TrainConfig:
         """Return the settings that a resumed run must agree on, ready for JSON."""
         options = (o for o in dataclasses.fields(self) if not o.metadata.get("free"))
         values = {o.name: getattr(self, o.name) for o in options}
+        values |= {"batch_size": self.batch, "warmup": self.warmup_epochs}
+        if self.keep != "best":  # as runs were noted before there was a choice
+            del values["keep"]
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 

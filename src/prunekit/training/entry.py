@@ -15,7 +15,7 @@ from torch import nn
 from prunekit.data import ImageSet
 from prunekit.errors import TrainingError
 from prunekit.training.config import TrainConfig
-from prunekit.training.events import EpochEvent, Sink
+from prunekit.training.events import EpochEvent, Scored, Sink
 from prunekit.training.forward import check_fit, is_out_of_memory
 from prunekit.training.learner import Learner
 from prunekit.training.loader import Feed
@@ -32,6 +32,8 @@ from prunekit.training.world import World, join
 class TrainResult:
     """A finished run: the trained model, an `EpochEvent` for every epoch, and the seconds since the (last) start.
 
+    Where the best weights are kept, `start` and `kept` say how good the network was at first and is now.
+
     Examples:
         >>> import prunekit as pk
         >>> train_set, val_set = (pk.open_data("digits", split) for split in ("train", "val"))
@@ -44,11 +46,30 @@ class TrainResult:
     model: nn.Module
     history: tuple[EpochEvent, ...]
     seconds: float
+    start: Scored | None = None
+    kept: Scored | None = None
 
     @property
     def accuracy(self) -> float | None:
-        """Validation accuracy, 0 to 1, after the last epoch."""
-        return self.history[-1].val_accuracy
+        """Validation accuracy, 0 to 1, of the weights that were kept."""
+        return self.kept.accuracy if self.kept else self.history[-1].val_accuracy
+
+    @property
+    def loss(self) -> float | None:
+        """Validation loss of the weights that were kept."""
+        return self.kept.loss if self.kept else self.history[-1].val_loss
+
+    def step(self, config: TrainConfig) -> dict[str, Any]:
+        """This run with the settings `config` as a step in the history of a network, JSON-ready.
+
+        Where the best weights were kept, `kept` has their `epoch` (0: those before the run) and `accuracy`, and
+        `start`, the accuracy before; all on the validation images.
+        """
+        step = {"method": "train", "settings": config.settings(), "accuracy": self.accuracy}
+        if self.kept and self.start:
+            kept = {"epoch": self.kept.epoch, "accuracy": self.kept.accuracy, "start": self.start.accuracy}
+            step["kept"] = {**kept, "epochs": config.epochs}
+        return step
 
 
 def train(
@@ -76,7 +97,8 @@ def train(
         model: A classifier of images.
         config: The settings.
         train_set: The images to train on.
-        val_set: Images to validate on after every epoch.
+        val_set: Images to validate on after every epoch. With `config.keep` "best" the model is left with the weights
+            that did best on them, of those after each epoch and those that it came with.
         teacher: A network to distil from.
         penalised: Names of the parameters under the L1 penalty; by default batch-norm weights, as
             `config.sparsity_scope` says.
@@ -126,7 +148,8 @@ def train(
         with synchronised(model) if config.sync_bn and world.size > 1 else contextlib.nullcontext():
             Run(learner, feed, val_set, config, world, stop, state, path, on_event).go()
     history = tuple(EpochEvent(**event) for event in state.history)
-    return TrainResult(model, history, time.monotonic() - began)
+    start, kept = (None if scored is None else Scored(**scored) for scored in (state.start, state.best))
+    return TrainResult(model, history, time.monotonic() - began, start, kept)
 
 
 def _state(
@@ -192,6 +215,6 @@ def _enough_memory(config: TrainConfig) -> Iterator[None]:
             raise
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
         raise TrainingError(
-            f"out of memory with batches of {config.batch_size} images{parts}",
+            f"out of memory with batches of {config.batch} images{parts}",
             hint=f"--accumulate {2 * config.accumulate} computes the same in less memory, or lower --batch-size",
         ) from error

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 class StartEvent:
     """A run begins or resumes at `epoch` and `step`, both 0 for a new run.
 
+    `batch` images make a step, and `lr` is the learning rate at its peak.
+
     Examples:
         >>> import prunekit as pk
         >>> digits, told = pk.open_data("digits", "train").sample(256), []
@@ -28,6 +30,8 @@ class StartEvent:
     processes: int
     images: int
     penalised: int
+    batch: int = 0
+    lr: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,19 @@ class EpochEvent:
     sparsity: float | None
     seconds: float
     figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How good a network was on the validation images after `epoch`, counted from 1; 0 is before the first."""
+
+    epoch: int
+    accuracy: float
+    loss: float
+
+    def beats(self, other: Scored) -> bool:
+        """Whether it has the higher accuracy, or the same and the lower loss."""
+        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
 
 @dataclass(frozen=True)

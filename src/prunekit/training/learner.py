@@ -43,6 +43,7 @@ class Learner:
         self.dtype = dtype_of(model)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self._average = _averaged(model, config.ema) if config.ema else None
+        self._best: dict[str, Any] | None = None
         self._net = world.wrapped(model.train())
 
     def gradients(self, batches: Iterator[tuple[Tensor, Tensor]], step: int, tally: Tally) -> None:
@@ -107,9 +108,16 @@ class Learner:
             self._world.average_(self._average.module.buffers())
 
     def finish(self) -> None:
-        """Leave the moving average, where there is one, in the model."""
-        if self._average is not None:
+        """Leave in the model what was set aside, or else the moving average, where there is one."""
+        if self._best is not None:
+            self.model.load_state_dict(self._best)
+        elif self._average is not None:
             self.model.load_state_dict(self._average.module.state_dict())
+
+    def set_aside(self) -> None:
+        """Remember the weights that `score` looks at, as the best so far."""
+        model = self.model if self._average is None else self._average.module
+        self._best = {name: _own(value) for name, value in model.state_dict().items()}
 
     @property
     def finite(self) -> bool:
@@ -126,6 +134,7 @@ class Learner:
             "scaler": self._scaler.state_dict(),
             "average": average,
             "objective": self.objective.state(),
+            **({} if self._best is None else {"best": self._best}),
         }
 
     def restore(self, tensors: dict[str, Any]) -> None:
@@ -134,6 +143,7 @@ class Learner:
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._scaler.load_state_dict(tensors["scaler"])
         self.objective.restore(tensors.get("objective", {}))
+        self._best = tensors.get("best")
         if self._average is not None:
             self._average.load_state_dict(tensors["average"])
 
@@ -145,6 +155,10 @@ class Learner:
         if wanted and isinstance(self._net, DistributedDataParallel):
             return self._net.no_sync()
         return contextlib.nullcontext()
+
+
+def _own(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _averaged(model: nn.Module, decay: float) -> AveragedModel:

@@ -63,13 +63,13 @@ def resident(data: ImageSet, device: torch.device) -> ImageSet:
 
 def _batch(config: TrainConfig, count: int, processes: int) -> int:
     parts = processes * config.accumulate
-    if config.batch_size % parts:
+    if config.batch % parts:
         raise TrainingError(
-            f"a batch of {config.batch_size} images cannot be divided evenly into {parts} parts "
+            f"a batch of {config.batch} images cannot be divided evenly into {parts} parts "
             f"({processes} processes, {config.accumulate} accumulated)",
             hint=f"use a batch size that is a multiple of {parts}",
         )
-    batch = min(config.batch_size, count - count % parts)
+    batch = min(config.batch, count - count % parts)
     if not batch:
         raise TrainingError(f"{count} training images are too few for {parts} parts of a batch")
     return batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from prunekit.data import ImageSet
 from prunekit.data.randomness import seed_of
 from prunekit.errors import Interrupted, TrainingError
 from prunekit.training.config import TrainConfig
-from prunekit.training.events import EpochEvent, Event, SaveEvent, Sink, StartEvent, StepEvent
+from prunekit.training.events import EpochEvent, Event, SaveEvent, Scored, Sink, StartEvent, StepEvent
 from prunekit.training.learner import Learner
 from prunekit.training.loader import Feed, resident
 from prunekit.training.schedule import learning_rate
@@ -80,9 +81,11 @@ class Run:
         world, config = self._world, self._config
         images, penalised = len(self._feed.data), len(self._learner.penalty) if config.sparsity else 0
         place = (self._state.epoch, config.epochs, self._number, self._steps)
-        self._emit(StartEvent(*place, str(world.device), world.size, images, penalised))
+        device, batch = str(world.device), self._feed.batch
+        self._emit(StartEvent(*place, device, world.size, images, penalised, batch, config.peak_lr))
         if not self._number:
             self._learner.begin(self._feed.data)
+            self._compare(0, *(self._validate() if self._keeps_best else (None, None)))
             self._save()
 
     def _train_epoch(self) -> None:
@@ -130,6 +133,7 @@ class Run:
         self._learner.synchronise()
         self._learner.objective.end_epoch(state.epoch, self._config.epochs, self._world)
         val_loss, val_accuracy = self._validate()
+        self._compare(state.epoch + 1, val_loss, val_accuracy)
         loss, accuracy = self._tally.means()
         event = EpochEvent(
             epoch=state.epoch + 1,
@@ -160,6 +164,20 @@ class Run:
             self._interrupt()
         assert scored is not None
         return scored
+
+    @property
+    def _keeps_best(self) -> bool:
+        return self._config.keep == "best" and self._val_set is not None
+
+    def _compare(self, epoch: int, loss: float | None, accuracy: float | None) -> None:
+        """Set the weights aside where they are better than all before."""
+        if not self._keeps_best or loss is None or accuracy is None:
+            return
+        state, now = self._state, Scored(epoch, accuracy, loss if math.isfinite(loss) else sys.float_info.max)
+        if state.best is None or now.beats(Scored(**state.best)):
+            state.best = dataclasses.asdict(now)
+            self._learner.set_aside()
+        state.start = state.start or state.best
 
     def _report(self, lr: float) -> None:
         loss, accuracy = self._tally.means()

@@ -9,7 +9,7 @@ from prunekit.training.config import TrainConfig
 
 def learning_rate(config: TrainConfig, step: int, steps: int, steps_per_epoch: int) -> float:
     """Return the rate of step `step` (from 0) of `steps`: a linear warm-up, then the schedule over the rest."""
-    warmup = min(round(config.warmup * steps_per_epoch), steps)
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps)
     if step < warmup:
         return config.peak_lr * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

@@ -27,7 +27,8 @@ class State:
 
     Random numbers depend on seed, epoch and step (`prunekit.data.seeded`), so no generator's state is needed.
     `settings` are what a resumed run must agree on, `tally` the sums of the epoch so far, `history` one `EpochEvent`
-    per epoch, `tensors` the state dicts; all but the last is JSON.
+    per epoch, `tensors` the state dicts; all but these is JSON. `start` and `best` are `Scored` where the best weights
+    are kept: those of the beginning, and the best so far.
 
     Examples:
         >>> import prunekit as pk
@@ -45,6 +46,8 @@ class State:
     tally: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     history: list[dict[str, Any]] = field(default_factory=list)
     tensors: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
 
     def save(self, path: str | Path) -> None:
         """Replace the file at `path` atomically: at any time the old one or the new one is there."""

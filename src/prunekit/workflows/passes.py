@@ -33,6 +33,7 @@ from prunekit.surgery.graph.groups import frozen_by_reason
 from prunekit.training.config import TrainConfig
 from prunekit.training.entry import train
 from prunekit.training.events import Sink
+from prunekit.training.fine_tuning import cut_since_training, suited
 from prunekit.training.world import is_main_process
 
 
@@ -41,7 +42,8 @@ class PassResult:
     """One pass: `accuracy_pruned` right after surgery, `accuracy_tuned` after tuning, on the scoring images (0 to 1).
 
     `widths` are the output channels of every convolution and linear layer after the pass; `plan`, `frozen` and
-    `verify` (`difference`, `seconds`) are those of its surgery, as JSON.
+    `verify` (`difference`, `seconds`) are those of its surgery, as JSON. `tuning` are the settings that it was tuned
+    with, and `kept` which weights were kept (see `TrainResult.step`), None where that was not asked.
     """
 
     number: int
@@ -53,6 +55,8 @@ class PassResult:
     plan: dict[str, Any]
     frozen: dict[str, list[str]]
     verify: dict[str, float]
+    tuning: dict[str, Any]
+    kept: dict[str, Any] | None
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -89,8 +93,13 @@ class PassSchedule:
     scratch: bool = False
 
     def tuning_of(self, number: int) -> TrainConfig:
-        """Return the tuning of pass `number`, counted from 1: only a network that is pruned again is made sparse."""
-        return self.tuning if number < self.iterations else dataclasses.replace(self.tuning, sparsity=0.0)
+        """Return the tuning of pass `number`, counted from 1: only a network that is pruned again is made sparse.
+
+        From scratch there are no first weights that would be worth keeping.
+        """
+        sparsity = self.tuning.sparsity if number < self.iterations else 0.0
+        keep = self.tuning.keep or ("last" if self.scratch else None)
+        return dataclasses.replace(self.tuning, sparsity=sparsity, keep=keep)
 
 
 def run_passes(
@@ -139,7 +148,7 @@ def run_passes(
     for number, budget in enumerate(_budgets(model, config, schedule.iterations), start=1):
         pruned, facts = steps.pruned(number, partial(_prune, name, model, budget, images))
         model = _tune(pruned, number, images, schedule, steps, on_event)
-        results.append(_result(number, facts, accuracy(model, images.score).accuracy))
+        results.append(_result(number, facts, model, accuracy(model, images.score).accuracy))
         if on_pass:
             on_pass(results[-1])
     return model, results
@@ -152,7 +161,7 @@ def _tune(
     tuned, state = steps.path(number, "tuned"), steps.path(number, "state")
     if tuned.exists():
         return load(tuned, trust_pickle=True)  # the run's own file, whatever code its architecture is
-    config = schedule.tuning_of(number)
+    config = suited(schedule.tuning_of(number), len(images.train), cut_since_training(pruned))
     if schedule.scratch:
         reinitialise(pruned, config.seed)
     done = train(
@@ -167,7 +176,7 @@ def _tune(
     )
     origin = origin_of(pruned)
     if origin is not None:
-        remember(pruned, origin.after({"method": "train", "settings": config.settings(), "accuracy": done.accuracy}))
+        remember(pruned, origin.after(done.step(config)))
     if is_main_process():
         save(pruned, tuned, force=True)
     return pruned
@@ -198,9 +207,12 @@ def _prune(name: str, model: nn.Module, config: Config, images: PassImages) -> t
     return pruned.model, facts
 
 
-def _result(number: int, facts: dict[str, Any], tuned: float) -> PassResult:
+def _result(number: int, facts: dict[str, Any], model: nn.Module, tuned: float) -> PassResult:
     costs = {key: Cost(**facts[key]) for key in ("before", "after")}
-    return PassResult(number=number, accuracy_tuned=tuned, **{**facts, **costs})
+    origin = origin_of(model)
+    step = origin.history[-1] if origin else {}
+    tuning, kept = step.get("settings", {}), step.get("kept")
+    return PassResult(number=number, accuracy_tuned=tuned, tuning=tuning, kept=kept, **{**facts, **costs})
 
 
 def _budgets(model: nn.Module, config: Config, passes: int) -> Iterator[Config]:

@@ -19,6 +19,7 @@ from prunekit.errors import InputError
 from prunekit.report import numbers
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
+from prunekit.report.terminal.tuning import say_kept
 from prunekit.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Job:
     val_set: ImageSet
     teacher: nn.Module | None
     target: Path
+    tunes: bool
 
     @property
     def state(self) -> Path:
@@ -80,6 +82,8 @@ def run(
 
     config.check()
     job = prepare(output, model, data, config, where, reading, options)
+    if job.tunes:
+        config = _suited(output, job, config)
     if where.dry_run:
         _show(output, job, config)
         return
@@ -122,7 +126,19 @@ def prepare(
     else:
         model, train_set = _from_scratch(output, data, config, reading)
     teacher = read_teacher(options.teacher, reading)
-    return Job(model, train_set, data.open(output, "val", train_set.input_spec, reading), teacher, target)
+    val_set = data.open(output, "val", train_set.input_spec, reading)
+    return Job(model, train_set, val_set, teacher, target, tunes=source is not None)
+
+
+def _suited(output: Output, job: Job, config: TrainConfig) -> TrainConfig:
+    """The settings for tuning a network that comes trained, and what people should know before."""
+    from prunekit.report.terminal.tuning import say_validation, warn_of_few_steps
+    from prunekit.training.fine_tuning import FEWEST_STEPS, cut_since_training, suited
+
+    config = suited(config, len(job.train_set), cut_since_training(job.model))
+    say_validation(output, job.val_set)
+    warn_of_few_steps(output, len(job.train_set), config.batch, FEWEST_STEPS)
+    return config
 
 
 def _from_scratch(
@@ -160,7 +176,8 @@ def _show(output: Output, job: Job, config: TrainConfig) -> None:
         output.document(document("train", facts))
         return
     output.data(
-        f"would train {job.target} for {config.epochs} epochs on {len(job.train_set)} images "
+        f"would train {job.target} for {numbers.counted(config.epochs, 'epoch')} on "
+        f"{numbers.counted(len(job.train_set), 'image')} "
         f"({len(job.val_set)} for validation): {cost.params:,} parameters, {cost.macs:,} MACs"
     )
 
@@ -184,21 +201,23 @@ def finish(
     write_model(trained, str(job.target), output, force=force)
     if output.first:
         job.state.unlink(missing_ok=True)
-    last = result.history[-1]
+    last, step = result.history[-1], result.step(config)
     if output.json:
         fields = {
             "output": str(job.target),
             "metrics": str(job.metrics),
             "settings": config.settings(),
-            "accuracy": last.val_accuracy,
-            "loss": last.val_loss,
+            "accuracy": result.accuracy,
+            "loss": result.loss,
             "sparsity": last.sparsity,
             "history": [dataclasses.asdict(event) for event in result.history],
             "seconds": result.seconds,
+            **({"kept": step["kept"]} if "kept" in step else {}),
             **(facts or {}),
         }
         output.document(document(name, fields))
         return
+    say_kept(output, step.get("kept"))
     output.note(f"validation accuracy {numbers.percent(result.accuracy)} after {numbers.duration(result.seconds)}")
     output.data(str(job.target))
 

@@ -63,7 +63,7 @@ def collect(settings: type, values: Mapping[str, Any]) -> Any:
     chosen: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         form = _form(hints[field.name])
-        if field.name not in values or form is None:
+        if field.name not in values or form is None or field.metadata.get("hidden"):
             continue
         value = values[field.name]
         choices = field.metadata.get("choices")

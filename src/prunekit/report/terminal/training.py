@@ -53,8 +53,9 @@ class _Watcher:
         begun = f", going on at step {event.step}" if event.step else ""
         penalty = f", {event.penalised} gammas penalised" if event.penalised else ""
         self._say(
-            f"{self.label}: {event.images} images, {event.epochs} epochs of "
-            f"{event.steps // event.epochs} steps on {where}{penalty}{begun}"
+            f"{self.label}: {numbers.counted(event.images, 'image')}, {numbers.counted(event.epochs, 'epoch')} of "
+            f"{numbers.counted(event.steps // event.epochs, 'step')} with {numbers.counted(event.batch, 'image')}, "
+            f"learning rate {event.lr:.2g}, on {where}{penalty}{begun}"
         )
 
     def _stepped(self, event: StepEvent) -> None:

@@ -30,6 +30,7 @@ class GateTraining(TrainConfig):
     epochs: int = option(40, help="Passes over the training images.")
     lr: float | None = option(0.05, help="Learning rate at its peak.")
     weight_decay: float = option(5e-4, help="Weight decay; the gates have none.")
+    keep: str | None = option("last", hidden=True)  # the best ones are those before the gates close
 
 
 def run(
