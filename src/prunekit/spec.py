@@ -17,6 +17,7 @@ class InputSpec:
     """One input image: its shape and the normalisation of its channels.
 
     `shape` is `(C, H, W)`, without the batch. `mean` and `std` have `C` entries, in units of the `[0, 1]` pixel range.
+    `assumed` says that nobody has stated this normalisation: it is what the architecture usually has, or is left open.
 
     Examples:
         >>> import prunekit as pk
@@ -28,10 +29,12 @@ class InputSpec:
     shape: tuple[int, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    assumed: bool = field(default=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; `from_json` reads it back."""
-        return {"shape": list(self.shape), "mean": list(self.mean), "std": list(self.std)}
+        assumed = {"assumed": True} if self.assumed else {}
+        return {"shape": list(self.shape), "mean": list(self.mean), "std": list(self.std), **assumed}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputSpec:
@@ -49,7 +52,7 @@ class InputSpec:
             raise ValueError(f"{list(shape)} is no shape of one image")
         if not all(isinstance(value, int | float) for value in (*mean, *std)):
             raise ValueError("a mean or std that is no number")
-        return cls(shape, mean, std)
+        return cls(shape, mean, std, data.get("assumed") is True)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ A place in a checkpoint is written as the keys that lead there, joined by dots; 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
@@ -74,6 +75,30 @@ def at(found: Mapping[str, StateDict | nn.Module], key: str, name: str) -> State
     places = [place for place in found if place]
     hint = "there are weights at " + _listed(places) if places else "it holds one network, without a key"
     raise InputError(f"{name} has no weights at '{key}'", hint=hint)
+
+
+def without(found: Mapping[str, StateDict], patterns: Sequence[str], name: str) -> dict[str, StateDict]:
+    """Return the state dicts without the keys that match one of `patterns`, such as `loss.*`.
+
+    Raises:
+        InputError: A pattern matches no key.
+    """
+    keys = sorted({key for state in found.values() for key in state})
+    for pattern in patterns:
+        if not any(fnmatchcase(key, pattern) for key in keys):
+            hint = "there are keys such as " + ", ".join(keys[:3])
+            raise InputError(f"{name} has no key like '{pattern}' to ignore (--ignore-keys)", hint=hint)
+    ignored = {key for key in keys if any(fnmatchcase(key, pattern) for pattern in patterns)}
+    return {place: {key: state[key] for key in state if key not in ignored} for place, state in found.items()}
+
+
+def hyper_parameters(content: Any) -> dict[str, Any]:
+    """Return the plain values among the arguments that Lightning stores beside the weights of a network."""
+    stored = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    if not isinstance(stored, Mapping):
+        return {}
+    plain = str | int | float | bool | None
+    return {name: value for name, value in stored.items() if isinstance(name, str) and isinstance(value, plain)}
 
 
 def only(found: Mapping[str, Any], name: str, what: str) -> Any:

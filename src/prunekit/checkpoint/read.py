@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,6 +44,7 @@ class Request:
     arch_args: Mapping[str, Any] | None
     trust_pickle: bool
     key: str | None
+    ignore_keys: Sequence[str]
 
 
 def load(
@@ -53,6 +54,7 @@ def load(
     arch_args: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
     key: str | None = None,
+    ignore_keys: Sequence[str] = (),
     input_spec: InputSpec | None = None,
     map_location: str | torch.device = "cpu",
 ) -> nn.Module:
@@ -74,7 +76,8 @@ def load(
     Raises:
         InputError: The source cannot be read as a network.
     """
-    model = as_stored(source, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle, key=key)
+    reading = {"arch": arch, "arch_args": arch_args, "trust_pickle": trust_pickle, "key": key}
+    model = as_stored(source, **reading, ignore_keys=ignore_keys)  # type: ignore[arg-type]
     if input_spec is not None:
         remember(model, replace(origin_of(model) or Origin(""), input=input_spec))
     else:
@@ -89,12 +92,13 @@ def as_stored(
     arch_args: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
     key: str | None = None,
+    ignore_keys: Sequence[str] = (),
 ) -> nn.Module:
     """Load as `load` does, but accept any input size that the file gives, for callers that set another."""
     if isinstance(source, str) and _is_name(source):
         _check_no_key(key, source)
         return models.build(source, arch_args).eval()
-    return _read(source, arch, arch_args, trust_pickle, key).eval()
+    return _read(source, arch, arch_args, trust_pickle, key, ignore_keys).eval()
 
 
 def _read(
@@ -103,13 +107,14 @@ def _read(
     arch_args: Mapping[str, Any] | None,
     trust_pickle: bool,
     key: str | None,
+    ignore_keys: Sequence[str],
 ) -> nn.Module:
     stream, name = sniff.open_source(source)
     folder = Path(source).parent if isinstance(source, str | os.PathLike) else None
     with stream:
         try:
             kind = sniff.kind_of(stream, name)
-            return _READERS[kind](stream, Request(name, folder, arch, arch_args, trust_pickle, key))
+            return _READERS[kind](stream, Request(name, folder, arch, arch_args, trust_pickle, key, ignore_keys))
         except InputError as error:
             hint = None if error.hint is None else _presentable(error.hint)
             raise InputError(_presentable(error.message), hint=hint) from error
@@ -151,6 +156,7 @@ def _read_pickle(stream: BinaryIO, request: Request) -> nn.Module:
 def _read_foreign(content: Any, request: Request) -> nn.Module:
     """Return the one network in what a foreign training script saved."""
     found = foreign.networks(content, request.name)
+    request = _with_hyper_parameters(content, request)
     if request.key is not None:
         found = {request.key: foreign.at(found, request.key, request.name)}
     modules = {place: value for place, value in found.items() if isinstance(value, nn.Module)}
@@ -237,8 +243,24 @@ def _read_state_dicts(found: Mapping[str, Mapping[str, Tensor]], request: Reques
             f"{request.name} is a state dict, which does not say its architecture",
             hint="arch (--arch) names it: a bundled one, torchvision's, or path/to/file.py:callable",
         )
-    arch = models.canonical(request.arch)
-    return weights.from_state_dicts(found, arch, request.arch_args, request.name)
+    arch, found = models.canonical(request.arch), foreign.without(found, request.ignore_keys, request.name)
+    model = weights.from_state_dicts(found, arch, request.arch_args, request.name)
+    origin = origin_of(model)
+    if origin is None or origin.input is None:
+        return model
+    return remember(model, replace(origin, input=replace(origin.input, assumed=True)))
+
+
+def _with_hyper_parameters(content: Any, request: Request) -> Request:
+    """Return the request with the hyper-parameters of a checkpoint that the user's own code takes as its defaults.
+
+    The caller's own arguments win.
+    """
+    if request.arch is None or not models.is_code(request.arch):
+        return request
+    stored = foreign.hyper_parameters(content)
+    taken = {name: value for name, value in stored.items() if models.takes(request.arch, name)}
+    return replace(request, arch_args={**taken, **(request.arch_args or {})})
 
 
 def _read_safetensors(stream: BinaryIO, request: Request) -> nn.Module:
@@ -254,7 +276,7 @@ def _read_exported(stream: BinaryIO, request: Request) -> nn.Module:
     program, about = archive.read(stream, request.name)
     shape = [size for size in program.sizes[1:] if size is not None]
     known = len(shape) == len(program.sizes) - 1
-    origin = Origin("", input=InputSpec(tuple(shape)) if known else None)
+    origin = Origin("", input=InputSpec(tuple(shape), assumed=True) if known else None)
     try:
         if about.get("input") is not None:
             origin = replace(origin, input=InputSpec.from_json(about["input"]))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +49,33 @@ def save(
         atomic_write(path, lambda stream: stream.write(content), force=force)
     else:
         target.write(to_bytes(model, arch))
+
+
+def save_weights(model: nn.Module, path: Path, *, force: bool = False) -> None:
+    """Write the state dict alone: as `.safetensors` by that suffix, else as `torch.save` does.
+
+    Args:
+        model: Any network but an exported program, which has no names of its own for its weights.
+        path: The file to write.
+        force: Overwrite an existing file.
+
+    Raises:
+        InputError: The file exists, or the network has no state dict of tensors.
+    """
+    from prunekit.programs.program import ExportedProgram
+
+    if isinstance(model, ExportedProgram):
+        raise InputError("an exported program has no state dict that its architecture could load")
+    check_target(path, force)
+    state = _own_tensors(model)
+
+    def write(stream: BinaryIO) -> None:
+        if path.suffix.lower() == ".safetensors":
+            stream.write(safetensors.torch.save(state))
+        else:
+            torch.save(state, stream)
+
+    atomic_write(path, write, force=force)
 
 
 def to_bytes(model: nn.Module, arch: str | None = None) -> bytes:

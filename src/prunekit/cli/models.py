@@ -39,6 +39,7 @@ def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | N
         arch_args=reading.arguments(),
         trust_pickle=reading.trust_pickle,
         key=reading.key,
+        ignore_keys=[pattern.strip() for pattern in (reading.ignore_keys or "").split(",") if pattern.strip()],
     )
     origin = origin_of(model) or Origin("")
     remember(model, dataclasses.replace(origin, input=input_spec(reading, origin.input)))

@@ -103,12 +103,15 @@ def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
     from prunekit.workflows.passes import PassImages, PassSchedule, run_passes
 
     train_set, val_set, test_set, options = job.images("train"), job.images("val"), job.images("test"), job.passes
-    say_validation(job.output, val_set)
-    warn_of_few_steps(job.output, len(train_set), suited(job.tuning, len(train_set), 0).batch, FEWEST_STEPS)
+
+    def say_before() -> None:
+        say_validation(job.output, val_set)
+        warn_of_few_steps(job.output, len(train_set), suited(job.tuning, len(train_set), 0).batch, FEWEST_STEPS)
+
     images = PassImages(train_set, val_set, test_set, calibration_images(job, train_set))
     teacher = _teacher(job)
     start = accuracy(job.network, test_set).accuracy
-    with sinks(job.output, Path(job.target).with_suffix(".metrics.jsonl"), options.tensorboard) as sink:
+    with sinks(job.output, Path(job.target).with_suffix(".metrics.jsonl"), options.tensorboard, say_before) as sink:
         tuned, results = run_passes(
             job.name,
             job.network,

@@ -79,15 +79,16 @@ def run(
 ) -> None:
     """Train, write the artefact, and show the result."""
     from prunekit.training.entry import train
+    from prunekit.training.fine_tuning import cut_since_training, suited
 
     config.check()
     job = prepare(output, model, data, config, where, reading, options)
     if job.tunes:
-        config = _suited(output, job, config)
+        config = suited(config, len(job.train_set), cut_since_training(job.model))
     if where.dry_run:
         _show(output, job, config)
         return
-    with sinks(output, job.metrics, options.tensorboard) as sink:
+    with sinks(output, job.metrics, options.tensorboard, lambda: _say_before(output, job, config)) as sink:
         result = train(
             job.model,
             config,
@@ -130,15 +131,14 @@ def prepare(
     return Job(model, train_set, val_set, teacher, target, tunes=source is not None)
 
 
-def _suited(output: Output, job: Job, config: TrainConfig) -> TrainConfig:
-    """The settings for tuning a network that comes trained, and what people should know before."""
+def _say_before(output: Output, job: Job, config: TrainConfig) -> None:
+    """Say what people should know before a trained network is tuned."""
     from prunekit.report.terminal.tuning import say_validation, warn_of_few_steps
-    from prunekit.training.fine_tuning import FEWEST_STEPS, cut_since_training, suited
+    from prunekit.training.fine_tuning import FEWEST_STEPS
 
-    config = suited(config, len(job.train_set), cut_since_training(job.model))
-    say_validation(output, job.val_set)
-    warn_of_few_steps(output, len(job.train_set), config.batch, FEWEST_STEPS)
-    return config
+    if job.tunes:
+        say_validation(output, job.val_set)
+        warn_of_few_steps(output, len(job.train_set), config.batch, FEWEST_STEPS)
 
 
 def _from_scratch(
@@ -153,7 +153,10 @@ def _from_scratch(
     default = models.default_input(arch, arguments)
     # the data set knows its own normalisation better than an architecture does
     shape = dataclasses.replace(default, mean=(), std=()) if default else None
-    train_set = data.open(output, "train", input_spec(reading, shape), reading)
+    spec = input_spec(reading, shape)
+    # nothing is assumed of a network that is only now trained
+    spec = spec and dataclasses.replace(spec, assumed=False)
+    train_set = data.open(output, "train", spec, reading)
     torch.manual_seed(config.seed)
     told = "num_classes" in (arguments or {}) or not models.takes(arch, "num_classes")
     return models.build(arch, arguments, num_classes=None if told else len(train_set.classes)), train_set

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def sinks(output: Output, metrics: Path, tensorboard: str | None) -> Iterator[Sink]:
+def sinks(
+    output: Output, metrics: Path, tensorboard: str | None, on_start: Callable[[], None] = lambda: None
+) -> Iterator[Sink]:
     """Yield the sink for the terminal, the file of metrics and, where requested, TensorBoard."""
     from prunekit.report.terminal.training import watching
     from prunekit.training.sinks import MetricsFile, TensorBoard
@@ -25,7 +27,13 @@ def sinks(output: Output, metrics: Path, tensorboard: str | None) -> Iterator[Si
             stack.callback(board.close)
             receivers.append(board)
 
+        started = False
+
         def everywhere(event: Event) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                on_start()
             for receive in receivers:
                 receive(event)
 

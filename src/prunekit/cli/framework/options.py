@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -51,6 +50,9 @@ class ReadingOptions:
     trust_pickle: bool = option(
         False, help="Load a pickled module although that runs code from the file. Only for files you trust."
     )
+    ignore_keys: str | None = option(
+        metavar="PATTERN,...", help="Keys of a state dict to leave out, such as 'loss.*' or '*.total_ops'."
+    )
     key: str | None = option(
         metavar="KEY", help="Network to read from a checkpoint with several, such as params_ema or state.model."
     )
@@ -94,6 +96,13 @@ class DataOptions:
         )
         if images.skipped:
             output.warn(f"{len(images.skipped)} unreadable images left out, the first: {images.skipped[0]}")
+        if spec is not None and spec.assumed:
+            used = images.input_spec
+            mean, std = (",".join(f"{value:g}" for value in values) for values in (used.mean, used.std))
+            output.warn(
+                f"nobody said how images are normalised for this network; assumed: --mean {mean} --std {std}. With "
+                "others than in training its accuracy is wrong; stated once, they are remembered"
+            )
         return images
 
 
@@ -119,7 +128,9 @@ def input_spec(reading: ReadingOptions, known: InputSpec | None) -> InputSpec | 
     std = _statistics("std", reading.std, shape[0]) or (known.std if known else ())
     if min(std, default=1.0) <= 0:
         raise InputError(f"--std must be positive, found {reading.std}")
-    return dataclasses.replace(known or InputSpec(shape), shape=shape, mean=mean, std=std)
+    stated = bool(reading.mean and reading.std)
+    assumed = not stated and (known is None or known.assumed)
+    return InputSpec(shape, mean, std, assumed)
 
 
 def parse_size(text: str, *, channels: int) -> tuple[int, ...]:

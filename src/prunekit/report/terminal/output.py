@@ -34,6 +34,7 @@ class Output:
         self.first = self.rank == "0"
         self.quiet = quiet or not self.first
         self.json = json
+        self._warned: set[str] = set()
 
     @property
     def live(self) -> bool:
@@ -50,8 +51,9 @@ class Output:
             self.people().print(_shown(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Write one line of warning."""
-        if self.first:
+        """Write one line of warning, once."""
+        if self.first and text not in self._warned:
+            self._warned.add(text)
             self.people().print(f"[yellow]warning:[/] {_escaped(text)}", soft_wrap=True, markup=True)
 
     def error(self, message: str, hint: str | None = None) -> None:
