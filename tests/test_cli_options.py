@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pytest
 import typer
 
+from prunekit.cli.app import run
 from prunekit.cli.framework.build import Command, build
-from prunekit.cli.framework.fields import collect, options_of
+from prunekit.cli.framework.fields import collect, number, options_of
 from prunekit.cli.framework.options import OutputOptions, ReadingOptions, input_spec, parse_size
 from prunekit.cli.models import output_path
 from prunekit.errors import InputError
+from prunekit.methods.base import Config
+from prunekit.methods.budget import check_budget
 from prunekit.report.terminal.output import Output
 from prunekit.spec import InputSpec
 
@@ -228,3 +232,35 @@ def test_settings_that_cannot_share_a_flag_are_said(other: type, message: str) -
     run.__annotations__["two"] = other
     with pytest.raises(InputError, match=message):
         build("probe", "A probe.", Command(run))
+
+
+@pytest.mark.parametrize(("text", "value"), [("50%", 0.5), ("0.5", 0.5), ("1e-3", 1e-3), (" 12.5 %", 0.125)])
+def test_a_number_may_be_a_percentage(text: str, value: float) -> None:
+    assert number(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("budget", "hint"),
+    [
+        ({"ratio": 50.0}, "write 50%"),
+        ({"target_macs": "50"}, "did you mean --target-macs 50%?"),
+        ({"target_params": "0.3"}, "did you mean --target-params 30%?"),
+        ({"target_macs": "120%"}, "between 0% and 100%"),
+        ({}, "for example --ratio 0.5"),
+    ],
+)
+def test_a_budget_that_cannot_be_meant_is_told_with_what_is(budget: dict[str, Any], hint: str) -> None:
+    with pytest.raises(InputError, match=re.escape(hint)):
+        check_budget(Config(**budget))
+    assert check_budget(Config(target_macs="101")) == "target_macs"
+
+
+def test_ways_to_ask_for_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["slim", "--help"]) == 0
+    expected = capsys.readouterr().out
+    assert run(["help", "slim"]) == 0
+    assert capsys.readouterr().out == expected
+    assert run(["help"]) == 0
+    assert "Commands" in capsys.readouterr().out
+    assert run(["prune", "m.pt"]) == 2
+    assert "prunekit slim or prunekit merge" in capsys.readouterr().err

@@ -130,3 +130,36 @@ def test_two_processes_prune_and_tune_in_passes(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "small.pt\n"), done.stderr
     assert done.stderr.count("pass 2:") == 1
     assert not (tmp_path / "small.steps").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("slim", "nosuch.pt", "--ratio", "0.5"),
+        ("slim", "net.pt"),
+        ("merge", "net.pt", "--ratio", "1.5"),
+        ("merge", "net.pt", "--target-macs", "half"),
+        ("slim", "net.pt", "--target-params", "50"),
+        ("slim", "net.pt", "--ratio", "0.5", "--data", "no/such/folder"),
+        ("slim", "net.pt", "--ratio", "0.5", "--epochs", "2"),
+        ("eval", "net.pt", "nosuch.pt"),
+        ("inspect", "nosuch.pt"),
+        ("train", "net.pt", "--data", "no/such/folder"),
+        ("convert", "nosuch.pth", "-o", "m.pt"),
+        ("export", "nosuch.pt", "-o", "m.onnx"),
+        ("sweep", "nosuch.pt", "--data", "digits"),
+        ("prune", "net.pt"),
+    ],
+    ids=" ".join,
+)
+def test_what_can_be_told_without_torch_is(arguments: tuple[str, ...], network: Path) -> None:
+    words = [str(network) if word == "net.pt" else word for word in arguments]
+    code = (
+        "import sys; from prunekit.cli.app import run; status = run(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, cwd=network.parent
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("error: ")

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from prunekit import __version__
 from prunekit.cli.framework.build import Command, build, build_group, one_line_each
-from prunekit.errors import PrunekitError, unknown_name
+from prunekit.errors import InputError, PrunekitError, unknown_name
 from prunekit.report.terminal.output import ClosedPipeError, Output, discard_stdout
 
 if TYPE_CHECKING:
@@ -39,6 +39,21 @@ _AFTER_METHODS = {
 }
 _GROUPS = {"manidp": "ManiDP: gates that follow each input, thresholds for a budget, real acceleration."}
 _BUILT_IN = {**_BEFORE_METHODS, **_GROUPS, **_AFTER_METHODS}
+# What people type for what is called otherwise here.
+_MEANT = {
+    "prune": ("slim", "merge"),
+    "compress": ("slim", "merge"),
+    "finetune": ("train",),
+    "fine-tune": ("train",),
+    "tune": ("train",),
+    "test": ("eval",),
+    "validate": ("eval",),
+    "benchmark": ("compare", "eval"),
+    "info": ("inspect",),
+    "show": ("inspect",),
+    "summary": ("inspect",),
+    "onnx": ("export",),
+}
 _HELP = """Make trained PyTorch networks smaller and really faster, with proof.
 
 \b
@@ -78,6 +93,9 @@ class RootGroup(TyperGroup):
         """Find the command to run; where there is none, suggest the nearest."""
         known = self.list_commands(ctx)
         if args and not args[0].startswith("-") and args[0] not in known:
+            if args[0] in _MEANT:
+                meant = " or ".join(f"prunekit {name}" for name in _MEANT[args[0]])
+                raise InputError(f"unknown command '{args[0]}'", hint=f"did you mean {meant}?")
             raise unknown_name("command", args[0], known)
         return super().resolve_command(ctx, args)
 
@@ -178,6 +196,8 @@ def run(args: Sequence[str]) -> int:
 def _parsed_and_run(args: Sequence[str]) -> object:
     """Return the parser's exit status, or the result of the command, which has no meaning."""
     arguments = list(args) or ["--help"]
+    if arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
     try:
         return root_command().main(args=arguments, prog_name="prunekit", standalone_mode=False)
     except SystemExit as stop:  # completion scripts, and a closed pipe that the parser saw first

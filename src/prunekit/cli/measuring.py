@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from prunekit.cli.framework.options import DataOptions, ReadingOptions, choose_device, option
-from prunekit.cli.models import STREAM, describe_source, read_model, spec_of
+from prunekit.cli.models import STREAM, check_source, describe_source, read_model, spec_of
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import RUNTIMES
 from prunekit.report.terminal.output import Output
@@ -79,6 +79,9 @@ def measured(
     """Yield each model, after `prepare` has seen it, with the images that it was measured on and its result."""
     if sources.count(STREAM) > 1:
         raise InputError("standard input was given twice", hint="only one model can come from a pipe")
+    data.check()
+    for source in sources:
+        check_source(source)
     for number, source in enumerate(sources):
         model, size = read_model(source, reading)
         prepare(model)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunekit.cli.framework.options import OutputOptions, ReadingOptions, input_spec
+from prunekit.cli.framework.options import DataOptions, OutputOptions, ReadingOptions, input_spec
 from prunekit.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from prunekit.spec import InputSpec
 
 STREAM = "-"
+_NAMED = ("prunekit:", "torchvision:")
 _PROGRAM = ".pt2"  # the suffix of exported programs
 _SUFFIXES = (".pt", ".pth", ".pt2", ".th", ".bin", ".ckpt", ".safetensors", ".tar")
 
@@ -27,6 +29,7 @@ def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | N
 
     The values of `--input-size`, `--mean` and `--std` become part of the network's origin.
     """
+    check_source(source)
     from prunekit import checkpoint
     from prunekit.checkpoint.read import as_stored
     from prunekit.spec import Origin, origin_of, remember
@@ -44,6 +47,21 @@ def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | N
     origin = origin_of(model) or Origin("")
     remember(model, dataclasses.replace(origin, input=input_spec(reading, origin.input)))
     return model, len(content) if content is not None else _file_size(source)
+
+
+def check_inputs(source: str | None, data: DataOptions) -> None:
+    """Raise `InputError` where the model or the images are paths that lead nowhere, before torch is imported."""
+    data.check()
+    if source is not None:
+        check_source(source)
+
+
+def check_source(source: str) -> None:
+    """Raise `InputError` where `source` names no file, before torch is imported to read it."""
+    if source != STREAM and not source.startswith(_NAMED) and not os.path.lexists(source):
+        raise InputError(
+            f"there is no file {source}", hint="a network without a file is prunekit:NAME or torchvision:NAME"
+        )
 
 
 def read_teacher(source: str | None, reading: ReadingOptions) -> nn.Module | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prunekit.errors import InputError
 from prunekit.methods.base import Config
-from prunekit.surgery import Cost
+
+if TYPE_CHECKING:
+    from prunekit.surgery import Cost
 
 Kind = Literal["ratio", "macs", "params"]
 
@@ -35,6 +37,20 @@ def read_budget(config: Config, now: Cost) -> Budget:
     Raises:
         InputError: None or several are given, or one is out of range.
     """
+    given = check_budget(config)
+    if given == "ratio":
+        return Budget("ratio", check_ratio(config.ratio))
+    if given == "target_macs":
+        return Budget("macs", read_amount("--target-macs", config.target_macs, now.macs))
+    return Budget("params", read_amount("--target-params", config.target_params, now.params))
+
+
+def check_budget(config: Config) -> str:
+    """Return the name of the one setting that says how much to remove, as far as it can be checked without a network.
+
+    Raises:
+        InputError: None or several are given, or the one given makes no sense.
+    """
     given = [name for name in ("ratio", "target_macs", "target_params") if getattr(config, name) is not None]
     if len(given) != 1:
         said = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
@@ -42,11 +58,12 @@ def read_budget(config: Config, now: Cost) -> Budget:
             f"exactly one of --ratio, --target-macs and --target-params is needed; found {said}",
             hint="for example --ratio 0.5 to remove half of the channels",
         )
-    if given == ["ratio"]:
-        return Budget("ratio", check_ratio(config.ratio))
-    if given == ["target_macs"]:
-        return Budget("macs", read_amount("--target-macs", config.target_macs, now.macs))
-    return Budget("params", read_amount("--target-params", config.target_params, now.params))
+    name, value = given[0], getattr(config, given[0])
+    if name == "ratio" and not isinstance(value, dict):
+        check_ratio(value)
+    elif name != "ratio":
+        _parsed(f"--{name.replace('_', '-')}", value)
+    return name
 
 
 def check_ratio(ratio: object) -> float:
@@ -56,7 +73,9 @@ def check_ratio(ratio: object) -> float:
         InputError: It is not.
     """
     if not isinstance(ratio, int | float) or not 0 < ratio < 1:
-        raise InputError(f"a ratio must lie between 0 and 1, both excluded; found {ratio}")
+        percent = isinstance(ratio, int | float) and 1 <= ratio < 100
+        hint = f"write {ratio:g}% to remove {ratio:g} of a hundred channels" if percent else None
+        raise InputError(f"a ratio must lie between 0 and 1, both excluded; found {ratio}", hint=hint)
     return float(ratio)
 
 
@@ -66,15 +85,31 @@ def read_amount(flag: str, value: str | float | None, now: int) -> float:
     Raises:
         InputError: It is no amount, or out of range.
     """
+    number, unit = _parsed(flag, value)
+    amount = now * number / 100 if unit == "%" else number * _UNITS[unit]
+    if not 0 < amount < now:
+        raise InputError(f"{flag} {value} is {amount:,.0f}; it must lie between 0 and the present {now:,}")
+    return amount
+
+
+def _parsed(flag: str, value: str | float | None) -> tuple[float, str]:
+    """Return the number and the unit of an amount.
+
+    Raises:
+        InputError: It is none, or text that is too small to be anything but a percentage.
+    """
     match = _AMOUNT.fullmatch(str(value))
     try:
         number, unit = float(match[1]), match[2].upper()  # type: ignore[index]
     except (TypeError, ValueError):
         raise InputError(f"{flag} takes an amount like 50%, 20M or 1.5G; found '{value}'") from None
-    amount = now * number / 100 if unit == "%" else number * _UNITS[unit]
-    if not 0 < amount < now:
-        raise InputError(f"{flag} {value} is {amount:,.0f}; it must lie between 0 and the present {now:,}")
-    return amount
+    if unit == "%" and not 0 < number < 100:
+        raise InputError(f"{flag} {value}: the share to keep must lie between 0% and 100%")
+    if isinstance(value, str) and not unit and number <= 100:
+        share = f"{100 * number:g}%" if number < 1 else f"{number:g}%"
+        what = "MACs" if "macs" in flag else "parameters"
+        raise InputError(f"{flag} {value} would leave {number:g} {what}", hint=f"did you mean {flag} {share}?")
+    return number, unit
 
 
 def fewest(limit: int, enough: Callable[[int], bool]) -> int:

@@ -20,7 +20,7 @@ from prunekit.cli.framework.options import (
     option,
 )
 from prunekit.cli.inputs import example_inputs
-from prunekit.cli.models import STREAM, output_path, read_model, spec_of
+from prunekit.cli.models import STREAM, check_inputs, output_path, read_model, spec_of
 from prunekit.errors import InputError
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
@@ -84,9 +84,10 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Export, compare, write, and show both side by side."""
+    _check(file, where, data, check)
+    check_inputs(model, data)
     from prunekit.exporting.writer import ExportOptions
 
-    _check(file, where, data, check)
     format = _format(file, where)
     target = _target(model, file, where, format, output)
     network, size = read_model(model, reading)

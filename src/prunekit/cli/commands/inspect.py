@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
-from prunekit.cli.models import check_report, describe_source, read_model, spec_of, write_report
+from prunekit.cli.models import check_inputs, check_report, describe_source, read_model, spec_of, write_report
 from prunekit.errors import InputError, PrunekitError
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
@@ -48,10 +48,11 @@ def run(
     output: Output, model: ModelArgument, options: InspectOptions, data: DataOptions, reading: ReadingOptions
 ) -> None:
     """Trace the model and show its layers, channel groups, frozen groups and history."""
+    options.check(data)
+    check_inputs(model, data)
     from prunekit import api
     from prunekit.surgery.graph.groups import frozen_by_reason
 
-    options.check(data)
     network, size = read_model(model, reading)
     spec_of(network)
     found = api.inspect(network)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
-from prunekit.cli.models import STREAM, check_kind, output_path, read_model, spec_of, write_model
+from prunekit.cli.models import STREAM, check_inputs, check_kind, output_path, read_model, spec_of, write_model
 from prunekit.cli.tuning import TUNING, Job, PassOptions, Tuning, calibration_images, check, draw, tune
+from prunekit.methods.budget import check_budget
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 
@@ -36,6 +37,8 @@ def command_for(name: str) -> Command:
     ) -> None:
         target = output_path(model, where, name, output)
         check(data, tuning, passes, target)
+        check_inputs(model, data)
+        check_budget(config)
         network, _ = read_model(model, reading)
         check_kind(network, target)
         spec_of(network)

@@ -14,7 +14,16 @@ from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.fields import from_text
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
 from prunekit.cli.measuring import MeasureOptions, measure, open_images, warn_of_balance
-from prunekit.cli.models import STREAM, beside, check_report, describe_source, read_model, spec_of, write_report
+from prunekit.cli.models import (
+    STREAM,
+    beside,
+    check_inputs,
+    check_report,
+    describe_source,
+    read_model,
+    spec_of,
+    write_report,
+)
 from prunekit.errors import InputError
 from prunekit.report.documents import document, dumps
 from prunekit.report.terminal.output import Output
@@ -64,9 +73,10 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Measure the model, then every method at every ratio that is not yet known."""
+    options.check()
+    check_inputs(model, data)
     from prunekit.workflows import sweeps
 
-    options.check()
     ratios, variants, target = read_ratios(sweep.ratios), _variants(method), _target(model, sweep, data)
     if len(ratios) * len(variants) > _MOST:
         raise InputError(f"{len(ratios) * len(variants)} points are more than {_MOST}")

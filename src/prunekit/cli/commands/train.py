@@ -14,7 +14,16 @@ from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.events import sinks
 from prunekit.cli.framework.options import DATA, READING, DataOptions, OutputOptions, ReadingOptions, input_spec, option
 from prunekit.cli.history import remember_run
-from prunekit.cli.models import STREAM, check_kind, output_path, read_model, read_teacher, spec_of, write_model
+from prunekit.cli.models import (
+    STREAM,
+    check_inputs,
+    check_kind,
+    output_path,
+    read_model,
+    read_teacher,
+    spec_of,
+    write_model,
+)
 from prunekit.errors import InputError
 from prunekit.report import numbers
 from prunekit.report.documents import document
@@ -78,10 +87,11 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Train, write the artefact, and show the result."""
+    config.check()
+    check_inputs(model, data)
     from prunekit.training.entry import train
     from prunekit.training.fine_tuning import cut_since_training, suited
 
-    config.check()
     job = prepare(output, model, data, config, where, reading, options)
     if job.tunes:
         config = suited(config, len(job.train_set), cut_since_training(job.model))

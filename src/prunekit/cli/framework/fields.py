@@ -104,9 +104,27 @@ def from_text(settings: type, text: str) -> dict[str, Any]:
 def _typed(key: str, text: str, form: Form) -> Any:
     words = {"true": True, "false": False}
     try:
-        return words[text.lower()] if form.kind is bool else form.kind(text)
+        return words[text.lower()] if form.kind is bool else number(text) if form.kind is float else form.kind(text)
     except (KeyError, ValueError):
         raise InputError(f"{key}={text}: expected {'true or false' if form.kind is bool else 'a number'}") from None
+
+
+def number(text: str | float) -> float:
+    """Return a number that may be written as a percentage: `0.5` and `50%` are the same.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    if isinstance(text, str) and text.strip().endswith("%"):
+        return float(text.strip()[:-1]) / 100
+    return float(text)
+
+
+def _number_of_flag(text: str | float) -> float:
+    try:
+        return number(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no number") from None
 
 
 def flags_of(field: dataclasses.Field[Any], given: str | None = None) -> list[str]:
@@ -130,6 +148,7 @@ def _option(field: dataclasses.Field[Any], form: Form, section: str | None, flag
         show_default=kind is not bool and default not in (None, ""),
         autocompletion=_completion(choices) if choices else None,
         rich_help_panel=metadata.get("section") or section,
+        parser=_number_of_flag if kind is float else None,
     )
     annotation = kind | None if form.optional and kind is not bool else kind
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)

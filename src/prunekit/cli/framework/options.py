@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -77,6 +79,11 @@ class DataOptions:
     )
     data_root: str | None = option(metavar="FOLDER", help="Folder of the torchvision data set.")
     skip_bad: bool = option(False, help="Leave unreadable images out instead of stopping at the first.")
+
+    def check(self) -> None:
+        """Raise `InputError` where `--data` is a path that leads nowhere, before torch is imported to read it."""
+        if self.data is not None and len(Path(self.data).parts) > 1 and not os.path.lexists(self.data):
+            raise InputError(f"there is no folder {self.data}")
 
     def open(self, output: Output, split: Split, spec: InputSpec | None, reading: ReadingOptions) -> ImageSet:
         """Return the images of `split`, prepared as `spec` says, with a warning where some were left out.
