@@ -107,3 +107,31 @@ def test_hyper_parameters_are_arguments_of_the_code(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"net\.py:Net"):
         pk.load(tmp_path / "c.ckpt", arch=code, arch_args={"width": 5})
     assert same(pk.load(tmp_path / "c.ckpt", arch=code, arch_args={"depth": 2}), wide)
+
+
+@pytest.mark.parametrize("command", ["slim", "merge"])
+@pytest.mark.parametrize(("suffix", "instead"), [(".onnx", "export"), (".safetensors", "convert"), (".ONNX", "export")])
+def test_no_artefact_under_the_name_of_another_format(
+    command: str, suffix: str, instead: str, weights: Path, capsys: Capture
+) -> None:
+    target = weights.with_suffix(suffix)
+    assert run([command, str(weights), *FLAGS, "--ratio", "0.5", "-o", str(target)]) == 2
+    assert f"prunekit {instead} MODEL.pt" in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_what_exists_is_left_replaced_or_skipped(weights: Path, capsys: Capture) -> None:
+    target = weights.with_name("small.pt")
+    slim = ["slim", str(weights), *FLAGS, "-o", str(target), "--ratio"]
+    assert run([*slim, "0.5", "--if-exists", "skip"]) == 0
+    first = target.read_bytes()
+    for policy, status in (("fail", 2), ("skip", 0)):
+        capsys.readouterr()
+        assert run([*slim, "0.3", "--if-exists", policy]) == status
+        assert target.read_bytes() == first
+    assert capsys.readouterr().out == f"{target}\n"
+    assert run([*slim, "0.3", "--if-exists", "replace"]) == 0
+    assert target.read_bytes() != first
+    assert run([*slim, "0.3", "--if-exists", "skip", "--json"]) == 2
+    assert run([*slim, "0.3", "--if-exists", "skip", "--force"]) == 2
+    assert run([*slim, "0.3", "--if-exists", "overwrite"]) == 2

@@ -7,7 +7,9 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
 
 from prunekit.cli.framework.options import DataOptions, OutputOptions, ReadingOptions, input_spec
 from prunekit.errors import InputError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 STREAM = "-"
 _NAMED = ("prunekit:", "torchvision:")
+# suffix of another format -> the command that writes it
+_OTHERS = {".onnx": "export", ".safetensors": "convert"}
 _PROGRAM = ".pt2"  # the suffix of exported programs
 _SUFFIXES = (".pt", ".pth", ".pt2", ".th", ".bin", ".ckpt", ".safetensors", ".tar")
 
@@ -101,11 +105,31 @@ def output_path(source: str, options: OutputOptions, suffix: str, output: Output
     if options.out is None and source == STREAM:
         raise InputError("a model from standard input has no name", hint="say where it goes with -o FILE or -o -")
     if kind is None:
+        _check_format(options.out)
         kind = _PROGRAM if source.lower().endswith(_PROGRAM) else ".pt"
     path = Path(options.out) if options.out is not None else beside(source, suffix, kind)
+    if path.exists() and options.if_exists == "skip" and not options.dry_run:
+        _skip(path, output)
     if path.exists() and not (options.force or options.dry_run):
         raise InputError(f"{path} exists", hint="replace it with --force, or choose another name with -o")
     return str(path)
+
+
+def _check_format(target: str | None) -> None:
+    """Refuse the suffix of another format for prunekit's own file."""
+    suffix = Path(target or "").suffix.lower()
+    if suffix in _OTHERS:
+        hint = f"write a .pt and make the {suffix} of it: prunekit {_OTHERS[suffix]} MODEL.pt -o {target}"
+        raise InputError(f"cannot write {target}: a {suffix} is another format", hint=hint)
+
+
+def _skip(path: Path, output: Output) -> NoReturn:
+    """End the command with status 0, the file that is there already as its result."""
+    if output.json:
+        raise InputError("--json has nothing to report with --if-exists skip", hint="leave one of them out")
+    output.note(f"{path} exists: nothing to do")
+    output.data(str(path))
+    raise typer.Exit
 
 
 def check_kind(model: nn.Module, target: str) -> None:

@@ -21,7 +21,8 @@ _PROGRAMS = (".onnx", ".pt2")
 
 def run(output: Output, model: ModelArgument, where: OutputOptions, reading: ReadingOptions) -> None:
     """Read the network and write it as the suffix of the output says."""
-    target = output_path(model, where, "converted", output)
+    usual = ".pt2" if model.lower().endswith(".pt2") else ".pt"
+    target = output_path(model, where, "converted", output, kind=usual)
     kind = Path(target).suffix.lower()
     if kind in _PROGRAMS and not model.lower().endswith(kind):
         raise InputError(f"{target} would be a program, which convert does not make", hint="prunekit export does")

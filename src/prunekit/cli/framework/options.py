@@ -118,8 +118,17 @@ class OutputOptions:
     """Destination of the artefact."""
 
     out: str | None = option(flag="--output,-o", metavar="PATH", help="The file to write; - for standard output.")
-    force: bool = option(False, help="Replace the file if it exists.")
+    force: bool = option(False, help="Replace the file if it exists; the same as --if-exists replace.")
+    if_exists: str = option(
+        "fail", choices=("fail", "replace", "skip"), help="What to do if the file exists; skip ends with status 0."
+    )
     dry_run: bool = option(False, help="Show what would be done; write nothing.")
+
+    def __post_init__(self) -> None:
+        if self.force and self.if_exists == "skip":
+            raise InputError("--force and --if-exists skip contradict each other", hint="leave one of them out")
+        if self.if_exists == "replace":
+            object.__setattr__(self, "force", True)
 
 
 def input_spec(reading: ReadingOptions, known: InputSpec | None) -> InputSpec | None:
