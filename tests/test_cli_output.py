@@ -6,13 +6,16 @@ import io
 import json
 import math
 import sys
+import types
 
 import pytest
 
 from prunekit.cli.app import run
 from prunekit.errors import CheckFailed, InputError, Interrupted, SurgeryError
+from prunekit.plan import Plan
 from prunekit.report import numbers
 from prunekit.report.documents import document, dumps, eval_document
+from prunekit.report.terminal import pruning
 from prunekit.report.terminal.output import ClosedPipeError, Output
 from prunekit.report.terminal.progress import counting
 
@@ -179,3 +182,16 @@ def test_the_traceback_is_for_debug(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr("prunekit.cli.commands.eval._check", fail)
     assert run(["eval", "a.pt", "--debug"]) == 70
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_notes_are_said_in_words() -> None:
+    notes = {"negative_scales": 3, "merged": 0, "some_new_note": ["a", "b"], "never_ran": ["x"]}
+    pruned = types.SimpleNamespace(plan=Plan((), notes), difference=1e-7, seconds=0.1, verify_seconds=0.1)
+    *lines, proof = pruning._remarks(pruned)  # type: ignore[arg-type]
+    assert lines == ["of these with a negative scale: 3", "some new note: a, b"]
+    assert proof.startswith("masked and sliced agree")
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 images"), (1, "1 image"), (1264, "1,264 images")])
+def test_one_is_not_several(count: int, text: str) -> None:
+    assert numbers.counted(count, "image") == text

@@ -192,7 +192,7 @@ def test_what_is_left_open_is_filled_in_by_the_data_and_the_cut() -> None:
 def test_what_was_cut_since_training_is_remembered() -> None:
     model = network()
     assert cut_since_training(model) == 0
-    small = pk.slim(pk.slim(model, ratio=0.3)[0], ratio=0.3)[0]
+    small = pk.slim(pk.slim(model, ratio=0.3).model, ratio=0.3).model
     whole, left = pk.inspect(model).cost.macs, pk.inspect(small).cost.macs
     assert cut_since_training(small) == pytest.approx(1 - left / whole)
     origin = origin_of(small)

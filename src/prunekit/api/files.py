@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -26,6 +26,7 @@ def load(
     arch_args: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
     key: str | None = None,
+    ignore_keys: Sequence[str] = (),
     input_spec: InputSpec | None = None,
     map_location: str | torch.device = "cpu",
     runtime: Literal["masked", "gather", "buckets", "auto"] | None = None,
@@ -44,6 +45,7 @@ def load(
         arch_args: Its arguments.
         trust_pickle: Unpickle whatever the file holds. Only for files whose origin you trust: pickles run code.
         key: Where a checkpoint holds several networks: the keys that lead to one, joined by dots.
+        ignore_keys: Patterns of a state dict's keys to leave out, such as `loss.*`.
         input_spec: What the network reads, where the file does not say.
         map_location: The device of the weights.
         runtime: For networks with gates (ManiDP): how to run them, for inference alone.
@@ -67,6 +69,7 @@ def load(
         arch_args=arch_args,
         trust_pickle=trust_pickle,
         key=key,
+        ignore_keys=ignore_keys,
         input_spec=input_spec,
         map_location=map_location,
     )

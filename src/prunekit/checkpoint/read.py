@@ -70,6 +70,7 @@ def load(
         trust_pickle: Allow the file to run code, as pickles of whole networks do.
         key: Which network of a checkpoint that holds several: the keys that lead to it, joined by dots, and perhaps a
             prefix of its names.
+        ignore_keys: Patterns of keys of a state dict to leave out, such as `loss.*`.
         input_spec: Shape and normalisation of the input, in place of those that the file gives.
         map_location: The device of the weights.
 

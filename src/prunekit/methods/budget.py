@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -59,7 +59,7 @@ def check_budget(config: Config) -> str:
             hint="for example --ratio 0.5 to remove half of the channels",
         )
     name, value = given[0], getattr(config, given[0])
-    if name == "ratio" and not isinstance(value, dict):
+    if name == "ratio" and not isinstance(value, Mapping):
         check_ratio(value)
     elif name != "ratio":
         _parsed(f"--{name.replace('_', '-')}", value)

@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from prunekit.api import Pruned
 
 
+# What a note of a plan is called; others by their key, without underscores.
+_WORDS = {
+    "widths": "widths of the layers",
+    "merged": "filters merged into others",
+    "negative_scales": "of these with a negative scale",
+    "left": "layers left as they were",
+    "plain": "only cut, nothing merged",
+    "protected": "layers kept from being emptied",
+    "threshold": "threshold of gamma",
+    "constants_lost": "layers that cannot take over constants",
+    "refit_bn": "batch norms measured anew",
+    "calibration": "restored from images",
+    "plain_weights": "weights that are computed no more",
+}
+
+
 def report(output: Output, pruned: Pruned, *, dry_run: bool) -> None:
     """Show the figures before and after, and remarks; with `dry_run` also the plan, as the data asked for."""
     parts: list[Any] = [_change(pruned)]
@@ -49,8 +65,8 @@ def _widths(pruned: Pruned) -> Any:
 def _remarks(pruned: Pruned) -> Sequence[str]:
     """Return the notes of the method, the proof, and the time."""
     said = {key: value for key, value in pruned.plan.notes.items() if key != "never_ran"}  # already shown as a warning
-    notes = {key: value for key, value in said.items() if value not in (None, [], {}, "")}
-    lines = [f"{key}: {_short(value)}" for key, value in notes.items()]
+    notes = {key: value for key, value in said.items() if value not in (None, [], {}, "", 0)}
+    lines = [f"{_WORDS.get(key, key.replace('_', ' '))}: {_short(value)}" for key, value in notes.items()]
     proof = f"masked and sliced agree to {pruned.difference:.1e}"
     seconds = f"{numbers.duration(pruned.seconds)}, verified in {numbers.duration(pruned.verify_seconds)}"
     return [*lines, f"{proof}; pruned in {seconds}"]
