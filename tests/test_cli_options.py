@@ -245,7 +245,7 @@ def test_a_number_may_be_a_percentage(text: str, value: float) -> None:
         ({"ratio": 50.0}, "write 50%"),
         ({"target_macs": "50"}, "did you mean --target-macs 50%?"),
         ({"target_params": "0.3"}, "did you mean --target-params 30%?"),
-        ({"target_macs": "120%"}, "between 0% and 100%"),
+        ({"target_macs": "120%"}, "between 0 and 100%"),
         ({}, "for example --ratio 0.5"),
     ],
 )

@@ -104,7 +104,7 @@ def _parsed(flag: str, value: str | float | None) -> tuple[float, str]:
     except (TypeError, ValueError):
         raise InputError(f"{flag} takes an amount like 50%, 20M or 1.5G; found '{value}'") from None
     if unit == "%" and not 0 < number < 100:
-        raise InputError(f"{flag} {value}: the share to keep must lie between 0% and 100%")
+        raise InputError(f"{flag} {value}: the share to keep must lie between 0 and 100%")
     if isinstance(value, str) and not unit and number <= 100:
         share = f"{100 * number:g}%" if number < 1 else f"{number:g}%"
         what = "MACs" if "macs" in flag else "parameters"
