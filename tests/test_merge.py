@@ -201,7 +201,7 @@ def test_targets(flag: str, amount: str) -> None:
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        pk.merge(models.build("resnet20_cifar"), **settings)
+        pk.prune("merge", models.build("resnet20_cifar"), **settings)
 
 
 def _body(norm: Callable[[int], nn.Module], activation: nn.Module) -> nn.Module:
