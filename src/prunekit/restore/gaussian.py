@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from prunekit.surgery.ops import ACTIVATIONS
+from torch import Tensor
 
 FADING = 0.5  # of neighbouring pixels' correlation; 0.1 and 0.3 did worse on held-out training images
 _TERMS = 8
@@ -34,34 +33,96 @@ def hermite(gamma: Tensor, beta: Tensor, activation: Callable[[Tensor], Tensor])
     return torch.stack(found), (second - found[0].square()).clamp_min(0)
 
 
-def correlations(layer: Any, shifts: list[tuple[int, ...]]) -> Tensor:
+@dataclass(frozen=True)
+class Filters:
+    """The weights of a layer, `(outputs, inputs of a group, taps ...)`, and how far apart its kernel reads."""
+
+    weight: Tensor
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+
+    @property
+    def flat(self) -> Tensor:
+        """`(outputs, inputs, taps)`, in double precision."""
+        weight = self.weight.detach().double().cpu()
+        return weight.reshape(weight.size(0), weight.size(1), -1)
+
+    def distances(self, shift: tuple[int, ...]) -> Tensor:
+        """How far kernel taps `t` and, `shift` outputs further, `s` are apart: `(taps, taps)`."""
+        total = torch.zeros(1, 1, dtype=torch.float64)
+        for axis, step in enumerate(shift):
+            taps = torch.arange(self.weight.size(2 + axis), dtype=torch.float64) * self.dilation[axis]
+            apart = (taps[None, :] + self.stride[axis] * step - taps[:, None]).abs()
+            size = len(total) * len(taps)
+            total = (total[:, None, :, None] + apart[None, :, None, :]).reshape(size, size)
+        return total
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of a layer's channels behind batch norm and activation, before they are correlated: what `covariances` needs.
+
+    `terms` are the Hermite coefficients, `(9, C)`, the first the mean, `variance` `(C,)`, and `rho`, `(shifts, C, C)`,
+    the correlations in front of the activation. `apart` tells how far one place is from the next, in places of the
+    layer's input.
+    """
+
+    terms: Tensor
+    variance: Tensor
+    rho: Tensor
+    apart: tuple[int, ...] = ()
+
+    @property
+    def mean(self) -> Tensor:
+        """`(C,)`."""
+        return self.terms[0]
+
+    def covariances(self) -> Tensor:
+        """`(shifts, C, C)`; the first shift is none."""
+        power, total = torch.ones_like(self.rho), torch.zeros_like(self.rho)
+        for term in self.terms[1:]:
+            power = power * self.rho
+            total += power * (term[:, None] * term)
+        diagonal = total[0].diagonal()
+        diagonal.copy_(torch.maximum(diagonal, self.variance))  # what the series leaves out
+        return total
+
+
+def correlations(filters: Filters, shifts: list[tuple[int, ...]]) -> Tensor:
     """Correlation of a layer's outputs `i` at some place and `j` at that place plus each shift: `(shifts, C, C)`."""
-    weight = layer.weight.detach().double().cpu().flatten(2) if layer.weight.dim() > 2 else layer.weight.detach().cpu()
-    weight = weight.double().reshape(weight.size(0), weight.size(1), -1)
-    flat = weight.flatten(1)
-    spreads = [torch.einsum("ict,ts->ics", weight, _fading(layer, shift)).flatten(1) for shift in shifts]
-    covariance = torch.stack([spread @ flat.t() for spread in spreads])
-    centre = torch.einsum("ict,ts,ics->i", weight, _fading(layer, (0,) * len(shifts[0])), weight)
-    scale = centre.clamp_min(1e-30).rsqrt()
-    return (covariance * scale[:, None] * scale).clamp(-1, 1)
+    weight = filters.flat
+    fading = [torch.pow(_fading(), filters.distances(shift)) for shift in shifts]
+    spreads = [torch.einsum("ict,ts->ics", weight, one).flatten(1) for one in fading]
+    covariance = torch.stack([spread @ weight.flatten(1).t() for spread in spreads])
+    centre = torch.einsum(
+        "ict,ts,ics->i", weight, torch.pow(_fading(), filters.distances((0,) * len(shifts[0]))), weight
+    )
+    return _normalised(covariance, centre)
 
 
-def _fading(layer: Any, shift: tuple[int, ...]) -> Tensor:
-    """Correlation of the inputs under kernel taps `t` and, `shift` outputs further, `s`: `(taps, taps)`."""
-    result = torch.ones(1, 1, dtype=torch.float64)
-    if isinstance(layer, nn.Linear):
-        return result
-    for size, stride, dilation, step in zip(layer.kernel_size, layer.stride, layer.dilation, shift, strict=True):
-        taps = torch.arange(size, dtype=torch.float64) * dilation
-        distance = (taps[None, :] + stride * step - taps[:, None]).abs()
-        result = torch.kron(result, torch.pow(torch.tensor(FADING, dtype=torch.float64), distance))
-    return result
+def depthwise_correlations(before: Moments, filters: Filters) -> Tensor:
+    """Correlation of what a depthwise convolution makes of channels, `(1, C, C)`.
+
+    Between places these are as alike as at one place, times what fades. With `W` the filters and `F_n` the fading of
+    the taps to the power `n`, each term of Mehler's formula comes times `W F_n W^T`; what the series leaves out is
+    taken to be independent between places.
+    """
+    weight, rho = filters.flat[:, 0], before.rho[0]
+    reach = filters.distances((0,) * (filters.weight.dim() - 2)) * max(before.apart, default=1)
+    fading = torch.pow(_fading(), reach)
+    power, faded, total = torch.ones_like(rho), torch.ones_like(fading), torch.zeros_like(rho)
+    for term in before.terms[1:]:
+        power, faded = power * rho, faded * fading
+        total += power * (term[:, None] * term) * (weight @ faded @ weight.t())
+    rest = (before.variance - before.terms[1:].square().sum(0)).clamp_min(0)
+    total.diagonal().add_(rest * weight.square().sum(1))
+    return _normalised(total[None], total.diagonal())
 
 
-def activated(layer: Any, norm: Any, activation: str, shifts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """Mean `(C,)` and covariances `(shifts, C, C)` behind a layer, its batch norm and an activation.
+def activated(norm: Any, activation: Callable[[Tensor], Tensor], rho: Tensor, apart: tuple[int, ...] = ()) -> Moments:
+    """Moments behind a batch norm and an activation of what correlates as `rho`, `(shifts, C, C)`, in front of them.
 
-    The first shift is none. Inputs that nothing is known of, and statistics that are no numbers, are the caller's care.
+    Statistics that are no numbers are the caller's care.
     """
     gamma, beta = (
         torch.full_like(norm.running_var, value) if given is None else given.detach()
@@ -70,12 +131,13 @@ def activated(layer: Any, norm: Any, activation: str, shifts: list[tuple[int, ..
     variance = norm.running_var.double().cpu()
     # what a running variance near zero lets through is less than gamma
     gamma = gamma.double().cpu() * (variance / (variance + norm.eps)).sqrt()
-    terms, spread = hermite(gamma, beta.double().cpu(), ACTIVATIONS[activation])
-    rho = correlations(layer, shifts)
-    power, total = torch.ones_like(rho), torch.zeros_like(rho)
-    for term in terms[1:]:
-        power = power * rho
-        total += power * (term[:, None] * term)
-    diagonal = total[0].diagonal()
-    diagonal.copy_(torch.maximum(diagonal, spread))  # what the series leaves out
-    return terms[0], total
+    return Moments(*hermite(gamma, beta.double().cpu(), activation), rho, apart)
+
+
+def _fading() -> Tensor:
+    return torch.tensor(FADING, dtype=torch.float64)
+
+
+def _normalised(covariance: Tensor, variance: Tensor) -> Tensor:
+    scale = variance.clamp_min(1e-30).rsqrt()
+    return (covariance * scale[:, None] * scale).clamp(-1, 1)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunekit.restore.activations import activation_of
 from prunekit.restore.gaussian import hermite
 from prunekit.surgery import Graph
-from prunekit.surgery.ops import ACTIVATIONS, AVERAGE_POOLS, COPIES, MAX_POOLS, is_batch_norm
+from prunekit.surgery.ops import AVERAGE_POOLS, COPIES, MAX_POOLS, is_batch_norm
 
-_KEEP_MOMENTS = frozenset((*COPIES, "native_dropout", *AVERAGE_POOLS, *MAX_POOLS))  # near enough
+_KEEP_MOMENTS = frozenset((*COPIES, "native_dropout", "constant_pad_nd", *AVERAGE_POOLS, *MAX_POOLS))  # near enough
 
 
 def spreads(model: nn.Module, graph: Graph) -> dict[int, tuple[Tensor, Tensor]]:
@@ -26,14 +27,15 @@ def spreads(model: nn.Module, graph: Graph) -> dict[int, tuple[Tensor, Tensor]]:
     for node in graph.nodes:
         known = [found[value] for value in dict.fromkeys(node.inputs) if value in found]
         result: tuple[Tensor, Tensor] | None = None
+        activation = activation_of(model, node) if known else None
         if is_batch_norm(node.op) and node.parameters:
             result = _after_norm(modules.get(node.parameters[0].rpartition(".")[0]))
         elif node.op == "add" and known:
             width = max(len(mean) for mean, _ in known)
             whole = [pair for pair in known if len(pair[0]) == width]
             result = torch.stack([m for m, _ in whole]).sum(0), torch.stack([v for _, v in whole]).sum(0)
-        elif node.op in ACTIVATIONS and known:
-            terms, variance = hermite(known[0][1].sqrt(), known[0][0], ACTIVATIONS[node.op])
+        elif activation is not None:
+            terms, variance = hermite(known[0][1].sqrt(), known[0][0], activation.function)
             result = terms[0], variance
         elif node.op in _KEEP_MOMENTS and known:
             result = known[0]

@@ -17,51 +17,24 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.plan import Refit
-from prunekit.restore.gaussian import activated
+from prunekit.restore.gaussian import Filters, activated, correlations, depthwise_correlations
+from prunekit.restore.modelled_path import Stage, stages
 from prunekit.restore.moment_propagation import spreads
-from prunekit.restore.plain_layers import obstacle, reads
+from prunekit.restore.plain_layers import reads
 from prunekit.restore.refit_targets import norm_behind
 from prunekit.restore.second_moments import Reading, gram_of
 from prunekit.restore.streams import find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.editing.compensation import places_of
-from prunekit.surgery.ops import ACTIVATIONS, HAND_ON, POOLS, is_batch_norm
+from prunekit.surgery.graph.recording import Node
 
 RIDGE = 0.03  # of the mean variance; 0.1 and 0.3 did worse on held-out training images
 _LARGEST = 5000  # inputs of a consumer that are solved for at once; beyond, all taps share one matrix
-_PASSIVE = HAND_ON | {*POOLS, "mean"}  # what the model overlooks
 
 
 def obstacle_to_moments(model: nn.Module, graph: Graph, group: ChannelGroup) -> str | None:
     """Why what the consumers of a group read cannot be modelled, or None."""
-    reason = next(filter(None, (obstacle(model, graph, m) for m in (*group.producers, *group.consumers))), None)
-    if reason is not None:
-        return reason
-    norm = norm_behind(model, graph, group.producers[0].module)
-    if norm is None:
-        return "no batch norm behind this layer tells its statistics"
-    readers = graph.readers(_norm_node(graph, norm).outputs[0])
-    if len(readers) != 1 or readers[0].op not in ACTIVATIONS:
-        return f"'{readers[0].op if readers else 'nothing'}' reads its batch norm, and no activation that is modelled"
-    consumers = {member.parameter for member in group.consumers}
-    for member in group.consumers:
-        shape = graph.shapes[member.parameter]
-        if member.dim != 1 or member.positions.size != shape[1]:
-            return f"'{member.module}' reads other channels as well"
-    waiting, seen = list(graph.readers(readers[0].outputs[0])), set()
-    while waiting:
-        node = waiting.pop()
-        if node.index in seen or consumers.intersection(node.parameters):
-            continue
-        seen.add(node.index)
-        if node.op not in _PASSIVE:
-            return f"'{node.op}' in {node.module} stands between this layer and the next"
-        waiting += graph.readers(node.outputs[0])
-    return None
-
-
-def _norm_node(graph: Graph, norm: str) -> Any:
-    return next(node for node in graph.calls(norm) if is_batch_norm(node.op))
+    return stages(model, graph, group)[1]
 
 
 def modelled(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup]) -> dict[str, Reading]:
@@ -99,16 +72,37 @@ def moment_refits(model: nn.Module, graph: Graph, kept: Mapping[str, Sequence[in
 
 
 def _behind(model: nn.Module, graph: Graph, group: ChannelGroup, reach: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariances of a group behind its activation, shifted by up to `reach` along both axes."""
-    layer: Any = model.get_submodule(group.producers[0].module)
-    norm_name = norm_behind(model, graph, group.producers[0].module)
-    assert norm_name is not None
-    norm: Any = model.get_submodule(norm_name)
-    for tensor in (layer.weight, norm.running_var, norm.running_mean, norm.weight, norm.bias):
+    """Mean and covariances of a group in front of its consumers, shifted by up to `reach` along both axes.
+
+    Behind a depthwise convolution there are none but those at one place.
+    """
+    (first, *further), _ = stages(model, graph, group)
+    filters = _filters(model, first)
+    rho = correlations(filters, _shifts(len(filters.stride), reach))
+    found = activated(_norm(model, first), first.activation.function, rho, filters.stride)
+    for stage in further:
+        rho = depthwise_correlations(found, _filters(model, stage))
+        found = activated(_norm(model, stage), stage.activation.function, rho)
+    return found.mean, found.covariances()
+
+
+def _filters(model: nn.Module, stage: Stage) -> Filters:
+    read = stage.layer.read
+    assert read is not None
+    return Filters(model.get_parameter(read.parameter), read.stride, read.dilation)
+
+
+def _norm(model: nn.Module, stage: Stage) -> Any:
+    """The batch norm of a stage.
+
+    Raises:
+        InputError: it, or the weights in front of it, are no numbers.
+    """
+    norm: Any = model.get_submodule(stage.norm)
+    for tensor in (_filters(model, stage).weight, norm.running_var, norm.running_mean, norm.weight, norm.bias):
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"'{norm_name}' or the layer before it holds values that are not finite")
-    activation = graph.readers(_norm_node(graph, norm_name).outputs[0])[0].op
-    return activated(layer, norm, activation, _shifts(layer.weight.dim() - 2, reach))
+            raise InputError(f"'{stage.norm}' or the layer before it holds values that are not finite")
+    return norm
 
 
 def _shifts(axes: int, reach: int) -> list[tuple[int, ...]]:
@@ -123,14 +117,15 @@ def _shifts(axes: int, reach: int) -> list[tuple[int, ...]]:
 def _refit(
     model: nn.Module, graph: Graph, group: ChannelGroup, member: Member, kept: list[int], stays: Mapping[Any, Any]
 ) -> list[Refit]:
-    consumer: Any = model.get_submodule(member.module)
-    weight = consumer.weight.detach().double().cpu()
+    consumer = reads(graph, member.module)[0]
+    weight = model.get_parameter(member.parameter).detach().double().cpu()
     places = torch.from_numpy(places_of(member, group.size))
-    if _sees_neighbours(model, graph, group, member):
-        reach = (consumer.kernel_size[0] - 1) * consumer.dilation[0]
-        mean, covariance = _behind(model, graph, group, reach)
+    if _sees_neighbours(model, graph, group, consumer):
+        assert consumer.read is not None
+        size, step = weight.size(-1), consumer.read.dilation[0]
+        mean, covariance = _behind(model, graph, group, (size - 1) * step)
         columns = weight[:, places[:, 0]].flatten(1)  # (outputs, units * taps)
-        patch = _patches(covariance, consumer, reach)
+        patch = _patches(covariance, size, step)
         taps = weight[0, 0].numel()
     else:
         mean, covariance = _behind(model, graph, group, 0)
@@ -143,32 +138,29 @@ def _refit(
     after = ((solved @ patch[index][:, index]) * solved).sum(1).reshape(weight.size(0), -1).sum(1)
     new = _write(weight, solved, places, kept, whole=taps > 1)
     read = places[kept].flatten().sort().values
-    shares = _shares(graph, consumer, member)
+    shares = _shares(graph, consumer)
     units_of = torch.empty(weight.size(1), dtype=torch.int64)
     units_of[places.flatten()] = torch.arange(group.size).repeat_interleave(places.size(1))
     shift = _output_mean(new[:, read], mean[units_of[read]], shares) - _output_mean(weight, mean[units_of], shares)
     return _as_refits(model, graph, member.module, new[:, read], shift, after / before.clamp_min(1e-30), stays)
 
 
-def _sees_neighbours(model: nn.Module, graph: Graph, group: ChannelGroup, member: Member) -> bool:
+def _sees_neighbours(model: nn.Module, graph: Graph, group: ChannelGroup, consumer: Node) -> bool:
     """Whether the consumer is a 2-d convolution right behind the activation, and small enough."""
-    consumer: Any = model.get_submodule(member.module)
-    producer = model.get_submodule(group.producers[0].module)
-    if not (isinstance(consumer, nn.Conv2d) and isinstance(producer, nn.Conv2d)) or consumer.kernel_size == (1, 1):
+    assert consumer.read is not None
+    found, _ = stages(model, graph, group)
+    taps = graph.shapes[consumer.read.parameter][2:]
+    if len(found) > 1 or len(taps) != 2 or len(graph.shapes[group.producers[0].parameter]) != 4 or taps == (1, 1):
         return False
-    square = len({*consumer.kernel_size}) == 1 and len({*consumer.dilation}) == 1
-    norm = norm_behind(model, graph, group.producers[0].module)
-    assert norm is not None
-    value = graph.readers(_norm_node(graph, norm).outputs[0])[0].outputs[0]
-    direct = any(member.parameter in node.parameters for node in graph.readers(value))
-    return square and direct and consumer.weight[0].numel() <= _LARGEST
+    square = len({*taps}) == 1 and len({*consumer.read.dilation}) == 1
+    direct = _unpadded(graph, consumer.inputs[0])[0] == found[0].value
+    return square and direct and math.prod(graph.shapes[consumer.read.parameter][1:]) <= _LARGEST
 
 
-def _patches(covariance: Tensor, conv: nn.Conv2d, reach: int) -> Tensor:
+def _patches(covariance: Tensor, size: int, step: int) -> Tensor:
     """Covariance of all that a kernel sees, from that of shifted channels: `(units * taps, units * taps)`."""
-    size, units = conv.kernel_size[0], covariance.size(1)
-    number = {shift: i for i, shift in enumerate(_shifts(2, reach))}
-    step = conv.dilation[0]
+    units = covariance.size(1)
+    number = {shift: i for i, shift in enumerate(_shifts(2, (size - 1) * step))}
     taps = [(y, x) for y in range(size) for x in range(size)]
     order = torch.tensor([[number[(step * (v - y), step * (u - x))] for v, u in taps] for y, x in taps])
     return covariance[order].permute(2, 0, 3, 1).reshape(units * len(taps), units * len(taps))
@@ -203,21 +195,28 @@ def _output_mean(weight: Tensor, mean: Tensor, shares: Tensor) -> Tensor:
     return torch.einsum("oct,c,t->o", weight.reshape(*weight.shape[:2], -1), mean, shares)
 
 
-def _shares(graph: Graph, consumer: Any, member: Member) -> Tensor:
-    """For each kernel tap the share of output positions where it is not on the padding."""
-    taps = consumer.weight[0, 0].numel()
-    if isinstance(consumer, nn.Linear) or isinstance(consumer.padding, str) or consumer.padding_mode != "zeros":
-        return torch.ones(taps, dtype=torch.float64)
-    node = reads(graph, member.module)[0]
-    made = next((n for n in graph.nodes if n.outputs and n.outputs[0] == node.inputs[0]), None)
+def _shares(graph: Graph, consumer: Node) -> Tensor:
+    """For each kernel tap the share of output positions where it is not on zeros, of its own or put around before."""
+    assert consumer.read is not None
+    value, before = _unpadded(graph, consumer.inputs[0])
+    made = graph.maker(value)
     shares = torch.ones(1, dtype=torch.float64)
-    for axis, size in enumerate(consumer.kernel_size):
-        given = node.shape[2 + axis]
-        read = made.shape[2 + axis] if made and len(made.shape) == len(node.shape) else math.inf
-        starts = torch.arange(given) * consumer.stride[axis] - consumer.padding[axis]
-        at = starts[None] + torch.arange(size)[:, None] * consumer.dilation[axis]
+    for axis, size in enumerate(graph.shapes[consumer.read.parameter][2:]):
+        read = made.shape[2 + axis] if made and len(made.shape) == len(consumer.shape) else math.inf
+        first = consumer.read.padding[axis] + (before[axis] if before else 0)
+        starts = torch.arange(consumer.shape[2 + axis]) * consumer.read.stride[axis] - first
+        at = starts[None] + torch.arange(size)[:, None] * consumer.read.dilation[axis]
         shares = torch.kron(shares, ((at >= 0) & (at < read)).double().mean(1))
     return shares
+
+
+def _unpadded(graph: Graph, value: int) -> tuple[int, tuple[int, ...]]:
+    """What a value was before zeros were put around it, and how many in front, along each axis of an image."""
+    made = graph.maker(value)
+    pad = made.settings["pad"] if made and made.op == "constant_pad_nd" and not made.settings.get("value") else ()
+    if made is None or len(pad) != 2 * (len(made.shape) - 2):
+        return value, ()
+    return made.inputs[0], tuple(pad[::2][::-1])
 
 
 def _as_refits(

@@ -6,13 +6,11 @@ needs several joins them. The tables of rules, which say what each op does, stay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # The ops of convolutions and linear layers; products of two activations (`bmm`) are none.
 LAYER_OPS = ("convolution", "addmm", "mm")
@@ -44,15 +42,6 @@ NEAREST_UPSAMPLES = ("upsample_nearest1d", "upsample_nearest2d", "upsample_neare
 # Channels become positions or positions channels, and nothing else happens.
 SHUFFLES = ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im")
 
-# Activations whose function is known, as it is without settings.
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "hardswish": F.hardswish,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-}
 # Activations f with f(0) = 0.
 ZERO_ACTIVATIONS = (
     *("relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "elu", "tanh", "mish", "celu", "selu"),

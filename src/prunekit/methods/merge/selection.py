@@ -18,10 +18,17 @@ from prunekit.restore.second_moments import Reading
 _RIDGE = 1e-3  # of the mean variance: below that, channels are alike
 
 
-def pivoted(reading: Reading) -> NDArray[np.int64]:
-    """All units, each the one that explains most of what the consumers read once those before it are kept."""
+def pivoted(reading: Reading) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """All units, each the one that explains most of what the consumers read once those before it are kept.
+
+    Also, what is lost with the first `n` of them kept, as `losses` tells.
+    """
     unexplained = _Unexplained(reading)
-    return np.array([unexplained.keep(unexplained.best()) for _ in range(len(reading.gram))], dtype=np.int64)
+    order, found = [], [unexplained.loss()]
+    for _ in range(len(reading.gram)):
+        order.append(unexplained.keep(unexplained.best()))
+        found.append(unexplained.loss())
+    return np.array(order, dtype=np.int64), np.minimum.accumulate(np.array(found))
 
 
 def losses(reading: Reading, order: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:

@@ -33,10 +33,11 @@ _MIXES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Ranked:
-    """A layer and its units from the best to the worst."""
+    """A layer, its units from the best to the worst, and what it loses with the first `n` of them, if that is known."""
 
     layer: Layer
     order: NDArray[np.int64]
+    curve: NDArray[np.float64] | None = None
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ def rank(layers: Sequence[Layer], criterion: str, readings: Mapping[str, Reading
     for layer in layers:
         reading = readings.get(layer.group.name)
         if criterion == "pivot" and reading is not None:
-            ranked.append(Ranked(layer, pivoted(reading)))
+            ranked.append(Ranked(layer, *pivoted(reading)))
         else:
             scores = importance(layer.weight, "l2-norm" if criterion == "pivot" else criterion)
             ranked.append(Ranked(layer, np.argsort(-scores, kind="stable")))
@@ -172,7 +173,7 @@ def _descent(
         return max(config.min_channels, math.ceil(share))
 
     known = [one for one in ranked if one.name in readings]
-    curves = [losses(readings[one.name], one.order) for one in known]
+    curves = [losses(readings[one.name], one.order) if one.curve is None else one.curve for one in known]
     blind = [one for one in ranked if one.name not in readings]
     return _Descent(known, blind, curves, _unit_costs(graph, known), config, [least(one) for one in known])
 

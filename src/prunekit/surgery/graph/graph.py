@@ -283,6 +283,14 @@ class Graph:
                 readers.setdefault(value, []).append(node)
         return readers
 
+    @cached_property
+    def _makers(self) -> dict[int, Node]:
+        return {value: node for node in reversed(self.nodes) for value in node.outputs}
+
+    def maker(self, value: int) -> Node | None:
+        """The node that has made a value; None for what the network is given."""
+        return self._makers.get(value)
+
     def readers(self, value: int) -> Sequence[Node]:
         """The nodes that read a value, in execution order."""
         return self._readers.get(value, [])

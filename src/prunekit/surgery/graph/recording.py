@@ -32,8 +32,8 @@ class ParameterView:
 class WeightRead:
     """How an op reads channels through a parameter: which dimension of it, and what is added to the result.
 
-    `bias` names the parameter that is added; `computed` says that something else is. `stride`, `transposed` and
-    `groups` are those of a convolution.
+    `bias` names the parameter that is added; `computed` says that something else is. What follows is that
+    of a convolution.
     """
 
     parameter: str
@@ -41,13 +41,18 @@ class WeightRead:
     bias: str | None = None
     computed: bool = False
     stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
     transposed: bool = False
     groups: int = 1
 
 
 @dataclass(frozen=True)
 class Node:
-    """One recorded operation. `inputs` and `outputs` number the values (tensors that are not parameters)."""
+    """One recorded operation. `inputs` and `outputs` number the values (tensors that are not parameters).
+
+    `settings` are the arguments beside tensors, by name, of what works element by element, and of padding.
+    """
 
     index: int
     op: str
@@ -58,6 +63,7 @@ class Node:
     macs: int
     shape: tuple[int, ...]
     read: WeightRead | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,14 @@ def numbers_of(op: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any
     kinds = _counted(func)
     found = [value for value in args if type(value) in kinds]
     return (*found, *(value for value in kwargs.values() if type(value) in kinds))
+
+
+def settings_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments beside tensors, by name, of what works element by element, and of padding."""
+    if torch.Tag.pointwise not in func.tags and func.overloadpacket.__name__ != "constant_pad_nd":
+        return {}
+    named = zip((argument.name for argument in func._schema.arguments), args, strict=False)
+    return {name: value for name, value in (*named, *kwargs.items()) if not isinstance(value, Tensor)}
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from prunekit.surgery.graph.recording import (
     Recording,
     WeightRead,
     numbers_of,
+    settings_of,
     tensors_in,
 )
 from prunekit.surgery.ops import LAYER_OPS, bias_of, readings
@@ -134,7 +135,9 @@ class Recorder(DispatchMode):
         shape = tuple(call.results[0].shape) if call.results else ()
         outputs = tuple(self._new_value(t) for t in call.results)
         index, read = len(self.recording.nodes), self._weight_read(call)
-        return Node(index, call.op, call.where, tuple(activations), outputs, tuple(parameters), macs, shape, read)
+        settings = settings_of(call.func, call.args, call.kwargs)
+        values = tuple(activations), outputs
+        return Node(index, call.op, call.where, *values, tuple(parameters), macs, shape, read, settings)
 
     def _weight_read(self, call: Call) -> WeightRead | None:
         """How the op reads an activation through a parameter, if it does."""
@@ -148,8 +151,9 @@ class Recorder(DispatchMode):
             read = WeightRead(view.name, dim, added.name if added else None, bias is not None and added is None)
             if call.op != "convolution":
                 return read
-            stride, transposed, groups = call.args[3], bool(call.args[6]), int(call.args[8])
-            return replace(read, stride=tuple(stride), transposed=transposed, groups=groups)
+            stride, padding, dilation = map(tuple, call.args[3:6])
+            read = replace(read, stride=stride, padding=padding, dilation=dilation)
+            return replace(read, transposed=bool(call.args[6]), groups=int(call.args[8]))
         return None
 
     def value(self, tensor: Tensor) -> int:
