@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from prunekit.checkpoint import load
 from prunekit.errors import InputError
 from prunekit.nn.channels import SelectedNorm
 from prunekit.plan import Keep, Plan, Refit
-from prunekit.restore import refit_targets
+from prunekit.restore import frontier, refit_targets
 from prunekit.restore.calibration import calibrate
 from prunekit.restore.images import bytes_per_image
 from prunekit.restore.least_squares import Chunks, fit_towards
-from prunekit.restore.samples import inputs_at, outputs_at, positions
-from prunekit.restore.streams import find_join
+from prunekit.restore.plain_layers import obstacle_to_layer
+from prunekit.restore.samples import LayerCall, inputs_at, outputs_at, positions, rows_of
+from prunekit.restore.streams import Watch, find_join
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
@@ -109,17 +111,24 @@ def test_rows_reproduce_the_layer(layer: nn.Conv2d | nn.Linear) -> None:
     layer.double()
     dims = layer.weight.dim()
     x = torch.randn(4, 6, *[9, 8, 7][: dims - 2]) if dims > 2 else torch.randn(4, 5, 6)
-    x = x.double()
-    out = outputs(layer, x)
+    calls: list[tuple[LayerCall, Tensor]] = []
+
+    class Calls(Watch):
+        def after(self, layer: str, call: LayerCall, output: Tensor) -> None:  # noqa: ARG002
+            calls.append((call, output))
+
+    graph = surgery.trace(layer, x.double())
+    with torch.no_grad(), Calls(layer, graph, [""], []):
+        layer(x.double())
+    [(call, out)] = calls
     for wanted in (50, 10_000):
-        where = positions(out, layer, wanted, torch.Generator().manual_seed(0))
+        where = positions(rows_of(out), wanted, torch.Generator().manual_seed(0))
         assert len(where) == min(wanted, out.numel() // layer.weight.size(0))
         assert (where.diff() >= 0).all()
-        groups = getattr(layer, "groups", 1)
-        weight = layer.weight.detach().reshape(groups, layer.weight.size(0) // groups, -1)
-        rows = torch.cat([part @ weight.transpose(1, 2) for _, part in inputs_at(x, layer, where)], 1)
+        weight = call.weight.detach().reshape(call.groups, layer.weight.size(0) // call.groups, -1)
+        rows = torch.cat([part @ weight.transpose(1, 2) for _, part in inputs_at(call, where)], 1)
         found = rows.transpose(0, 1).reshape(len(where), -1) + (0 if layer.bias is None else layer.bias.detach())
-        assert torch.allclose(found, outputs_at(out, layer, where))
+        assert torch.allclose(found, outputs_at(out, where))
 
 
 # -- networks -----------------------------------------------------------------------------------------------------
@@ -369,13 +378,115 @@ def test_bad_images(images: Tensor | list[Tensor], said: str) -> None:
         api.prune("merge", small_resnet(), ratio=0.5, images=images)
 
 
-def test_images_beyond_the_memory_are_left_out() -> None:
-    model, images = small_resnet(), torch.randn(20, 3, 32, 32)
+def test_batches_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all images fit, however few pass at a time; where they do not, the first layers see fewer of them."""
+    model, images = small_resnet().double(), torch.randn(20, 3, 32, 32, dtype=torch.float64)
     graph = surgery.trace(model, images[:1])
-    each = bytes_per_image(graph)
-    assert 3 * 8 * 32 * 32 * 4 <= each <= 8 * 8 * 32 * 32 * 4  # a few activations of the widest stage
-    plan = calibrate(model, graph, Plan([Keep("layer1.0.conv1", [0, 1, 2])]), images, memory=6 * each)
-    assert plan.notes["calibration"]["images"] == 6
+    plan = Plan([Keep("layer1.0.conv1", [0, 1, 2]), Keep("layer2.0.conv1", [0, 1, 2, 3, 5])])
+    whole = calibrate(model, graph, plan, images, rows=400)
+    monkeypatch.setattr(frontier, "BATCH", 3)
+    parts = calibrate(model, graph, plan, images, rows=400)
+    assert parts.notes == whole.notes
+    for a, b in zip(parts.refits, whole.refits, strict=True):
+        assert a.layer == b.layer
+        assert all(torch.allclose(a.values[name], b.values[name], atol=1e-8) for name in a.values)
+    few = calibrate(model, graph, plan, images, rows=400, memory=20 * bytes_per_image(graph))
+    assert 1 <= few.notes["calibration"]["images_at_first"] < few.notes["calibration"]["images"] <= 20
+    assert surgery.verify(model, surgery.edit(model, few, graph), few, graph) <= 1e-10
+
+
+class SamePadded(nn.Conv2d):
+    """A convolution that pads in its own forward, unevenly."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(x, (0, 1, 0, 1))
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Scaled(nn.Conv2d):
+    """A convolution whose weight is computed from its parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight * 1.5, self.bias)
+
+
+class Unusual(nn.Module):
+    """Layers as people write them: subclasses, functions on a module's parameters, activations called as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = SamePadded(3, 12, 2, stride=2), nn.BatchNorm2d(12)
+        self.plain, self.twice = nn.Conv2d(12, 10, 3), nn.Conv2d(10, 10, 3, padding=1)
+        self.last, self.head = SamePadded(10, 6, 2, dilation=1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu6(self.norm(self.stem(x)))
+        x = nn.functional.conv2d(x, self.plain.weight, self.plain.bias, stride=2).clamp(0, 6)
+        x = self.last(self.twice(self.twice(x).relu()).relu()).relu().flatten(2).transpose(1, 2)
+        return nn.functional.linear(x[:, ::2], self.head.weight, self.head.bias)
+
+
+def test_layers_are_what_the_trace_saw() -> None:
+    model, images = lively(Unusual()), torch.randn(40, 3, 24, 24, dtype=torch.float64)
+    graph = surgery.trace(model, images[:2])
+    plan = Plan([Keep("stem", range(9)), Keep("plain", range(7)), Keep("last", range(5))])
+    small, found = restored(model, plan, images)
+    assert {refit.layer for refit in found.refits} == {"plain", "last", "head"}
+    assert found.notes["calibration"]["left"] == {"twice": "it is used more than once"}
+    plain, want = surgery.edit(model, plan, graph), outputs(model, images)
+    assert (outputs(small, images) - want).square().mean() < 0.7 * (outputs(plain, images) - want).square().mean()
+
+
+def test_a_weight_that_is_computed_is_left() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Scaled(8, 4, 1)).eval()
+    graph = surgery.trace(model, torch.zeros(1, 3, 8, 8))
+    assert obstacle_to_layer(model, graph, "2") == "'2.weight' is not read as it is"
+    assert obstacle_to_layer(model, graph, "0") is None
+
+
+class Remembers(nn.Module):
+    """Notes its input in itself, and adds it later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.noted = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.noted = x
+        return self.second(self.first(x).relu()) + self.noted
+
+
+def test_passes_do_not_mix_what_modules_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = lively(Remembers()), torch.randn(12, 3, 8, 8, dtype=torch.float64)
+    plan = Plan([Keep("first", range(5))])
+    whole = restored(model, plan, images)[1]
+    monkeypatch.setattr(frontier, "BATCH", 5)
+    parts = restored(model, plan, images)[1]
+    for a, b in zip(parts.refits, whole.refits, strict=True):
+        assert all(torch.allclose(a.values[name], b.values[name], atol=1e-8) for name in a.values)
+
+
+class Fails(nn.Module):
+    """Works on two images at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if len(x) > 2:
+            raise RuntimeError("too many")
+        return self.second(x)
+
+
+def test_a_forward_that_fails_is_told_and_leaves_no_thread() -> None:
+    model, before = lively(Fails()), threading.active_count()
+    graph = surgery.trace(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    with pytest.raises(InputError, match="fails on 8 calibration images at once: too many"):
+        calibrate(model, graph, Plan([Keep("first", range(5))]), torch.randn(8, 3, 8, 8, dtype=torch.float64))
+    assert threading.active_count() == before
 
 
 def test_degenerate_statistics_stay_finite() -> None:

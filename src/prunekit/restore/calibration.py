@@ -4,8 +4,7 @@ Two copies see the same unlabelled images. Wherever removal has changed what a l
 that from the *pruned* copy's input it gives the *original* copy's output: all kernel taps and input channels at once,
 by ridge regression shrunk towards the present weights; the constant goes into its bias, or into the running mean of
 the batch norm behind it. A layer that adds into a residual stream is asked to repair the stream as well. One forward
-pass of each copy does it all: the original's notes outputs at a sample of positions, and the pruned one's refits each
-layer at the moment when its input has arrived.
+pass of each copy does it all: both stop at each layer, and the pruned one's is refitted when its input has arrived.
 """
 
 from __future__ import annotations
@@ -16,10 +15,12 @@ import torch
 from torch import nn
 
 from prunekit.plan import Plan
+from prunekit.restore.frontier import Frontier
 from prunekit.restore.images import MEMORY, Images, gather
-from prunekit.restore.layerwise_refit import note_targets, refit_in_order
+from prunekit.restore.layerwise_refit import refit_in_order
 from prunekit.restore.refit_targets import find_sites
 from prunekit.surgery import Graph, edit
+from prunekit.surgery.copying import copied
 
 ROWS = 24_000  # positions of each layer, over all images: no more was gained from three times as many
 RIDGE = 1e-2  # of the mean second moment of a layer's inputs; 1e-4 to 1e-2 did equally well on held-out images
@@ -38,26 +39,30 @@ def calibrate(
 ) -> Plan:
     """`plan` with refits for the layers whose inputs it changes; its removals and folds are what they start from.
 
-    `images` are normalised, `(N, C, H, W)` or batches of them; labels are never asked for. All images pass as one
-    batch: no more of them are used than `memory` bytes of activations allow. Besides, `rows` output vectors of every
-    refitted layer are held, and for one layer at a time the square of its fan-in, or of `rows` if that is smaller.
-    `notes["calibration"]` tells the number of images and of refitted layers, and which layers were left, and why.
-    The same images, seed, machine and number of threads give the same bits.
+    `images` are normalised, `(N, C, H, W)` or batches of them; labels are never asked for. They pass in batches, which
+    wait for one another at each layer and there hold up to `memory` bytes; where that is too little for all of them,
+    the first layers see fewer (`prunekit.restore.frontier`). Besides, for one layer at a time, `rows` vectors of its
+    input and output are held, and the square of its fan-in, or of `rows` if that is smaller. `notes["calibration"]`
+    tells the number of images and of refitted layers, and which layers were left, and why. The same images, seed,
+    machine and number of threads give the same bits.
 
     Raises:
         InputError: images that do not suit the network, or none.
     """
     with torch.no_grad():
-        batch = gather(images, model, graph, memory)
+        batch = gather(images, model, graph)
         sites, left = find_sites(model, graph, plan)
-        targets = note_targets(model, graph, sites, batch, rows, seed)
-        warning = _too_few(model, {name: len(target.where) for name, target in targets.items()}, len(batch))
-        refits, failed = refit_in_order(edit(model, plan, graph), graph, sites, targets, batch, ridge)
-    done = {refit.layer for refit in refits}
-    left |= {s.layer: failed.get(s.layer, "its forward is not called") for s in sites if s.layer not in done}
-    notes = {"images": len(batch), "layers": len(sites) - len(left.keys() & {s.layer for s in sites}), "left": left}
+        small = edit(model, plan, graph)
+        frontier = Frontier(copied(model).eval(), small.eval(), graph, sites, batch, memory)
+        found = refit_in_order(frontier, small, sites, rows=rows, ridge=ridge, seed=seed)
+    done = {refit.layer for refit in found.refits}
+    left |= {s.layer: found.failed.get(s.layer, "its forward is not called") for s in sites if s.layer not in done}
+    first, last = found.images
+    notes = {"images": last, "layers": len(sites) - len(left.keys() & {s.layer for s in sites}), "left": left}
+    notes |= {"images_at_first": first} if first < last else {}
+    warning = _too_few(model, found.rows, len(batch))
     said = {"calibration": notes, **({"warning": warning} if warning else {})}
-    return Plan([*plan.operations, *refits], {**plan.notes, **said}, plan.example)
+    return Plan([*plan.operations, *found.refits], {**plan.notes, **said}, plan.example)
 
 
 def _too_few(model: nn.Module, rows: Mapping[str, int], images: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Calibration images: read once, without labels, as many as the walk can hold."""
+"""Calibration images: read once, without labels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Images = Tensor | Iterable[Tensor]
 MEMORY = 4 << 30  # bytes of activations
 
 
-def gather(images: Images, model: nn.Module, graph: Graph, memory: int) -> Tensor:
-    """The images as one batch in the model's type and on its device: as many as `memory` bytes of activations allow.
+def gather(images: Images, model: nn.Module, graph: Graph, most: int | None = None) -> Tensor:
+    """The images in the model's type and on its device, or `most` of them.
 
     `images` are normalised, `(N, C, H, W)`: one tensor, or batches.
 
@@ -27,12 +27,12 @@ def gather(images: Images, model: nn.Module, graph: Graph, memory: int) -> Tenso
     """
     if not reads_images(graph):
         raise InputError("only a network with a single input can be calibrated on images")
-    shape, most = tuple(graph.example[0].shape[1:]), max(1, memory // bytes_per_image(graph))
+    shape = tuple(graph.example[0].shape[1:])
     like = next(p for p in model.parameters() if p.is_floating_point())
     parts: list[Tensor] = []
     for batch in [images] if isinstance(images, Tensor) else images:
-        parts.append(_checked(batch, shape)[: most - sum(map(len, parts))].to(like))
-        if sum(map(len, parts)) >= most:
+        parts.append(_checked(batch, shape)[: None if most is None else most - sum(map(len, parts))].to(like))
+        if most is not None and sum(map(len, parts)) >= most:
             break
     if not sum(map(len, parts)):
         raise InputError("there are no calibration images", hint="--data names them; a few hundred are enough")

@@ -1,141 +1,159 @@
-"""The two passes of a calibration: the original tells what it computes, the pruned copy is refitted as it runs."""
+"""Refitting in order: at each layer, what the pruned network reads is fitted to what the original gave there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import InputError, SurgeryError
 from prunekit.plan import Plan, Refit
+from prunekit.restore.frontier import Arrival, Frontier
 from prunekit.restore.least_squares import Chunks, fit_towards
-from prunekit.restore.plain_layers import given
 from prunekit.restore.refit_targets import Site
-from prunekit.restore.samples import inputs_at, outputs_at, positions
-from prunekit.restore.streams import Watch, scale_of
-from prunekit.surgery import Graph
-from prunekit.surgery.copying import copied
+from prunekit.restore.samples import inputs_at, outputs_at, positions, rows_of
+from prunekit.restore.streams import scale_of
 from prunekit.surgery.editing.editor import refit
-from prunekit.surgery.execution.hooks import hooked
 
-ROUNDS = 4  # repetitions of a fit that a ReLU follows; twelve gained nothing more
+ROUNDS = 4  # repetitions of a fit that an activation with a flat part follows; twelve gained nothing more
 HELD = 512 << 20  # bytes of one layer's rows
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where a layer's output was sampled, and what the original gave there on the kept channels, `(rows, C)`.
-
-    `stream` is what the original's residual stream held at the same places, for a layer that adds into one.
+class Restored:
+    """The refits, in order; what failed and why; how many positions each layer was fitted to; and, for the first layer
+    and for the last, to how many images.
     """
 
-    where: Tensor
-    output: Tensor
-    stream: Tensor | None = None
-
-
-def note_targets(
-    model: nn.Module, graph: Graph, sites: Sequence[Site], batch: Tensor, rows: int, seed: int
-) -> dict[str, Target]:
-    """Run the original network once: what it gives at random positions of the outputs of these layers."""
-    original, watch = copied(model).eval(), Watch(graph, [site.join for site in sites])
-    targets: dict[str, Target] = {}
-
-    def hook_for(site: Site, generator: torch.Generator) -> Callable[..., None]:
-        def hook(layer: Any, _args: Any, output: Tensor) -> None:
-            with watch.aside():
-                where, stream = positions(output, layer, rows, generator), watch.take(site.join)
-                wholes = [output] if stream is None or stream.shape != output.shape else [output, stream]
-                parts = [outputs_at(whole, layer, where) for whole in wholes]
-                targets[site.layer] = Target(where, *(p if site.kept is None else p[:, site.kept] for p in parts))
-
-        return hook
-
-    for number, site in enumerate(sites):
-        hook = hook_for(site, torch.Generator().manual_seed(seed + number))
-        original.get_submodule(site.layer).register_forward_hook(hook)
-    _forward(original, batch, watch)
-    for site in sites:
-        if site.join and site.join.sum in watch.weighted and site.layer in targets:
-            targets[site.layer] = replace(targets[site.layer], stream=None)
-    return targets
+    refits: list[Refit]
+    failed: dict[str, str]
+    rows: dict[str, int]
+    images: tuple[int, int]
 
 
 def refit_in_order(
-    small: nn.Module, graph: Graph, sites: Sequence[Site], targets: dict[str, Target], batch: Tensor, ridge: float
-) -> tuple[list[Refit], dict[str, str]]:
-    """Run the pruned network once, refitting each layer in place just before it runs; also, what failed and why.
-
-    `targets` is used up on the way.
-    """
-    watch = Watch(graph, [site.join for site in sites])
+    frontier: Frontier, small: nn.Module, sites: Sequence[Site], *, rows: int, ridge: float, seed: int
+) -> Restored:
+    """Refit each layer of `small` **in place**, just before it runs, at `rows` positions of its output."""
     refits: list[Refit] = []
     failed: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    images: list[int] = []
+    numbers = {site.layer: number for number, site in enumerate(sites)}
+    with frontier, torch.no_grad():
+        for site, arrivals in frontier.arrivals():
+            if not arrivals:
+                continue
+            generator = torch.Generator().manual_seed(seed + numbers[site.layer])
+            sample = _Sample(site, arrivals, rows, generator)
+            counts[site.layer] = sample.rows
+            images.append(frontier.taken)
+            try:
+                found = _fitted(small, site, sample, ridge)
+            except FloatingPointError as error:
+                failed[site.layer] = str(error)
+                continue
+            refit(small, Plan(found))
+            refits += found
+            del arrivals, sample
+    return Restored(refits, failed, counts, (images[0], images[-1]) if images else (0, 0))
 
-    def hook_for(site: Site) -> Callable[..., None]:
-        def hook(layer: Any, args: Any, kwargs: Any) -> None:
-            with watch.aside():
-                target, stream = targets.pop(site.layer), watch.take(site.join)
-                wanted = _wanted(
-                    small, site, target, None if stream is None else outputs_at(stream, layer, target.where)
-                )
-                try:
-                    found = _fitted(small, site, given(args, kwargs), wanted, ridge)
-                except FloatingPointError as error:
-                    failed[site.layer] = str(error)
-                    return
-                refit(small, Plan(found))
-                refits.extend(found)
 
-        return hook
+class _Sample:
+    """A layer at random positions, over all batches: `parts` holds for each what arrives, and its positions in it."""
 
-    known = [site for site in sites if site.layer in targets]
-    hooks = (small.get_submodule(s.layer).register_forward_pre_hook(hook_for(s), with_kwargs=True) for s in known)
-    try:
-        with hooked(hooks), watch:
-            small.eval()(batch)
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-        raise SurgeryError(
-            f"the pruned network does not run on what the original does: {' '.join(str(error).split())[:160]}",
-            hint="its forward has sizes written into it; compute them from the input",
-        ) from error
-    return refits, failed
+    def __init__(self, site: Site, arrivals: Sequence[Arrival], wanted: int, generator: torch.Generator) -> None:
+        totals = [rows_of(_output(arrival)) for arrival in arrivals]
+        where, start = positions(sum(totals), wanted, generator), 0
+        self.rows, self.parts = len(where), list[tuple[Arrival, Tensor]]()
+        for arrival, total in zip(arrivals, totals, strict=True):
+            own = where[(where >= start) & (where < start + total)] - start
+            self.parts += [(arrival, own)] if len(own) else []
+            start += total
+        self.joined = site.join is not None and all(_joins(arrival) for arrival, _ in self.parts)
+        self._kept = site.kept
+
+    def original(self) -> Tensor:
+        """`(rows, C)`: what the original gave on the kept channels."""
+        return torch.cat([self._cut(outputs_at(_output(arrival), own)) for arrival, own in self.parts])
+
+    def missing(self) -> Tensor:
+        """`(rows, C)`: what the pruned network's residual stream lacks of the original's."""
+        parts = []
+        for arrival, own in self.parts:
+            was, now = (_as_output(stop.stream, _output(arrival)) for stop in (arrival.original, arrival.small))
+            parts.append(self._cut(outputs_at(was, own)) - outputs_at(now, own))
+        return torch.cat(parts)
+
+    def inputs(self, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """What the pruned network reads there, a slice of rows at a time: `(groups, n, inputs)`."""
+        start = 0
+        for arrival, own in self.parts:
+            for rows, part in inputs_at(arrival.small.call, own):
+                yield slice(start + rows.start, start + rows.start + part.size(1)), part.to(wide)
+            start += len(own)
+
+    def _cut(self, values: Tensor) -> Tensor:
+        return values if self._kept is None else values[:, self._kept.to(values.device)]
+
+
+def _output(arrival: Arrival) -> Tensor:
+    assert arrival.original.output is not None
+    return arrival.original.output
+
+
+def _as_output(stream: Tensor | None, output: Tensor) -> Tensor:
+    """A stream in the shape of what is added to it: a product of matrices gives rows."""
+    assert stream is not None
+    return stream.reshape(-1, stream.size(-1)) if output.dim() == 2 else stream
+
+
+def _joins(arrival: Arrival) -> bool:
+    was, now, output = arrival.original.stream, arrival.small.stream, _output(arrival)
+    if was is None or now is None:
+        return False
+    return was.shape == output.shape or (output.dim() == 2 and was.numel() == output.numel())
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a layer of the pruned network should give at the places `where`, `(rows, C)`, before its batch norm.
+    """What a layer of the pruned network should give at the sampled positions, `(rows, C)`, before its batch norm.
 
-    A ReLU that reads `scale * output + offset`, and nothing else does, cannot tell one negative number from another:
-    then nothing is wanted where both networks are negative. `scale` is None where there is no such ReLU.
+    An activation that reads `scale * output + offset`, and nothing else does, may not tell numbers from one another: a
+    ReLU negative ones, say. Then nothing is wanted where those of both networks look alike to it, which are all up to
+    `flat[0]`, and all from `flat[1]` on. `scale` is None where there is no such activation.
     """
 
-    where: Tensor
     output: Tensor
+    flat: tuple[float, float] = (-math.inf, math.inf)
     scale: Tensor | None = None
     offset: Tensor | None = None
 
     def relaxed(self, rows: slice, given: Tensor) -> Tensor:
-        """What is wanted of a layer that gives `given`, `(rows, C)`: its loss bounds that of the ReLU's output."""
+        """What is wanted of a layer that gives `given`, `(rows, C)`: its loss bounds that behind the activation."""
         assert self.scale is not None
         assert self.offset is not None
         wanted = self.output[rows].to(given)
         now, then = self.scale * given + self.offset, self.scale * wanted + self.offset
-        nearest = torch.where(now > 0, -self.offset / self.scale, given)  # zero behind the ReLU, or as it is
-        return torch.where((then > 0) | ~self.scale.isfinite(), wanted, nearest)
+        # where both look alike, the nearest that does: as it is, or where the rest begins
+        for edge, alike in ((self.flat[0], torch.le), (self.flat[1], torch.ge)):
+            if math.isfinite(edge):
+                nearest = torch.where(alike(now, edge), given, (edge - self.offset) / self.scale)
+                wanted = torch.where(alike(then, edge) & self.scale.isfinite(), nearest, wanted)
+        return wanted
 
 
-def _wanted(small: nn.Module, site: Site, target: Target, stream: Tensor | None) -> Wanted:
+def _wanted(small: nn.Module, site: Site, sample: _Sample) -> Wanted:
     """The original's output, and what brings a residual stream back to the original's."""
-    if site.join and target.stream is not None and stream is not None:
-        missing = (target.stream - stream) / scale_of(small, site.join.norm)
-        return Wanted(target.where, target.output + missing)
-    if site.rectified:
-        return Wanted(target.where, target.output, *_affine(small, site.norm))
-    return Wanted(target.where, target.output)
+    output = sample.original()
+    if site.join and sample.joined:
+        return Wanted(output + sample.missing() / scale_of(small, site.join.norm))
+    if site.flat is not None:
+        return Wanted(output, site.flat, *_affine(small, site.norm))
+    return Wanted(output)
 
 
 def _affine(small: nn.Module, norm: str | None) -> tuple[Tensor, Tensor]:
@@ -148,16 +166,16 @@ def _affine(small: nn.Module, norm: str | None) -> tuple[Tensor, Tensor]:
     return scale, offset if module.bias is None else offset + module.bias
 
 
-def _fitted(small: nn.Module, site: Site, x: Tensor, wanted: Wanted, ridge: float) -> list[Refit]:
-    """The refits of a layer, and of the batch norm that takes its constant, to give `wanted` from its input `x`.
+def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float) -> list[Refit]:
+    """The refits of a layer, and of the batch norm that takes its constant, to give what is wanted of it.
 
     Raises:
         FloatingPointError: the layer's input, or what is wanted of it, is not finite.
     """
-    layer: Any = small.get_submodule(site.layer)
-    weight, bias, groups = layer.weight, layer.bias, getattr(layer, "groups", 1)
+    call, wanted = sample.parts[0][0].small.call, _wanted(small, site, sample)
+    weight, groups = call.weight, call.groups
     wide = torch.promote_types(weight.dtype, torch.float32)
-    present = weight.reshape(groups, weight.size(0) // groups, -1)
+    layer: Any = small.get_submodule(site.layer)
 
     def grouped(rows: Tensor) -> Tensor:
         return rows.reshape(len(rows), groups, -1).transpose(0, 1)  # (groups, rows, outputs)
@@ -166,42 +184,28 @@ def _fitted(small: nn.Module, site: Site, x: Tensor, wanted: Wanted, ridge: floa
         return grouped(wanted.relaxed(rows, given.transpose(0, 1).flatten(1)))
 
     fit = fit_towards(
-        present,
-        _chunks(x, layer, wanted.where, wide),
+        weight.reshape(groups, weight.size(0) // groups, -1),
+        _chunks(sample, wide),
         grouped(wanted.output.to(wide)),
         ridge,
-        constant=bias is not None or site.norm is not None,
+        constant=layer.bias is not None or site.norm is not None,
         relax=None if wanted.scale is None else relax,
         rounds=ROUNDS,
     )
-    values = {"weight": fit.weight.reshape(weight.shape).to(weight)}
-    if bias is not None:
-        return [Refit(site.layer, {**values, "bias": fit.constant.flatten().to(bias)})]
+    values, constant = {"weight": fit.weight.reshape(weight.shape).to(weight)}, fit.constant.flatten()
+    if layer.bias is not None:
+        constant = constant + layer.bias if site.added_behind else constant
+        return [Refit(site.layer, {**values, "bias": constant.to(layer.bias)})]
     if site.norm is None:
         return [Refit(site.layer, values)]
     mean = small.get_buffer(f"{site.norm}.running_mean")
-    shifted = (mean - fit.constant.flatten()).to(mean)
-    return [Refit(site.layer, values), Refit(site.norm, {"running_mean": shifted})]
+    return [Refit(site.layer, values), Refit(site.norm, {"running_mean": (mean - constant).to(mean)})]
 
 
-def _chunks(x: Tensor, layer: Any, where: Tensor, wide: torch.dtype) -> Chunks:
+def _chunks(sample: _Sample, wide: torch.dtype) -> Chunks:
     """The layer's inputs at these places; held, unless they take too much, since each round asks for them again."""
-
-    def gather() -> Iterator[tuple[slice, Tensor]]:
-        return ((rows, part.to(wide)) for rows, part in inputs_at(x, layer, where))
-
-    if len(where) * layer.weight[0].numel() * getattr(layer, "groups", 1) * wide.itemsize > HELD:
-        return gather
-    held = list(gather())
+    call = sample.parts[0][0].small.call
+    if sample.rows * call.weight[0].numel() * call.groups * wide.itemsize > HELD:
+        return lambda: sample.inputs(wide)
+    held = list(sample.inputs(wide))
     return lambda: held
-
-
-def _forward(model: nn.Module, batch: Tensor, watch: Watch) -> None:
-    try:
-        with watch:
-            model(batch)
-    except RuntimeError as error:
-        raise InputError(
-            f"the network fails on {len(batch)} calibration images at once: {' '.join(str(error).split())[:160]}",
-            hint="pass fewer images",
-        ) from error

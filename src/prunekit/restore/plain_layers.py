@@ -1,25 +1,26 @@
-"""Which weights are those of plain layers: a module's own `weight`, read by its forward once, and by nothing else."""
+"""Which weights are those of plain layers: a module's own `weight`, read as it is by convolutions or products."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 
-from prunekit.restore.samples import Layer
 from prunekit.surgery import Graph, Member
 from prunekit.surgery.editing.carriers import CarrierFinder
 from prunekit.surgery.graph.recording import Node
 from prunekit.surgery.ops import LAYER_OPS
 
-FORWARDS = tuple(kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 def weight_of(module: str) -> str:
     """The full name of a module's weight."""
     return f"{module}.weight" if module else "weight"
+
+
+def bias_of(module: str) -> str:
+    """The full name of a module's bias."""
+    return f"{module}.bias" if module else "bias"
 
 
 def reads(graph: Graph, module: str) -> list[Node]:
@@ -36,18 +37,26 @@ def obstacle(model: nn.Module, graph: Graph, member: Member) -> str | None:
 
 
 def obstacle_to_layer(model: nn.Module, graph: Graph, name: str) -> str | None:
-    """Why a module is no layer whose input and output are those of one op on its weight; None where it is."""
-    module = model.get_submodule(name)
-    if not isinstance(module, Layer) or weight_of(name) not in graph.parameters:
-        return f"a {type(module).__name__} cannot be refitted"
-    if type(module).forward not in FORWARDS:
-        return f"'{name}' has a forward of its own"
+    """Why a module's weight is not what convolutions or matrix products read their input through; None where it is."""
+    module, weight = model.get_submodule(name), weight_of(name)
     calls = reads(graph, name)
-    if not calls or any(node.module != name for node in calls):
-        return "its forward is not called"
-    if any(node not in calls for node in graph.calls(name) if node.op in LAYER_OPS):
+    if weight not in graph.parameters or not (calls or graph.uses(weight)):
+        return "its forward is not called" if isinstance(module, Layer) else _no_layer(module)
+    if calls and any(node not in calls for node in graph.calls(name) if node.op in LAYER_OPS):
         return f"'{name}' has several weights"
+    if not calls or len(calls) != len(graph.uses(weight)):
+        return f"'{weight}' is not read as it is" if isinstance(module, Layer) else _no_layer(module)
+    for node in calls:
+        read = node.read
+        if read is None or (read.parameter, read.dim, read.transposed) != (weight, 1, False):
+            return _no_layer(module)
+        if read.computed or read.bias not in (None, bias_of(name)):
+            return f"what '{name}' adds is no bias of its own"
     return None
+
+
+def _no_layer(module: nn.Module) -> str:
+    return f"a {type(module).__name__} cannot be refitted"
 
 
 def is_plain_norm(model: nn.Module, graph: Graph, name: str) -> bool:
@@ -63,10 +72,4 @@ def possible_biases(model: nn.Module, graph: Graph) -> dict[str, list[str]]:
         for member in group.consumers:
             for name in carriers.of(member.parameter, member.dim).targets.keys() - graph.shapes.keys():
                 found.setdefault(group.name, []).append(name.rpartition(".")[0])
-    return found
-
-
-def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a layer was called with, by position or by name."""
-    found: Tensor = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
     return found

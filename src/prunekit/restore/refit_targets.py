@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.plan import Plan
-from prunekit.restore.plain_layers import obstacle_to_layer, reads, weight_of
+from prunekit.restore.activations import activation_of
+from prunekit.restore.plain_layers import bias_of, obstacle_to_layer, reads, weight_of
 from prunekit.restore.streams import Join, find_join, private_norm
 from prunekit.surgery import Graph, resolve
 from prunekit.surgery.graph.labels import Ids
@@ -20,15 +21,17 @@ from prunekit.surgery.ops import LAYER_OPS, is_batch_norm
 class Site:
     """A layer to be refitted: the outputs it keeps (None for all), and where it adds into a residual stream.
 
-    Its constant goes into its bias, if it has one, or else into the running mean of `norm`. `rectified` says whether
-    nothing but a ReLU reads what it gives, behind its norm if it has one.
+    Its constant goes into its bias, if it has one, or else into the running mean of `norm`; `added_behind` says that
+    another op adds the bias to what the layer's has given. Where nothing but activations read what it gives, behind its
+    norm if it has one, all numbers up to `flat[0]` are alike to them, and all from `flat[1]` on.
     """
 
     layer: str
     kept: Tensor | None
     norm: str | None
     join: Join | None
-    rectified: bool
+    flat: tuple[float, float] | None = None
+    added_behind: bool = False
 
 
 def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], dict[str, str]]:
@@ -43,7 +46,9 @@ def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], 
             stays = kept.get((weight, 0))
             index = None if stays is None else torch.from_numpy(stays)
             norm = norm_behind(model, graph, name)
-            sites.append(Site(name, index, norm, find_join(model, graph, name), _rectified(graph, name, norm)))
+            flat, behind = _flat(model, graph, name, norm), reads(graph, name)[0].read
+            added = behind is not None and behind.bias is None and bias_of(name) in graph.parameters
+            sites.append(Site(name, index, norm, find_join(model, graph, name), flat, added))
         else:
             left[name] = reason
     return sites, left
@@ -83,9 +88,13 @@ def norm_behind(model: nn.Module, graph: Graph, layer: str) -> str | None:
     return private_norm(model, graph, norm) if norm is not None and alone else None
 
 
-def _rectified(graph: Graph, layer: str, norm: str | None) -> bool:
+def _flat(model: nn.Module, graph: Graph, layer: str, norm: str | None) -> tuple[float, float] | None:
+    """What all that read a layer, behind its norm, cannot tell from one another; None where there is nothing."""
     node = reads(graph, layer)[0]
     if norm is not None:
         node = next(node for node in graph.calls(norm) if is_batch_norm(node.op))
-    readers = graph.readers(node.outputs[0])
-    return bool(readers) and all(reader.op == "relu" for reader in readers)
+    found = [activation_of(model, reader) for reader in graph.readers(node.outputs[0])]
+    known = [activation for activation in found if activation is not None and activation.hides]
+    if not known or len(known) < len(found):
+        return None
+    return min(one.low for one in known), max(one.high for one in known)

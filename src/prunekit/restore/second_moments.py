@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.restore.plain_layers import given, obstacle
+from prunekit.restore.images import MEMORY, bytes_per_image
+from prunekit.restore.plain_layers import obstacle, reads
 from prunekit.restore.refit_targets import norm_behind
+from prunekit.restore.samples import LayerCall
 from prunekit.restore.streams import Watch, find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.copying import copied
 from prunekit.surgery.editing.compensation import places_of
-from prunekit.surgery.execution.hooks import hooked
+from prunekit.surgery.execution.dispatch import unfused_attention
 
 ROWS = 4000  # vectors of each layer's input, a batch
 BATCH = 64
@@ -48,15 +49,14 @@ def gram_of(weight: Tensor, member: Member, size: int, scale: Tensor) -> Tensor:
     return flat @ flat.t()
 
 
-def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], batch: Tensor) -> dict[str, Reading]:
-    """The readings of these groups on `batch`, by name; without those whose consumers cannot be watched."""
+def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], images: Tensor) -> dict[str, Reading]:
+    """The readings of these groups on `images`, by name; without those whose consumers cannot be watched."""
     model = copied(model).eval()  # the caller's keeps its mode and its running statistics
     gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(model, graph, group)]
     generator = torch.Generator().manual_seed(0)
-    for images in torch.split(batch, BATCH):
-        watch = Watch(graph, [gauge.join for gauge in gauges])
-        with hooked(gauge.attach(watch, generator) for gauge in gauges), torch.no_grad(), watch:
-            model(images)
+    for batch in torch.split(images, max(1, min(BATCH, MEMORY // 4 // bytes_per_image(graph)))):
+        with torch.no_grad(), unfused_attention(), _Reads(model, graph, gauges, generator):
+            model(batch)
     found: dict[str, Reading] = {}
     for group in groups:
         parts = [gauge for gauge in gauges if gauge.group is group and gauge.rows]
@@ -66,11 +66,26 @@ def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], batc
     return found
 
 
+class _Reads(Watch):
+    """Shows gauges what their layers read and give."""
+
+    def __init__(self, model: nn.Module, graph: Graph, gauges: Sequence[_Gauge], generator: torch.Generator) -> None:
+        super().__init__(model, graph, [g.member.module for g in gauges], [g.join for g in gauges])
+        self._gauges, self._generator = gauges, generator
+
+    def after(self, layer: str, call: LayerCall, output: Tensor) -> None:
+        """Show it."""
+        for gauge in self._gauges:
+            if gauge.member.module == layer:
+                gauge.read(call.x, self._generator)
+                gauge.give(output, self.take(gauge.join))
+
+
 def _readers(model: nn.Module, graph: Graph, group: ChannelGroup) -> Iterable[Member]:
     for member in group.consumers:
         if obstacle(model, graph, member) is not None or len(set(member.units.tolist())) != group.size:
             continue
-        if getattr(model.get_submodule(member.module), "groups", 1) == 1:
+        if all(node.read is not None and node.read.groups == 1 for node in reads(graph, member.module)):
             yield member
 
 
@@ -80,7 +95,7 @@ class _Gauge:
     def __init__(self, model: nn.Module, graph: Graph, group: ChannelGroup, member: Member) -> None:
         self.group, self.member = group, member
         self.join = find_join(model, graph, member.module)
-        self.layer: Any = model.get_submodule(member.module)
+        self.weight = model.get_parameter(member.parameter)
         scale = scale_of(model, norm_behind(model, graph, member.module))
         self.scale = torch.where(scale.isfinite(), scale, 0.0)
         self.places = torch.from_numpy(places_of(member, group.size)).to(scale.device)
@@ -88,18 +103,9 @@ class _Gauge:
         self._first = self._second = self._given = torch.zeros((), dtype=torch.float64, device=scale.device)
         self._batches = 0
 
-    def attach(self, watch: Watch, generator: torch.Generator) -> Any:
-        """A hook for one forward pass."""
-
-        def hook(layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
-            with watch.aside():
-                self._read(given(args, kwargs), generator)
-                self._give(layer, output, watch.take(self.join))
-
-        return self.layer.register_forward_hook(hook, with_kwargs=True)
-
-    def _read(self, x: Tensor, generator: torch.Generator) -> None:
-        rows = x.flatten(0, -2) if isinstance(self.layer, nn.Linear) else x.movedim(1, -1).flatten(0, -2)
+    def read(self, x: Tensor, generator: torch.Generator) -> None:
+        """Note what the consumer reads."""
+        rows = x.movedim(1, -1).flatten(0, -2)
         if len(rows) > ROWS:
             rows = rows[torch.randint(len(rows), (ROWS,), generator=generator).to(rows.device)]
         units = rows[:, self.places].transpose(1, 2).flatten(0, 1).double()  # (rows * places, units)
@@ -107,12 +113,12 @@ class _Gauge:
         self._first = self._first + units.sum(0)
         self._second = self._second + units.t() @ units
 
-    def _give(self, layer: Any, output: Tensor, stream: Tensor | None) -> None:
-        channels = -1 if isinstance(layer, nn.Linear) else 1
-        given = output.movedim(channels, -1) * self.scale
-        if stream is not None and stream.shape == output.shape:
-            given = given + stream.movedim(channels, -1)
-        self._given = self._given + given.flatten(0, -2).double().var(0, correction=0).sum()
+    def give(self, output: Tensor, stream: Tensor | None) -> None:
+        """Note what it gives, and the stream that takes it."""
+        given = output.movedim(1, -1).flatten(0, -2) * self.scale
+        if stream is not None and stream.numel() == output.numel():
+            given = given + (stream if output.dim() == 2 else stream.movedim(1, -1)).flatten(0, -2)
+        self._given = self._given + given.double().var(0, correction=0).sum()
         self._batches += 1
 
     def covariance(self) -> Tensor:
@@ -121,6 +127,5 @@ class _Gauge:
 
     def gram(self) -> Tensor:
         """Relative to the variance of the output."""
-        weight = getattr(self.layer, "weight")  # noqa: B009
-        gram = gram_of(weight, self.member, self.group.size, self.scale)
+        gram = gram_of(self.weight, self.member, self.group.size, self.scale)
         return gram / (self._given / self._batches).clamp_min(1e-30)

@@ -6,20 +6,21 @@ output, plus the difference of the two copies' streams, divided by the scale of 
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-from prunekit.restore.plain_layers import is_plain_norm, reads
+from prunekit.restore.plain_layers import is_plain_norm, reads, weight_of
+from prunekit.restore.samples import LayerCall
 from prunekit.surgery import Graph
-from prunekit.surgery.execution.dispatch import DispatchMode
-from prunekit.surgery.ops import RESHAPES, is_batch_norm
+from prunekit.surgery.execution.dispatch import DispatchMode, op_name
+from prunekit.surgery.ops import LAYER_OPS, RESHAPES, is_batch_norm
 
 _FAINT = 1e-3  # a channel that a norm scales by less than this part of its strongest one cannot make up for anything
 
@@ -42,10 +43,11 @@ def find_join(model: nn.Module, graph: Graph, layer: str) -> Join | None:
         if len(readers) != 1:
             return None
         reader = readers[0]
-        if reader.op == "add" and len(set(reader.inputs)) == 2:
+        if reader.op == "add" and len(set(reader.inputs)) == 2 and reader.settings.get("alpha", 1) == 1:
             stream = next(v for v in reader.inputs if v != value)
-            maker = next((node.index for node in graph.nodes if stream in node.outputs[:1]), call.index)
-            return Join(maker, reader.index, norm) if maker < call.index else None
+            maker = graph.maker(stream)
+            plain = maker is not None and maker.outputs[0] == stream and maker.index < call.index
+            return Join(maker.index, reader.index, norm) if maker is not None and plain else None
         if is_batch_norm(reader.op) and norm is None and reader.parameters:
             norm = private_norm(model, graph, reader.parameters[0].rpartition(".")[0])
             if norm is None:
@@ -73,31 +75,22 @@ def scale_of(model: nn.Module, name: str | None) -> Tensor:
 
 
 class Watch(DispatchMode):
-    """Counts the ops of a forward pass along the graph's nodes, and holds the streams that some layers add into.
+    """Follows a forward pass along the graph's nodes: holds the streams that some layers add into, and meets layers.
 
-    Where a pass leaves the recorded path it is lost, and nothing is held from there on. `weighted` are the sums of
-    joins that turned out to be more than plain ones.
+    A layer is met where an op reads its weight, whatever has called it. Where a pass leaves the recorded path it is
+    lost, and no stream is held from there on.
     """
 
-    def __init__(self, graph: Graph, joins: Iterable[Join | None]) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, layers: Iterable[str], joins: Iterable[Join | None]) -> None:
         super().__init__()
-        found = [join for join in joins if join is not None]
-        self.weighted: set[int] = set()
-        self._readers = Counter(join.stream for join in found)
-        self._sums = {join.sum for join in found}
+        self._readers = Counter(join.stream for join in joins if join is not None)
         self._streams: dict[int, Tensor] = {}
         self._nodes = graph.nodes
         self._next = 0
-        self._lost = self._paused = False
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """What runs in here is no part of the forward."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
+        self._lost = False
+        self._layers = cast(Any, WeakIdKeyDictionary())
+        for name in layers:
+            self._layers[model.get_parameter(weight_of(name))] = name
 
     def take(self, join: Join | None) -> Tensor | None:
         """The stream of a join, once for each layer that joins it; None where it was not seen."""
@@ -106,23 +99,46 @@ class Watch(DispatchMode):
         self._readers[join.stream] -= 1
         return self._streams[join.stream] if self._readers[join.stream] else self._streams.pop(join.stream)
 
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an op."""
+        return func(*args, **kwargs)
+
+    def before(self, layer: str, call: LayerCall) -> None:
+        """A layer is about to run."""
+
+    def after(self, layer: str, call: LayerCall, output: Tensor) -> None:
+        """A layer has run."""
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the op and look at what it was."""
-        out = func(*args, **(kwargs or {}))
-        if not self._paused and not self._lost:
-            self._follow(func, args, kwargs or {}, out)
+        """Run the op and look at what it is."""
+        kwargs, op = kwargs or {}, op_name(func)
+        layer = self._layer(args[2 if op == "addmm" else 1]) if op in LAYER_OPS else None
+        call = None if layer is None else LayerCall.of(op, args)
+        if layer is not None and call is not None:
+            self.before(layer, call)
+        out = self.compute(func, args, kwargs)
+        if func.is_view and isinstance(out, Tensor):
+            name = self._layer(args[0])
+            if name is not None:
+                self._layers[out] = name
+        if not self._lost:
+            self._follow(op, (args, kwargs), out)
+        if layer is not None and call is not None:
+            self.after(layer, call, out)
         return out
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        op = str(func._schema.name).removeprefix("aten::").rstrip("_")
+    def _layer(self, weight: Any) -> str | None:
+        """The layer whose weight, or view of it, that is."""
+        found: str | None = self._layers.get(weight) if isinstance(weight, Tensor) else None
+        return found
+
+    def _follow(self, op: str, given: Any, out: Any) -> None:
         index, node = self._next, self._nodes[self._next] if self._next < len(self._nodes) else None
         if node is None or not (node.op == op or (is_batch_norm(node.op) and is_batch_norm(op))):
             # more than was recorded: a selection that surgery put in, or memory that a device asks for
-            known = op == "index_select" or not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
+            known = op == "index_select" or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(given))
             self._lost = not known
             return
         self._next += 1
-        if index in self._sums and kwargs.get("alpha", 1) != 1:
-            self.weighted.add(index)
         if index in self._readers:
             self._streams[index] = out if isinstance(out, Tensor) else out[0]

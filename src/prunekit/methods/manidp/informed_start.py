@@ -23,8 +23,11 @@ from prunekit.methods.manidp.difficulty import hardness, lean
 from prunekit.methods.manidp.keep_ratios import shares
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, gated_layers
-from prunekit.restore.layerwise_refit import note_targets, refit_in_order
+from prunekit.restore.frontier import Frontier
+from prunekit.restore.images import MEMORY
+from prunekit.restore.layerwise_refit import refit_in_order
 from prunekit.restore.refit_targets import Site
+from prunekit.surgery.copying import copied
 from prunekit.surgery.execution.hooks import hooked
 
 IMAGES = 1000  # that an informed start looks at
@@ -52,14 +55,15 @@ def inform(view: GatedView, images: Tensor, keep: float, ease: float = 0.0, seed
     with torch.no_grad():
         read, hard = _looked_at(gated, images)
         sites = _sites(gated)
-        targets = note_targets(gated, view.graph, sites, images, ROWS, seed)
+        original = copied(gated)
         kept = shares(strengths, view.cost, keep)
         for name, layer in view.layers.items():
             pi = _set_order(layer, strengths[name])
             pi = pi + lean(layer, read[name], hard, ease)[:, None]
             ordered = pi.flatten().sort(descending=True).values
             layer.threshold.copy_(ordered[math.ceil(kept[name] * len(ordered) - 1e-6) - 1])
-        refit_in_order(gated, view.graph, sites, targets, images, RIDGE)
+        frontier = Frontier(original, gated, view.graph, sites, images, MEMORY)
+        refit_in_order(frontier, gated, sites, rows=ROWS, ridge=RIDGE, seed=seed)
     gated.train(training)
     return kept
 
@@ -128,7 +132,7 @@ def _sites(gated: nn.Module) -> list[Site]:
     gates = {id(part) for layer in layers.values() for part in layer.gate.modules()}
     norms = {id(layer.layer): f"{name}.norm" for name, layer in layers.items() if _keeps_mean(layer.norm)}
     return [
-        Site(name, kept=None, norm=norms.get(id(module)), join=None, rectified=False)
+        Site(name, kept=None, norm=norms.get(id(module)), join=None)
         for name, module in gated.named_modules()
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and id(module) not in gates
     ]

@@ -17,7 +17,7 @@ from prunekit.methods.merge.widths import Kept, choose, rank
 from prunekit.plan import Fold, Keep, Operation, Plan
 from prunekit.restore.batch_norm_statistics import refit_norms
 from prunekit.restore.calibration import calibrate
-from prunekit.restore.images import MEMORY, Images, gather, reads_images
+from prunekit.restore.images import Images, gather, reads_images
 from prunekit.restore.moments import modelled, moment_refits
 from prunekit.restore.paper import BatchNormStatistics, Scaling, scaling_batch_norm, scaling_linear
 from prunekit.restore.plain_layers import obstacle
@@ -96,7 +96,7 @@ def _source(model: nn.Module, graph: Graph, restore: str, images: Images | None,
     if restore == "synthetic":
         made = synthesise(model, graph, seed=seed)
         return _Source(made.aligned, made.images, made)
-    return _Source(model, None if images is None else gather(images, model, graph, MEMORY))
+    return _Source(model, None if images is None else gather(images, model, graph))
 
 
 def _select(
