@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import prunekit as pk
+from networks import lively
 from prunekit import models
 from prunekit.errors import InputError
 from prunekit.restore.paper import BatchNormStatistics, scaling_batch_norm, scaling_linear
@@ -226,7 +227,7 @@ class Tokens(nn.Module):
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "SiLU": (lambda: _body(nn.BatchNorm2d, nn.SiLU()), "'silu' in 2", "moments"),
     "hard swish": (lambda: _body(nn.BatchNorm2d, nn.Hardswish()), "'hardswish' in 2", "moments"),
-    "softplus": (lambda: _body(nn.BatchNorm2d, nn.Softplus()), "'softplus' in 2", "synthetic"),
+    "softplus": (lambda: _body(nn.BatchNorm2d, nn.Softplus()), "'softplus' in 2", "moments"),
     "group norm": (lambda: _body(lambda width: nn.GroupNorm(4, width), nn.SiLU()), "native_group_norm", "calibrate"),
     "SiLU, no norm": (lambda: _body(lambda _: nn.Identity(), nn.SiLU()), "'silu' in 2", "calibrate"),
     "batch norm without statistics": (
@@ -243,11 +244,75 @@ def test_what_the_papers_way_refuses_is_told_which_way_works(name: str) -> None:
     build, reason, way = REFUSED[name]
     model, x = build(), torch.randn(1, 3, 8, 8)
     with pytest.raises(InputError, match=re.escape(reason)) as refusal:
-        pk.merge(model, x, ratio=0.5)
+        pk.merge(model, x, ratio=0.5, restore="paper")
     assert f"--restore {way}" in str(refusal.value.hint)
     settings: dict[str, Any] = {"images": torch.randn(8, 3, 8, 8)} if way == "calibrate" else {}
     result = pk.prune("merge", model, x, ratio=0.5, restore=way, **settings)
     assert result.after.params < result.before.params
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_without_images_each_layer_is_restored_as_best_it_can(name: str) -> None:
+    """Nothing that can be pruned is refused: by moments where there are statistics, else plainly, and that is said."""
+    build, reason, way = REFUSED[name]
+    result = pk.prune("merge", build(), torch.randn(1, 3, 8, 8), ratio=0.5)
+    notes = result.plan.notes
+    assert result.after.params < result.before.params
+    assert notes["restore"] == ("moments" if way == "moments" else "none")
+    assert (notes["plain"] == {}) == (way == "moments")
+    assert way == "moments" or any(reason in said for said in notes["plain"].values())
+
+
+class Mixed(nn.Module):
+    """A layer for each way: with statistics, behind ReLU without, behind SiLU without, and gated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12), nn.Conv2d(12, 10, 3)
+        self.c, self.d = nn.Conv2d(10, 8, 3), nn.Conv2d(8, 12, 3)
+        self.squeeze, self.excite, self.e = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu6(self.norm(self.a(x)))
+        x = self.d(nn.functional.silu(self.c(self.b(x).relu()))).relu()
+        gate = self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.e(x * gate)  # type: ignore[no-any-return]
+
+
+def test_ways_are_chosen_layer_by_layer() -> None:
+    model, x = lively(Mixed()), torch.randn(60, 3, 12, 12, dtype=torch.float64)
+    result = pk.prune("merge", model, x[:1], ratio=0.4)
+    notes = result.plan.notes
+    assert {refit.layer for refit in result.plan.refits} == {"b"}
+    assert {fold.consumer for fold in result.plan.folds} == {"c", "excite"}
+    assert notes["plain"] == {
+        "c": "'silu' in Mixed stands between this layer and the next",
+        "d": "'excite' scales these channels",
+    }
+    restored = pk.prune("merge", model, x[:1], images=x, ratio=0.4)
+    assert {"d", "e", "squeeze", "excite"} <= {refit.layer for refit in restored.plan.refits}
+    assert restored.plan.notes["plain"] == {}
+    with torch.no_grad():
+        want = model(x)
+        errors = [float((found.model(x) - want).square().mean()) for found in (restored, result)]
+    assert errors[0] < errors[1]
+
+
+def test_moments_know_what_else_goes() -> None:
+    """A reader whose own outputs go plainly is refitted in the shape that is left."""
+    model = lively(Mixed())
+    x = torch.randn(1, 3, 12, 12, dtype=torch.float64)
+    result = pk.prune("merge", model, x, ratio={"a": 0.5, "b": 0.5}, restore="moments", scope="all")
+    assert next(refit for refit in result.plan.refits if refit.layer == "b").values["weight"].shape == (5, 6, 3, 3)
+
+
+def test_far_less_than_asked_for_is_said() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 32, 3), nn.SiLU(), nn.Conv2d(32, 4, 1), nn.ReLU())
+    model.extend([nn.Conv2d(4, 4, 1)])
+    x = torch.zeros(1, 3, 12, 12)
+    notes = pk.prune("merge", model.eval(), x, ratio=0.4, restore="paper").plan.notes
+    assert "of the MACs, where 40% were asked for: without --restore paper 3 layers" in str(notes["warning"])
+    assert "warning" not in pk.prune("merge", model, x, ratio=0.4).plan.notes
 
 
 def test_where_no_way_works_none_is_told() -> None:

@@ -341,7 +341,7 @@ def test_two_runs_give_identical_bytes_and_leave_the_model_alone() -> None:
     assert any(isinstance(operation, Refit) for operation in first.plan)
 
 
-@pytest.mark.parametrize(("method", "without"), [("slim", "constants"), ("merge", "paper")])
+@pytest.mark.parametrize(("method", "without"), [("slim", "constants"), ("merge", "moments")])
 def test_images_choose_calibration(method: str, without: str) -> None:
     model, images = small_resnet(), torch.randn(20, 3, 32, 32)
     assert api.prune(method, model, ratio=0.4).plan.notes["restore"] == without

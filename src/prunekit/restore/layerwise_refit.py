@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def refit_in_order(
             if not arrivals:
                 continue
             generator = torch.Generator().manual_seed(seed + numbers[site.layer])
-            sample = _Sample(site, arrivals, rows, generator)
+            sample = _Sample(site, arrivals, min(rows, _holdable(arrivals[0])), generator)
             counts[site.layer] = sample.rows
             images.append(frontier.taken)
             try:
@@ -60,6 +61,13 @@ def refit_in_order(
             refits += found
             del arrivals, sample
     return Restored(refits, failed, counts, (images[0], images[-1]) if images else (0, 0))
+
+
+def _holdable(arrival: Arrival) -> int:
+    """How many positions of a grouped layer can be held: it has few inputs for each output, and needs no more."""
+    call = arrival.small.call
+    each = call.weight[0].numel() * call.groups * call.x.element_size()
+    return max(2000, HELD // each) if call.groups > 1 else sys.maxsize
 
 
 class _Sample:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
 from prunekit.restore.activations import Activation, activation_of
@@ -58,8 +59,8 @@ def _stage(model: nn.Module, graph: Graph, layer: Node) -> Stage | str:
     node = next(node for node in graph.calls(norm) if is_batch_norm(node.op))
     readers = graph.readers(node.outputs[0])
     activation = activation_of(model, readers[0]) if len(readers) == 1 else None
-    if activation is None:
-        return f"'{readers[0].op if readers else 'nothing'}' reads its batch norm, and no activation that is modelled"
+    if activation is None:  # a linear bottleneck, unless something else is found on the way
+        return Stage(layer, norm, Activation(torch.clone), node.outputs[0])
     return Stage(layer, norm, activation, readers[0].outputs[0])
 
 

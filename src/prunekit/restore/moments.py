@@ -9,7 +9,7 @@ by the share of positions where it is not on padding), its running variance by t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,18 +56,20 @@ def modelled(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup]) -> 
     return found
 
 
-def moment_refits(model: nn.Module, graph: Graph, kept: Mapping[str, Sequence[int]]) -> list[Refit]:
-    """New weights and statistics for every consumer of these groups, in the shapes after the removal.
+def moment_refits(
+    model: nn.Module, graph: Graph, kept: Mapping[str, Sequence[int]], groups: Iterable[str]
+) -> list[Refit]:
+    """New weights and statistics for every consumer of `groups`, in the shapes after the removal of all but `kept`.
 
     Raises:
         InputError: statistics that are no numbers.
     """
     stays = graph.kept_indices(graph.kept_classes(kept))
     refits = []
-    for name, units in kept.items():
+    for name in groups:
         group = graph.group(name)
         for member in group.consumers:
-            refits += _refit(model, graph, group, member, list(units), stays)
+            refits += _refit(model, graph, group, member, list(kept[name]), stays)
     return refits
 
 

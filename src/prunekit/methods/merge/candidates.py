@@ -16,6 +16,7 @@ from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.editing.compensation import places_of
 
 MEASURED = ("calibrate", "synthetic")  # ways that refit what stays to activations, whatever stands between
+BEST = "best"  # of each layer the best way without images: moments, the paper's folds, or plain pruning
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,15 @@ class Layer:
     """A layer whose filters may go: its group, the first module that makes it, and the batch norm right behind.
 
     `producer` is where the group sits in its weight: a unit may have several places, as in front of a pixel shuffle.
-    `reason` tells why it can only be pruned plainly, without compensation; None where it can be made up for. `late` is
-    a batch norm behind the activation, which what merges has to pass.
+    `way` is how it is made up for, and `reason` tells why it can only be pruned plainly; None where it can be made up
+    for. `late` is a batch norm behind the activation, which what merges has to pass.
     """
 
     group: ChannelGroup
     module: nn.Module
     norm: _BatchNorm | None
     producer: Member
+    way: str
     reason: str | None = None
     late: _BatchNorm | None = None
 
@@ -51,7 +53,8 @@ class Layer:
 def candidates(model: nn.Module, graph: Graph, restore: str, scope: str) -> tuple[list[Layer], dict[str, str]]:
     """The layers to narrow, and for the other groups why not.
 
-    With `scope` "inner" these are the layers that can be made up for; with "all", residual streams and all others too.
+    With `scope` "inner" these are the layers that can be made up for, or, where `restore` is `BEST`, all that are no
+    residual streams; with "all", residual streams and all others too.
     """
     layers, left = [], {}
     cut = graph.balanced_groups()
@@ -60,16 +63,25 @@ def candidates(model: nn.Module, graph: Graph, restore: str, scope: str) -> tupl
         reason = "the network cuts these channels into equal parts" if group.name in cut else None
         reason = reason or _ruled_out(model, graph, group, maker)
         if reason is None:
-            reason = _obstacle(model, graph, group, restore)
-            if reason is None or scope == "all":
+            way, reason = _way(model, graph, group, restore)
+            if reason is None or scope == "all" or (restore == BEST and _obstacle(model, graph, group, "none") is None):
                 norm = _norm_behind(model, graph, maker.module)
-                late = _path(graph, group).late if reason is None and restore == "paper" else None
+                late = _path(graph, group).late if reason is None and way == "paper" else None
                 late_norm = model.get_submodule(late) if late is not None else None
                 assert late_norm is None or isinstance(late_norm, _BatchNorm)
-                layers.append(Layer(group, model.get_submodule(maker.module), norm, maker, reason, late_norm))
+                layers.append(Layer(group, model.get_submodule(maker.module), norm, maker, way, reason, late_norm))
                 continue
         left[group.name] = reason
     return layers, left
+
+
+def _way(model: nn.Module, graph: Graph, group: ChannelGroup, restore: str) -> tuple[str, str | None]:
+    """How a layer is made up for, and why it cannot be, if it cannot."""
+    if restore != BEST:
+        return restore, _obstacle(model, graph, group, restore)
+    reasons = {way: _obstacle(model, graph, group, way) for way in ("moments", "paper")}
+    way = next((way for way, reason in reasons.items() if reason is None), "none")
+    return way, reasons.get(way, reasons["paper"])
 
 
 def _maker(group: ChannelGroup) -> Member:
@@ -104,15 +116,17 @@ def _ruled_out(model: nn.Module, graph: Graph, group: ChannelGroup, maker: Membe
 
 
 def _obstacle(model: nn.Module, graph: Graph, group: ChannelGroup, restore: str) -> str | None:
-    if len(group.producers) != 1:
+    if graph.is_stream(group):
         return "several layers add into these channels"
     readers = [member.module for member in group.consumers]
     if any(getattr(model.get_submodule(name), "groups", 1) != 1 for name in readers):
         return "a grouped convolution reads these channels"
     if restore != "none" and len(set(readers)) != len(readers):
         return f"'{max(readers, key=readers.count)}' reads these channels by several weights"
-    if restore in MEASURED:
+    if restore in (*MEASURED, "none"):
         return None
+    if len(group.producers) != 1:
+        return f"'{group.producers[-1].module}' scales these channels"
     maker = group.producers[0]
     norm = graph.batch_norm_after(maker.module)
     if norm is not None and maker.units.size != group.size:

@@ -16,15 +16,15 @@ class MergeConfig(Config):
         None,
         help="Which filters stay: the largest norms, the largest sums of distances to all others, or, by 'pivot', "
         "those that explain best what the next layers read. Default: pivot where activations are measured (calibrate, "
-        "synthetic), l2-norm for moments, else the paper's l1-norm.",
+        "synthetic), l2-norm where moments are modelled, else the paper's l1-norm.",
         choices=("l1-norm", "l2-norm", "l2-GM", "pivot"),
     )
     restore: str | None = option(
         None,
-        help="'paper' merges each removed filter into a kept one (the default without images); 'moments' solves for "
-        "the next layer's weights in closed form; 'synthetic' refits to images made from the network itself; none of "
-        "these needs data. 'calibrate' refits to unlabelled images (the default when there are any); 'none' only "
-        "prunes.",
+        help="'moments' solves for the next layer's weights in closed form; 'paper' merges each removed filter into a "
+        "kept one; 'synthetic' refits to images made from the network itself; none of these needs data. 'calibrate' "
+        "refits to unlabelled images (the default when there are any); 'none' only prunes. Default without images: "
+        "moments for each layer that they can be modelled for, else the paper's way, else plain pruning.",
         choices=("calibrate", "synthetic", "moments", "paper", "none"),
     )
     widths: str | None = option(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.methods.base import restoration
-from prunekit.methods.merge.candidates import Layer, candidates
+from prunekit.methods.merge.candidates import BEST, Layer, candidates
 from prunekit.methods.merge.paths import behind_late_norm
-from prunekit.methods.merge.widths import Kept, choose, rank
+from prunekit.methods.merge.widths import Kept, choose, rank, shortfall
 from prunekit.plan import Fold, Keep, Operation, Plan
 from prunekit.restore.batch_norm_statistics import refit_norms
 from prunekit.restore.calibration import calibrate
@@ -49,13 +49,15 @@ class _Source:
 
 def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Images | None = None) -> Plan:
     """The plan of Neuron Merging and its relatives; see `Merge.plan`."""
-    restore = restoration(config.restore, images, "paper")
+    restore = restoration(config.restore, images, BEST)
     if config.refit_bn and images is None and restore != "synthetic":
         raise InputError("--refit-bn needs images", hint="name some with --data, or take --restore synthetic")
     layers, left = candidates(model, graph, restore, config.scope)
     if not layers:
         raise _refusal(model, graph, restore, config.scope, left)
     source = _source(model, graph, restore, images, config.seed)
+    if restore == BEST:
+        restore = next(way for way in ("moments", "paper", "none") if any(layer.way == way for layer in layers))
     kept, notes = _select(graph, layers, config, restore, source)
     plain = {layer.group.name: layer.reason for layer in layers if layer.reason and layer.group.name in kept}
     notes |= {"restore": restore, "merged": 0, "negative_scales": 0, "left": left, "plain": plain, "protected": []}
@@ -63,7 +65,24 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
     plan = _restored(model, graph, plan, layers, config, restore, source)
     if config.refit_bn and source.images is not None:
         plan = refit_norms(model, graph, plan, source.images)
-    return plan
+    short = shortfall(graph, kept, config)
+    return plan if short is None else _with_warning(plan, f"{short}: {_further(model, graph, layers, config)}")
+
+
+def _further(model: nn.Module, graph: Graph, layers: Sequence[Layer], config: MergeConfig) -> str:
+    """What to ask for where these layers are not enough."""
+    usual = len(candidates(model, graph, BEST, config.scope)[0]) if config.restore else 0
+    if usual > len(layers):
+        return f"without --restore {config.restore} {usual} layers can be narrowed instead of {len(layers)}"
+    every = len(candidates(model, graph, config.restore or BEST, "all")[0])
+    if every > len(layers):
+        return f"--scope all narrows {every} layers instead of {len(layers)}"
+    return "--target-macs says how much is to be left"
+
+
+def _with_warning(plan: Plan, warning: str) -> Plan:
+    said = [plan.notes["warning"], warning] if plan.notes.get("warning") else [warning]
+    return Plan(plan.operations, {**plan.notes, "warning": "; ".join(said)}, plan.example)
 
 
 def _refusal(model: nn.Module, graph: Graph, restore: str, scope: str, left: Mapping[str, str]) -> InputError:
@@ -142,10 +161,10 @@ def _restored(
     if source.made is not None:
         return source.made.restored(model, graph, plan)
     able = {layer.group.name: layer for layer in layers if layer.reason is None}
-    kept = {keep.group: keep.index for keep in plan.keeps if keep.group in able}
-    if restore == "moments":
-        return Plan([*plan.operations, *moment_refits(model, graph, kept)], plan.notes)
-    return _merged(graph, plan, able, kept, config) if restore == "paper" else plan
+    kept = {keep.group: keep.index for keep in plan.keeps}
+    by_moments, by_folds = ([n for n in kept if n in able and able[n].way == way] for way in ("moments", "paper"))
+    plan = _merged(graph, plan, able, {name: kept[name] for name in by_folds}, config)
+    return Plan([*plan.operations, *moment_refits(model, graph, kept, by_moments)], plan.notes)
 
 
 def _merged(

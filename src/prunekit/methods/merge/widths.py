@@ -88,6 +88,18 @@ def choose(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings
     return _by_loss(graph, ranked, config, budget, readings) if readings else _uniform(graph, ranked, config, budget)
 
 
+def shortfall(graph: Graph, kept: Kept, config: MergeConfig) -> str | None:
+    """What is to be said where less than half of the asked share of the MACs goes; None elsewhere."""
+    whole = predict(graph, graph.kept_classes({}))
+    budget = None if isinstance(config.ratio, dict) else read_budget(config, whole)
+    if budget is None or budget.kind != "ratio":
+        return None
+    taken = 1 - predict(graph, graph.kept_classes(kept)).macs / max(1, whole.macs)
+    if taken >= budget.amount / 2:
+        return None
+    return f"this takes {taken:.1%} of the MACs, where {budget.amount:.0%} were asked for"
+
+
 def _uniform(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget) -> Kept:
     def keeps_at(ratio: float) -> Kept:
         kept = {one.name: _largest(one, ratio, config.min_channels) for one in ranked}
