@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from prunekit.plan import Plan
-from prunekit.restore.frontier import Frontier
-from prunekit.restore.images import MEMORY, Images, gather
+from prunekit.restore.frontier import MEMORY, Frontier
+from prunekit.restore.images import Images, gather
 from prunekit.restore.layerwise_refit import refit_in_order
 from prunekit.restore.refit_targets import find_sites
 from prunekit.surgery import Graph, edit

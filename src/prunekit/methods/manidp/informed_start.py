@@ -23,8 +23,7 @@ from prunekit.methods.manidp.difficulty import hardness, lean
 from prunekit.methods.manidp.keep_ratios import shares
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, gated_layers
-from prunekit.restore.frontier import Frontier
-from prunekit.restore.images import MEMORY
+from prunekit.restore.frontier import MEMORY, Frontier
 from prunekit.restore.layerwise_refit import refit_in_order
 from prunekit.restore.refit_targets import Site
 from prunekit.surgery.copying import copied
