@@ -444,6 +444,29 @@ def test_a_weight_that_is_computed_is_left() -> None:
     assert obstacle_to_layer(model, graph, "0") is None
 
 
+class Encoder(nn.Module):
+    """A transformer layer, whose forward has a fused way that runs as one op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 3)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.layer(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+        return out
+
+
+def test_layers_inside_a_fused_transformer_layer() -> None:
+    model, images = lively(Encoder()), torch.randn(30, 3, 16, 16, dtype=torch.float64)
+    small, found = restored(model, Plan([Keep("layer.linear1", range(9))]), images)
+    assert {"layer.linear2", "head"} <= {refit.layer for refit in found.refits}
+    assert found.notes["calibration"]["left"] == {}
+    plain = surgery.edit(model, Plan(found.keeps), surgery.trace(model, images[:2]))
+    want = outputs(model, images)
+    assert (outputs(small, images) - want).square().mean() < (outputs(plain, images) - want).square().mean()
+
+
 class Remembers(nn.Module):
     """Notes its input in itself, and adds it later."""
 

@@ -18,6 +18,7 @@ from prunekit.restore.refit_targets import Site
 from prunekit.restore.samples import inputs_at, outputs_at, positions, rows_of
 from prunekit.restore.streams import scale_of
 from prunekit.surgery.editing.editor import refit
+from prunekit.surgery.execution.dispatch import unfused_attention
 
 ROUNDS = 4  # repetitions of a fit that an activation with a flat part follows; twelve gained nothing more
 HELD = 512 << 20  # bytes of one layer's rows
@@ -44,7 +45,7 @@ def refit_in_order(
     counts: dict[str, int] = {}
     images: list[int] = []
     numbers = {site.layer: number for number, site in enumerate(sites)}
-    with frontier, torch.no_grad():
+    with frontier, torch.no_grad(), unfused_attention():
         for site, arrivals in frontier.arrivals():
             if not arrivals:
                 continue
