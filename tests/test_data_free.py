@@ -123,7 +123,7 @@ def test_moments_of_white_inputs_are_the_networks(monkeypatch: pytest.MonkeyPatc
     nn.init.normal_(layers[1].bias, 0, 0.5)
     x = torch.randn(2000, 3, 10, 10, dtype=torch.float64)
     layers = batch_norm_statistics.aligned(layers, x)
-    shifts = [(0, 0), (0, 1), (2, 0), (-1, 1)]
+    shifts: list[tuple[int, ...]] = [(0, 0), (0, 1), (2, 0), (-1, 1)]
     moments = activated(layers[1], torch.relu, correlations(Filters(layers[0].weight, (1, 1), (1, 1)), shifts))
     mean, covariance = moments.mean, moments.covariances()
     whole = outputs(layers, x).relu()
