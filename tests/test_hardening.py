@@ -250,6 +250,7 @@ MERGE = ["merge", "net.pt", "--ratio", ".5", "-o", "small.pt", "--data", "digits
 
 def interrupted_at(call: int) -> int:
     """Run a command that gets Ctrl-C at that of its calls; its last line of output is how many there were."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests were started with it ignored
     calls = itertools.count()
 
     def count(_: object, event: str, __: object) -> None:

@@ -465,7 +465,7 @@ def test_sensitivity_is_the_accuracy_without_the_smallest_filters(network: Path)
 
 
 def test_inspect_shows_sensitivity_and_widths_before(network: Path, here: Path, capsys: Capture) -> None:
-    assert run(["merge", str(network), "--ratio", ".5", "-o", "small.pt"]) == 0
+    assert run(["merge", str(network), "--ratio", ".5", "--widths", "uniform", "-o", "small.pt"]) == 0
     given = ["inspect", "small.pt", "--sensitivity", "--data", "digits", "--images", "100", "--ratios", ".5"]
     facts = document(capsys, *given, "--html", "i.html")
     assert facts["sensitivity"]["images"] == 100

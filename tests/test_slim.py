@@ -176,7 +176,8 @@ def test_ratios_by_group() -> None:
         (plain(), {"ratio": 2.0}, "between 0 and 1"),
         (plain(), {"ratio": 0.5, "min_channels": 0}, "at least 1"),
         (plain(), {"ratio": 0.5, "scope": "outer"}, "unknown scope"),
-        (plain(), {"target_macs": "1"}, "cannot be met"),
+        (plain(), {"target_macs": "1"}, "would leave 1 MACs"),
+        (plain(), {"target_macs": 1000.0}, "cannot be met"),
         (plain(), {"ratio": {"17": 0.5}}, "unknown channel group"),
     ],
 )
