@@ -32,7 +32,7 @@ Memo = dict[int, Any]
 
 
 def copied(model: nn.Module, replaced: Memo | None = None) -> nn.Module:
-    """A deep copy of `model`, in which objects give way to those that `replaced` has under their ids.
+    """Return a deep copy of `model`, in which objects give way to those that `replaced` has under their ids.
 
     Every module keeps its mode, hooks and attributes. Tensors with a history lose it; attributes that cannot be copied,
     such as locks and open files, are shared.
@@ -55,7 +55,7 @@ def copied(model: nn.Module, replaced: Memo | None = None) -> nn.Module:
 
 
 def aliases(model: nn.Module) -> dict[int, nn.Parameter]:
-    """For `copy.deepcopy(model, memo)`: each parameter stands for a new one on the same storage.
+    """Return a memo for `copy.deepcopy(model, memo)` in which each parameter stands for a new one on the same storage.
 
     Such a copy may be run, moved, and converted to another type, which gives it memory of its own; its weights must not
     be written in place. Buffers, which a forward may write, are copied.
@@ -67,7 +67,7 @@ def aliases(model: nn.Module) -> dict[int, nn.Parameter]:
 
 
 def named_tensors(model: nn.Module, *, remove_duplicate: bool = True) -> dict[str, Tensor]:
-    """Parameters and buffers by their dotted names, in one walk over the modules."""
+    """Return parameters and buffers by their dotted names, in one walk over the modules."""
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -82,7 +82,10 @@ def named_tensors(model: nn.Module, *, remove_duplicate: bool = True) -> dict[st
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """Surgery makes many small objects and no cycles; looking for some takes up to a third of its time."""
+    """Run a block without garbage collection: surgery makes many small objects and no cycles.
+
+    Looking for some takes up to a third of its time.
+    """
     running = gc.isenabled()
     gc.disable()
     try:
@@ -93,7 +96,7 @@ def without_collection() -> Iterator[None]:
 
 
 class _TensorCopies(TorchFunctionMode):
-    """Lets `copy.deepcopy` copy tensors that it refuses: with a history, from inference mode, and of other classes."""
+    """Copies, in `copy.deepcopy`, of tensors that it refuses: with a history, from inference mode, of other classes."""
 
     def __torch_function__(
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -128,14 +131,14 @@ def _copied(model: nn.Module, memo: Memo) -> nn.Module:
 
 
 def _shell(kind: type[nn.Module]) -> nn.Module:
-    """A module without attributes."""
+    """Return a new module without attributes."""
     if issubclass(kind, fx.GraphModule):  # each has a class of its own, for the forward of its own
         return kind.__new__(kind)
     return object.__new__(kind)
 
 
 def _fill(result: nn.Module, module: nn.Module, memo: Memo) -> tuple[dict[str, Any], list[str]]:
-    """Copy a module attribute by attribute; its new state, and the attributes that may mean the original still."""
+    """Copy the attributes of a module one by one; return its new state, and those that may mean the original still."""
     state, names = vars(result), []
     for name, value in vars(module).items():
         if type(value) in _ATOMS or (type(value) is tuple and _ATOMS.issuperset(map(type, value))):
@@ -162,7 +165,7 @@ def _fill(result: nn.Module, module: nn.Module, memo: Memo) -> tuple[dict[str, A
 
 
 def _uncopiable(model: nn.Module) -> Memo:
-    """What cannot be copied among the attributes, standing for itself: as little as possible of what holds it.
+    """Return the attributes that cannot be copied, standing for themselves: as little as possible of what holds them.
 
     What belongs to the network is no matter here: it stands for itself while the attributes are tried.
     """
@@ -217,7 +220,7 @@ class _Redirection:
         }
 
     def __call__(self, value: Any) -> Any:
-        """`value`, or what takes its place; lists and dictionaries are changed in place."""
+        """Return `value`, or what takes its place; lists and dictionaries are changed in place."""
         kind = self._kinds.get(type(value))
         shared = kind is None or self._memo.get(id(value)) is value
         return value if kind is None or shared else kind(value)
@@ -248,7 +251,7 @@ class _Redirection:
         return types.MethodType(method.__func__, new)
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
-        """The function itself, or one over cells and defaults that hold the copy's modules."""
+        """Return the function itself, or one over cells and defaults that hold the copy's modules."""
         cells = tuple(map(self._cell, function.__closure__ or ()))
         defaults = tuple(map(self._held, function.__defaults__ or ()))
         if cells == (function.__closure__ or ()) and defaults == (function.__defaults__ or ()):
@@ -270,7 +273,7 @@ class _Redirection:
         return self._cells[id(cell)]
 
     def _held(self, value: Any) -> Any:
-        """What a function holds: containers stay what they are, since they may belong to others."""
+        """Return what a function holds: containers stay what they are, since they may belong to others."""
         if isinstance(value, nn.Module):
             return self._memo.get(id(value), value)
         return self(value) if isinstance(value, types.FunctionType | types.MethodType | weakref.ref) else value

@@ -53,17 +53,17 @@ class Cost:
     layers: tuple[LayerCost, ...] = ()
 
     def to_json(self) -> dict[str, int]:
-        """The totals."""
+        """Return the totals."""
         return {"params": self.params, "macs": self.macs, "channels": self.channels}
 
 
 def measure(model: nn.Module, x: Any) -> Cost:
-    """The cost of `model` on the example input `x`, per input of the batch; nothing is computed."""
+    """Return the cost of `model` on the example input `x`, per input of the batch; nothing is computed."""
     return cost_of(model, trace(model, x))
 
 
 def cost_of(model: nn.Module, graph: Graph) -> Cost:
-    """The cost of the network that `graph` was traced from, layer by layer."""
+    """Return the cost of the network that `graph` was traced from, layer by layer."""
     macs = _macs_by_module(graph)
     layers = []
     for name, module in model.named_modules():
@@ -100,7 +100,7 @@ def _outputs(graph: Graph, module: str) -> int:
 
 
 def predict(graph: Graph, kept: Mask, biases: Collection[str] = ()) -> Cost:
-    """The cost once only the `kept` classes are left, without building the network. Exact, and takes microseconds.
+    """Return the cost once only the `kept` classes are left, without building the network. Exact; takes microseconds.
 
     `biases` names the layers that get a bias on the way. Buffers count as no parameters, the index of a
     `ChannelSelect` among them.
@@ -125,7 +125,7 @@ def _product(sizes: Any) -> int:
 
 
 def _node_macs(graph: Graph, macs: int, parameters: tuple[str, ...], shares: Mapping[tuple[str, int], int]) -> int:
-    """MACs are proportional to each dimension of the weight: positions do not change."""
+    """Return the MACs that are left of a node: they are proportional to each dimension of its weight."""
     for name in parameters:
         shape = graph.shapes[name]
         if len(shape) < 2:

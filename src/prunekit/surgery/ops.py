@@ -56,7 +56,7 @@ HOMOGENEOUS = CONSTANT_STAYS | {*AVERAGE_POOLS, *MAX_POOLS, *SHUFFLES, "relu", "
 
 
 def is_batch_norm(op: str) -> bool:
-    """Whether a recorded op is batch normalisation, on whatever device it ran."""
+    """Return whether a recorded op is batch normalisation, on whatever device it ran."""
     return op in BATCH_NORMS
 
 
@@ -75,7 +75,7 @@ class Reading:
 
 
 def readings(op: str, args: Sequence[Any]) -> Iterator[Reading]:
-    """How an op reads each of its operands through the other, by `op_name` and arguments; none for other ops."""
+    """Yield how an op reads each of its operands through the other, by `op_name` and arguments; none for other ops."""
     yield from _READINGS.get(op, _none)(args)
 
 
@@ -89,7 +89,7 @@ def _convolution(args: Sequence[Any]) -> Iterator[Reading]:
 
 
 def _product(first: int, batched: int) -> Callable[[Sequence[Any]], Iterator[Reading]]:
-    """A product of matrices, of which either may be the weight."""
+    """Return the reading of a product of matrices, of which either may be the weight."""
 
     def read(_: Sequence[Any]) -> Iterator[Reading]:
         row, column = batched, batched + 1
@@ -109,7 +109,7 @@ _READINGS: dict[str, Callable[[Sequence[Any]], Iterator[Reading]]] = {
 
 
 def bias_of(op: str, args: Sequence[Any]) -> Tensor | None:
-    """What an op that reads through a weight adds to its result, if it adds something."""
+    """Return what an op that reads through a weight adds to its result, if it adds something."""
     place = {"convolution": 2, "addmm": 0, "baddbmm": 0}.get(op)
     bias = None if place is None else args[place]
     return bias if isinstance(bias, Tensor) else None

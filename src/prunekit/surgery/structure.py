@@ -18,7 +18,7 @@ from prunekit.surgery.editing.parametrised import match_computed
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """What surgery may have changed: shapes, the numbers that modules keep about them, inserted selections and gates.
+    """Return what surgery may have changed: shapes, the numbers kept about them, inserted selections and gates.
 
     `{"parameters": {name: shape}, "attributes": {module: {name: value}}, "selected": [batch norm, ...],
     "gates": [gate, ...], "buckets": {...}}`; parameters include buffers that a state dict holds. Without gates there
@@ -68,7 +68,7 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_numbers(described: Mapping[str, Mapping[str, Any]], shapes: Mapping[str, list[int]]) -> None:
-    """No module keeps a number about its shape that exceeds every size of its weights: padding would allocate it."""
+    """Raise if a module keeps a number that exceeds every size of its weights: padding would allocate it."""
     widest = max((size for shape in shapes.values() for size in shape), default=0)
     for module, values in described.items():
         for name, value in values.items():
@@ -104,7 +104,7 @@ def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def _create(model: nn.Module, name: str, shape: list[int]) -> None:
-    """Only biases are ever added by surgery: where a constant had nowhere to go."""
+    """Create a bias where a constant had nowhere to go: surgery adds no other tensors."""
     module, leaf = _owner(model, name)
     if leaf != "bias" or getattr(module, "bias", "absent") is not None:
         raise InputError(f"the file holds a parameter '{name}' that its architecture does not have")

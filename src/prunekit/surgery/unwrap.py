@@ -25,7 +25,7 @@ _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """`model` without compilation and parallel wrappers, around it or inside it, and without inference tensors.
+    """Return `model` without compilation and parallel wrappers, around it or inside it, and without inference tensors.
 
     The same object where there is none; otherwise one on the same weights, inference tensors apart.
 
@@ -74,7 +74,7 @@ def release(model: nn.Module) -> nn.Module:
 
 
 def plain_example(x: Any) -> Any:
-    """An example input as plain tensors without a history, whatever it was: a subclass, a parameter, NumPy's."""
+    """Return an example input as plain tensors without a history, whatever it was: a subclass, a parameter, NumPy's."""
     return tree_map(_plain, x)
 
 
@@ -107,7 +107,7 @@ def _plain(leaf: Any) -> Any:
 
 
 def _runs(model: nn.Module, example: Any) -> bool:
-    """Whether a copy runs on zeros like the example."""
+    """Return whether a copy runs on zeros like the example."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     zeros = tree_map(lambda t: torch.zeros_like(t, device=device) if isinstance(t, Tensor) else t, example)
     try:
@@ -120,7 +120,7 @@ def _runs(model: nn.Module, example: Any) -> bool:
 
 
 def _inner(model: nn.Module) -> nn.Module | None:
-    """What a wrapper holds, or None where `model` is no wrapper."""
+    """Return what a wrapper holds, or None where `model` is no wrapper."""
     dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
     if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
         inner: nn.Module = model._orig_mod

@@ -28,7 +28,7 @@ _SET = "_numbers_set_by_surgery"  # where a module keeps the names of its own nu
 
 
 def names_of(module: nn.Module) -> tuple[str, ...]:
-    """The shape attributes of a module; empty where its type is not known to have any."""
+    """Return the shape attributes of a module; empty where its type is not known to have any."""
     for kind, names in SHAPE_ATTRIBUTES.items():
         if isinstance(module, kind):
             return names
@@ -36,7 +36,7 @@ def names_of(module: nn.Module) -> tuple[str, ...]:
 
 
 def own_numbers(module: nn.Module) -> dict[str, Any]:
-    """The plain numbers, and tuples or lists of them, that a module which is not one of PyTorch's holds."""
+    """Return the plain numbers, and tuples or lists of them, that a module which is not one of PyTorch's holds."""
     if type(module).__module__.startswith("torch."):
         return {}
     return {name: value for name, value in vars(module).items() if name[0] != "_" and _is_number(value)}
@@ -56,7 +56,7 @@ def set_numbers(module: nn.Module, values: Mapping[str, Any]) -> None:
 
 
 def read(module: nn.Module) -> dict[str, Any]:
-    """The module's shape attributes, and those of its own numbers that surgery has set, as JSON."""
+    """Return the module's shape attributes, and those of its own numbers that surgery has set, as JSON."""
     values = {name: getattr(module, name) for name in (*names_of(module), *vars(module).get(_SET, ()))}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -75,7 +75,7 @@ def write(module: nn.Module, values: Mapping[str, Any]) -> None:
 
 
 def _narrower(module: nn.Module, name: str, value: Any) -> Any:
-    """A value for one of a module's own numbers, in the type that it has; surgery makes nothing larger."""
+    """Return a value for one of a module's own numbers, in the type that it has; surgery makes nothing larger."""
     old = own_numbers(module).get(name)
     if old is None:
         raise InputError(f"'{name}' is not a shape attribute of a {type(module).__name__}")
@@ -109,7 +109,7 @@ def fit(module: nn.Module, before: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def _fit_convolution(conv: _ConvNd, before: tuple[int, ...]) -> None:
-    """Depthwise layers lose groups with their channels; other grouped layers keep theirs."""
+    """Fit the numbers of a convolution: depthwise layers lose groups with their channels; others keep theirs."""
     if conv.transposed:
         if conv.groups == before[0]:
             conv.groups = conv.weight.size(0)

@@ -1,4 +1,4 @@
-"""Fold batch norms into the convolutions in front of them: the same function, one layer less."""
+"""Batch norms folded into the convolutions in front of them: the same function, one layer less."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def fold_batch_norms(model: nn.Module, graph: Graph) -> tuple[nn.Module, tuple[str, ...]]:
-    """A copy of `model` for inference without the batch norms that alone read a convolution or linear layer.
+    """Return a copy of `model` for inference without the batch norms that alone read a convolution or linear layer.
 
     With `s = gamma / sqrt(var + eps)`, `s (W x + b - mean) + beta` is the layer `(s W) x + s (b - mean) + beta`.
     Returns the copy and the names of the batch norms that are gone. `graph` is what `trace` read from `model`.
@@ -33,13 +33,13 @@ def fold_batch_norms(model: nn.Module, graph: Graph) -> tuple[nn.Module, tuple[s
 
 
 def _reads_others(graph: Graph, layer: str, norm: str) -> bool:
-    """Whether the batch norm is called more often than the layer: it then stands behind another one as well."""
+    """Return whether the batch norm is called more often than the layer: it then stands behind another one as well."""
     outputs = {value for node in graph.calls(layer) for value in node.outputs}
     return any(outputs.isdisjoint(node.inputs) for node in graph.calls(norm))
 
 
 def _fold(layer: nn.Module, norm: _BatchNorm) -> None:
-    """In double precision, so that nothing is lost before the rounding to the layer's own."""
+    """Fold a batch norm into a layer, in double precision, so that nothing is lost before the final rounding."""
     weight, old_bias, mean, var = layer.weight, layer.bias, norm.running_mean, norm.running_var
     assert isinstance(weight, Tensor)
     assert isinstance(old_bias, Tensor | None)

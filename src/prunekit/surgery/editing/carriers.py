@@ -1,4 +1,4 @@
-"""Where the constants that a layer's removed inputs told it can go: what the traced operations add to their results.
+"""Tensors that take over the constants of a layer's removed inputs: what the traced operations add to their results.
 
 A constant on an input shifts every output by the same amount, wherever the whole kernel counts. The tensor that takes
 the shift over must be one that the recorded operations are seen to read: the bias among their own arguments, that of a
@@ -38,7 +38,7 @@ class Carriers:
 
 
 class CarrierFinder:
-    """Finds what can take constants over in one network; `graph` is what `trace` read from `model`."""
+    """Finder of the tensors that can take over constants in a network; `graph` is what `trace` read from `model`."""
 
     def __init__(self, model: nn.Module, graph: Graph) -> None:
         self._graph = graph
@@ -46,7 +46,7 @@ class CarrierFinder:
         self._tensors = named_tensors(model)
 
     def of(self, weight: str, dim: int) -> Carriers:
-        """What takes over constants on inputs that are read through dimension `dim` of the parameter `weight`."""
+        """Return the tensors that take over constants on inputs read through dimension `dim` of parameter `weight`."""
         nodes = [node for node in self._graph.reads(weight) if node.read is not None and node.read.dim == dim]
         read = nodes[0].read if nodes and nodes[0].read is not None else WeightRead(weight, dim)
         reason = _obstacle(nodes)
@@ -66,7 +66,7 @@ class CarrierFinder:
         return Carriers(targets, read)
 
     def _bias(self, node: Node, nodes: Sequence[Node]) -> str | None:
-        """The bias that one operation adds, if it has one and that serves `nodes` alone."""
+        """Return the bias that one operation adds, if it has one that serves `nodes` alone."""
         assert node.read is not None
         if node.read.bias is not None:
             return node.read.bias if self._alone(node.read.bias, nodes) else None
@@ -74,12 +74,12 @@ class CarrierFinder:
         return added if added is not None and self._added_to(added, nodes) else None
 
     def _alone(self, tensor: str, nodes: Sequence[Node]) -> bool:
-        """Whether no other operation computes with `tensor`."""
+        """Return whether no other operation computes with `tensor`."""
         ours = {node.index for node in nodes}
         return all(node.index in ours for node in self._graph.uses(tensor))
 
     def _added(self, node: Node) -> str | None:
-        """The parameter that alone is added to what `node` gives: a product of matrices leaves its bias to an `add`."""
+        """Return the parameter that alone is added to what `node` gives: matrix products leave their bias to `add`."""
         assert node.read is not None
         last = self._next(node)
         if last is None or last.op != "add" or len(last.parameters) != 1 or len(last.inputs) != 1:
@@ -90,7 +90,7 @@ class CarrierFinder:
         return bias if fits and bias in self._graph.parameters else None
 
     def _next(self, node: Node) -> Node | None:
-        """What alone reads the result of `node`, views of it apart."""
+        """Return the node that alone reads the result of `node`, views of it apart."""
         while True:
             value = node.outputs[0]
             readers = self._graph.readers(value)
@@ -101,12 +101,12 @@ class CarrierFinder:
                 return node
 
     def _added_to(self, bias: str, nodes: Sequence[Node]) -> bool:
-        """Whether `bias` is added to what `nodes` give, and to nothing else."""
+        """Return whether `bias` is added to what `nodes` give, and to nothing else."""
         sums = {last.index for node in nodes if (last := self._next(node)) is not None}
         return all(node.index in sums for node in self._graph.uses(bias))
 
     def _running_mean(self, nodes: Sequence[Node]) -> str | None:
-        """The running mean of the batch norm that alone reads what `nodes` give, and reads nothing else."""
+        """Return the running mean of the batch norm that alone reads what `nodes` give, and reads nothing else."""
         norm = self._graph.norm_behind(nodes)
         if norm is None or len(norm.parameters) < 2 or norm.parameters[-2] in self._graph.parameters:
             return None
@@ -116,7 +116,7 @@ class CarrierFinder:
         return mean if served else None
 
     def _lacks_bias(self, node: Node) -> bool:
-        """Whether it is a layer of PyTorch's own, without a bias, whose forward as PyTorch wrote it runs `node`."""
+        """Return whether `node` is run by the unmodified forward of a layer of PyTorch's own that has no bias."""
         assert node.read is not None
         module = self._modules.get(node.module)
         if node.read.bias is not None or node.read.computed or self._added(node) is not None:
@@ -134,7 +134,7 @@ class CarrierFinder:
 
 
 def _obstacle(nodes: Sequence[Node]) -> str | None:
-    """Why the operations shift no output evenly, or None."""
+    """Return the reason why the operations do not shift outputs evenly, or None."""
     if not nodes:
         return "it does not run on the example input"
     layouts = {(node.read.transposed, node.read.groups, bool(node.read.stride)) for node in nodes if node.read}

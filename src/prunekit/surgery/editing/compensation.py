@@ -20,7 +20,7 @@ from prunekit.surgery.graph.resolved import ResolvedPlan
 
 
 def folded(model: nn.Module, resolved: ResolvedPlan) -> dict[str, Tensor]:
-    """New full-width values of every parameter and buffer that the folds of a plan change.
+    """Return new full-width values of every parameter and buffer that the folds of a plan change.
 
     A name that the model does not have is a bias to be made.
 
@@ -47,7 +47,7 @@ def folded(model: nn.Module, resolved: ResolvedPlan) -> dict[str, Tensor]:
 
 
 def reader(fold: Fold, graph: Graph) -> Member:
-    """Where the consumer of a fold reads the fold's group.
+    """Return the member of the fold's group through which the consumer of the fold reads.
 
     Raises:
         SurgeryError: it does not read that group, or through both dimensions of one weight.
@@ -72,7 +72,7 @@ def reader(fold: Fold, graph: Graph) -> Member:
 def _merge(
     fold: Fold, graph: Graph, kept: tuple[int, ...], tensors: Mapping[str, Tensor], changed: dict[str, Tensor]
 ) -> None:
-    """`W_k += W_r A`, for every place that a unit has in the consumer (a flatten gives it several)."""
+    """Apply `W_k += W_r A` for every place that a unit has in the consumer (a flatten gives it several)."""
     member, group = reader(fold, graph), graph.group(fold.group)
     removed = sorted(set(range(group.size)) - set(kept))
     assert fold.matrix is not None
@@ -93,7 +93,7 @@ def _merge(
 
 
 def places_of(member: Member, size: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Where each unit sits along the member's dimension, shape `(size, places per unit)`.
+    """Return the places of each unit along the member's dimension, shape `(size, places per unit)`.
 
     Raises:
         SurgeryError: the units have unequal numbers of places.
@@ -113,7 +113,7 @@ def _absorb(
     tensors: Mapping[str, Tensor],
     changed: dict[str, Tensor],
 ) -> None:
-    """The constant part: a shift of each output, put where it costs nothing."""
+    """Absorb the constant part of a fold: a shift of each output, put where it costs nothing."""
     member = reader(fold, graph)
     found = carriers.of(member.parameter, member.dim)
     if found.reason is not None:
@@ -129,7 +129,7 @@ def _absorb(
 
 
 def output_shift(weight: Tensor, offset: Tensor, read: WeightRead) -> Tensor:
-    """What constants on the inputs add to each output channel, borders apart: shape `(outputs,)`.
+    """Return what constants on the inputs add to each output channel, borders apart: shape `(outputs,)`.
 
     `offset` has one entry for each input channel of the layer, all groups of a grouped convolution included.
 

@@ -1,4 +1,4 @@
-"""Apply a plan: returns a new network. Nothing else in prunekit changes a tensor's shape.
+"""Application of a plan, which gives a new network. Nothing else in prunekit changes a tensor's shape.
 
 First the folds, at full width; then the removal, which is an index along each dimension of each parameter; then the
 refits; then the gates. The caller's network is never touched: a failed edit leaves nothing half done.
@@ -28,7 +28,7 @@ from prunekit.surgery.graph.resolved import resolve
 
 
 def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
-    """A copy of `model` with `plan` applied; `graph` is what `trace` read from the same network.
+    """Return a copy of `model` with `plan` applied; `graph` is what `trace` read from the same network.
 
     Raises:
         SurgeryError: the plan does not fit the network.
@@ -49,7 +49,7 @@ def remove(
     changed: Mapping[str, Tensor] | None = None,
     indices: Mapping[tuple[str, int], Ids] | None = None,
 ) -> nn.Module:
-    """A copy of `model` without the channels whose class is not `kept`.
+    """Return a copy of `model` without the channels whose class is not `kept`.
 
     `changed` holds new full-width values for some parameters and buffers, or for biases that do not exist yet.
     `indices` are those of the parameters that stay, where not all of `kept` is to be followed.
@@ -73,7 +73,7 @@ def remove(
 def _by_parameter(
     indices: Mapping[tuple[str, int], Ids], changed: Iterable[str], tensors: Mapping[str, Tensor]
 ) -> dict[str, dict[int, Ids]]:
-    """For each parameter to be rebuilt the indices that stay, by dimension."""
+    """Return, for each parameter to be rebuilt, the indices that stay, by dimension."""
     result: dict[str, dict[int, Ids]] = {name: {} for name in changed if name in tensors}
     for (name, dim), index in indices.items():
         result.setdefault(name, {})[dim] = index
@@ -91,7 +91,7 @@ def _cut(tensor: Tensor, values: Tensor | None, dims: Mapping[int, Ids]) -> Tens
 
 
 def take(tensor: Tensor, dim: int, index: Ids) -> Tensor:
-    """The entries `index` along `dim`, zeros where it is -1."""
+    """Return the entries `index` along `dim`, zeros where it is -1."""
     if tensor.is_meta:
         return empty((*tensor.shape[:dim], index.size, *tensor.shape[dim + 1 :]), tensor)
     taken = tensor.index_select(dim, torch.from_numpy(np.maximum(index, 0)).to(tensor.device))
@@ -100,7 +100,7 @@ def take(tensor: Tensor, dim: int, index: Ids) -> Tensor:
 
 
 def _like_format(result: Tensor, tensor: Tensor) -> Tensor:
-    """`result` with its dimensions in the same order in memory as those of `tensor`: channels-last stays that."""
+    """Return `result` with its dimensions ordered in memory as those of `tensor`: channels-last stays that."""
     if tensor.is_contiguous():
         return result.contiguous()
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
@@ -123,7 +123,7 @@ def _make_biases(
 
 
 def kept_outputs(graph: Graph, module: str, indices: Mapping[tuple[str, int], Ids]) -> Ids | None:
-    """The outputs that are left of the layer that `module` runs, None where it keeps all."""
+    """Return the outputs that are left of the layer that `module` runs, None where it keeps all."""
     read = next(node.read for node in graph.nodes if node.module == module and node.read is not None)
     out = 1 - read.dim
     stays = indices.get((read.parameter, out))
@@ -154,14 +154,14 @@ def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterabl
 
 
 def _names(small: nn.Module) -> Iterator[tuple[str, str]]:
-    """Every name of each parameter and buffer, with the one it is known by: tied weights have several."""
+    """Yield every name of each parameter and buffer, with the one it is known by: tied weights have several."""
     first: dict[int, str] = {}
     for name, tensor in named_tensors(small, remove_duplicate=False).items():
         yield name, first.setdefault(id(tensor), name)
 
 
 def _fit_norm(module: nn.Module | None, channels: int) -> None:
-    """Norms without a scale have no parameter that would tell their width."""
+    """Set the width of a norm without a scale: it has no parameter that would tell it."""
     if isinstance(module, nn.LayerNorm):
         module.normalized_shape = (channels,)
     elif isinstance(module, nn.GroupNorm):
@@ -186,7 +186,7 @@ def _select_channels(small: nn.Module, graph: Graph, kept: Mask) -> None:
 
 
 def _renumber(kept: Mask, places: Ids) -> Ids:
-    """Where `places` of a stream are once only its `kept` channels are left."""
+    """Return the new indices of `places` of a stream once only its `kept` channels are left."""
     return (np.cumsum(kept) - 1)[places]
 
 

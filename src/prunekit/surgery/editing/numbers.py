@@ -40,7 +40,7 @@ Outcome = list[tuple[int, ...]] | Exception
 
 @dataclass(frozen=True)
 class Call:
-    """What a module's forward was called with."""
+    """Arguments that a module's forward was called with."""
 
     args: Inputs
     kwargs: Mapping[str, Any]
@@ -66,7 +66,7 @@ def follow_widths(model: nn.Module, small: nn.Module, graph: Graph, kept: Mask) 
 
 
 def _new_widths(graph: Graph, kept: Mask) -> dict[str, dict[int, set[int]]]:
-    """For each module the widths in it that changed, and what became of them."""
+    """Return, for each module, the widths in it that changed, and what became of them."""
     news: dict[str, dict[int, set[int]]] = {}
     for (parameter, dim), size in graph.sizes(kept).items():
         old, path = graph.shapes[parameter][dim], parameter
@@ -77,7 +77,7 @@ def _new_widths(graph: Graph, kept: Mask) -> dict[str, dict[int, set[int]]]:
 
 
 def _options(module: nn.Module, news: Mapping[int, set[int]]) -> dict[str, list[Any]]:
-    """The module's numbers that are equal to a width that changed, and the values that they might take."""
+    """Return the module's numbers that are equal to a width that changed, and the values that they might take."""
     found = {}
     for name, value in attributes.own_numbers(module).items():
         each = [value] if isinstance(value, int) else value
@@ -96,13 +96,13 @@ def _methods_of(kinds: tuple[type, ...]) -> tuple[str, ...]:
 
 
 def _methods(name: str, module: nn.Module) -> tuple[str, ...]:
-    """The methods, beside its forward, that a module can be asked for; a whole network is not rebuilt."""
+    """Return the methods, beside its forward, that a module can be asked for; a whole network is not rebuilt."""
     found = _methods_of(type(module).__mro__)
     return found if name else tuple(method for method in found if not _REBUILDS.fullmatch(method))
 
 
 def _calls(model: nn.Module, names: Mapping[str, Any], graph: Graph) -> dict[str, Call]:
-    """What the forwards of some modules are called with, first, in a network that runs on the example."""
+    """Return the arguments of the first call of some modules' forwards, in a network that runs on the example."""
     for real in (False, True):
         source, calls = Source(model, real), dict[str, Call]()
         subject = source.subject()
@@ -140,13 +140,13 @@ class _Trial:
         self.differing = [m for m in ran if m in self._alike and m not in self.failing and now[m] != self._forward]
 
     def runs(self, method: str, numbers: Numbers) -> bool:
-        """Whether a method runs with some numbers set, and gives what the forward gives if it did in the original."""
+        """Return whether a method runs with some numbers set, and gives what the forward gives if it did originally."""
         found = _outcome(self._part, self._call, method, numbers)
         return not isinstance(found, Exception) and (method not in self._alike or found == self._forward)
 
 
 def _outcome(module: nn.Module, call: Call, method: str, numbers: Numbers | None = None) -> Outcome:
-    """The shapes that a method of a copy of the module returns; of one that rebuilds it, those of the forward then."""
+    """Return the shapes a method of a copy of the module returns; those of the forward if it rebuilds the module."""
     subject = skeleton(module).eval()
     for name, value in (numbers or {}).items():
         setattr(subject, name, value)
@@ -181,7 +181,7 @@ def _set(module: nn.Module, trial: _Trial, methods: Sequence[str], options: Mapp
 
 
 def _ways(options: Mapping[str, Sequence[Any]], several: int) -> Iterator[dict[str, Any]]:
-    """Ways to set that many numbers at once; not all, where there are very many."""
+    """Return ways to set that many numbers at once; not all, where there are very many."""
     every = (
         dict(zip(names, values, strict=True))
         for names in itertools.combinations(options, several)

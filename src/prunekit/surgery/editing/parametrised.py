@@ -36,7 +36,7 @@ HOOKS: Mapping[type, Kind] = {
 
 
 def kind_of(hook: Any) -> Kind:
-    """What is known about a hook that computes a weight."""
+    """Return what is known about a hook that computes a weight."""
     return next(kind for own, kind in HOOKS.items() if isinstance(hook, own))
 
 
@@ -63,14 +63,14 @@ class Computed:
         return ", ".join(kind.__name__.lstrip("_") for kind in kinds)
 
     def tensors(self, owner: nn.Module) -> dict[str, Tensor]:
-        """What it is computed from, by name: in the list, or in the module."""
+        """Return the tensors that it is computed from, by name: in the list, or in the module."""
         if isinstance(self.by, ParametrizationList):
             return {**dict(self.by.named_parameters()), **dict(self.by.named_buffers())}
         return {self.leaf + ending: getattr(owner, self.leaf + ending) for ending in kind_of(self.by).endings}
 
 
 def computed(model: nn.Module) -> list[Computed]:
-    """Every computed weight of a network."""
+    """Return every computed weight of a network."""
     found = []
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
@@ -84,7 +84,7 @@ def computed(model: nn.Module) -> list[Computed]:
 
 
 def materialised(model: nn.Module) -> nn.Module:
-    """`model` with plain weights where it computes them; the same object where it computes none."""
+    """Return `model` with plain weights where it computes them; the same object where it computes none."""
     if not computed(model):
         return model
     plain = copied(model)
@@ -105,7 +105,10 @@ def make_plain(model: nn.Module, weight: Computed) -> None:
 
 
 def _take_from_list(owner: nn.Module, weight: Computed, grad: bool) -> None:
-    """Not `remove_parametrizations`: it writes over originals that others share, and breaks copies of the module."""
+    """Take a computed weight out of its parametrisation list.
+
+    Not by `remove_parametrizations`: it writes over originals that others share, and breaks copies of the module.
+    """
     lists: Any = owner.parametrizations
     with torch.no_grad():
         value = weight.by.eval()().detach().clone()  # spectral norms change their state in training mode
@@ -123,7 +126,7 @@ def _take_from_list(owner: nn.Module, weight: Computed, grad: bool) -> None:
 
 
 def _own_class(owner: nn.Module) -> type:
-    """Copies share the class that has the weights as properties: give this module one of its own."""
+    """Give this module a class of its own, and return it: copies share the class that has the weights as properties."""
     kind = type(owner)
     owner.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
     return owner.__class__

@@ -1,4 +1,4 @@
-"""Cutting networks that compute some of their weights from others; `parametrised.py` says which.
+"""Networks that compute some of their weights from others, and how they are cut; `parametrised.py` says which.
 
 The tensors that a weight is computed from are cut as the weight is. Where they then give the cut weight, or can be set
 so that they do (the magnitudes of a weight norm; an inverse that the parametrisation has), it stays computed. Where
@@ -48,7 +48,7 @@ class Result:
 
 
 def pruned(model: nn.Module, plain: nn.Module, plan: Plan, graph: Graph) -> Result:
-    """`model` with `plan` applied. `plain` is `materialised(model)`, and `graph` what was read from that.
+    """Return `model` with `plan` applied. `plain` is `materialised(model)`, and `graph` what was read from that.
 
     Raises:
         SurgeryError: the plan does not fit the network.
@@ -71,7 +71,7 @@ def pruned(model: nn.Module, plain: nn.Module, plan: Plan, graph: Graph) -> Resu
 
 
 def _check(small: nn.Module, cut: nn.Module) -> None:
-    """The proof is about `cut`: what `small` computes must be its weights."""
+    """Raise unless what `small` computes are the weights of `cut`, which the proof is about."""
     have = named_tensors(materialised(small))
     for name, value in named_tensors(cut).items():
         if name not in have or not close(have[name], value):
@@ -79,14 +79,14 @@ def _check(small: nn.Module, cut: nn.Module) -> None:
 
 
 def _is_part(part: Computed, whole: Computed) -> bool:
-    """Whether one is among the tensors that another is computed from."""
+    """Return whether one is among the tensors that another is computed from."""
     if isinstance(whole.by, ParametrizationList):
         return f"{part.path}.".startswith(f"{whole.path}.parametrizations.{whole.leaf}.".lstrip("."))
     return part.path == whole.path and part.leaf in [whole.leaf + ending for ending in kind_of(whole.by).endings]
 
 
 def _alone(model: nn.Module, weight: Computed, found: list[Computed]) -> bool:
-    """Whether no other computed weight has a part in its tensors."""
+    """Return whether no other computed weight has a part in its tensors."""
     own = {id(t) for t in weight.tensors(model.get_submodule(weight.path)).values()}
     others = [other for other in found if other is not weight and not _is_part(other, weight)]
     return not any(id(t) in own for o in others for t in o.tensors(model.get_submodule(o.path)).values())
@@ -111,7 +111,7 @@ def _restore(
 
 
 def _cut(tensor: Tensor, shape: Sequence[int], dims: Mapping[int, Ids]) -> Tensor:
-    """What stays of a tensor that belongs to a weight of `shape`, along the dimensions in which it is as long."""
+    """Return what stays of a tensor of a weight of `shape`, along the dimensions in which it is as long."""
     result = tensor.detach().clone()
     for dim, index in dims.items():
         if dim < tensor.dim() and tensor.size(dim) == shape[dim]:
@@ -152,7 +152,7 @@ def _as_it_is(new: ParametrizationList, value: Tensor) -> None:
 
 
 def _set_magnitudes(new: ParametrizationList, value: Tensor) -> None:
-    """Weight norm: the magnitudes are those of what is left."""
+    """Set the magnitudes of a weight norm to those of what is left."""
     if isinstance(new[0], _WeightNorm):
         magnitude, direction = dict(new.named_parameters(recurse=False)).values()
         magnitude.data, direction.data = _weight_norm(value, direction, new[0].dim)
@@ -164,7 +164,7 @@ def _invert(new: ParametrizationList, value: Tensor) -> None:
 
 
 def _weight_norm(value: Tensor, direction: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Magnitude and direction of a weight that has this direction already, whatever its length, or zero.
+    """Return magnitude and direction of a weight that has this direction already, whatever its length, or zero.
 
     With `w = g v / |v|`, the magnitude is `w v / |v|`. `dim` is the dimension with a magnitude for each index, -1 for
     a single one.
@@ -198,7 +198,7 @@ def _restore_hook(target: nn.Module, owner: nn.Module, weight: Computed, cut: di
 
 
 def _put_back(target: nn.Module, owner: nn.Module, hook: Any) -> None:
-    """The hooks that belong to a parametrisation, in the places that they had."""
+    """Put back the hooks that belong to a parametrisation, in the places that they had."""
     memo: Memo = {}
     for kind in ("_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks"):
         there: dict[int, Any] = getattr(target, kind)
@@ -213,14 +213,14 @@ def _put_back(target: nn.Module, owner: nn.Module, hook: Any) -> None:
 
 
 def _fit_mask(_: Any, value: Tensor, original: Tensor, mask: Tensor) -> None:
-    """A mask lets through what a fold has put in the places of masked weights."""
+    """Let a mask pass what a fold has put in the places of masked weights."""
     changed = value != original * mask
     original[changed] = value[changed]
     mask[changed] = 1
 
 
 def _fit_magnitudes(hook: Any, value: Tensor, magnitude: Tensor, direction: Tensor) -> None:
-    """The magnitudes of what is left, or of the weight that folds have turned elsewhere."""
+    """Set the magnitudes to those of what is left, or of the weight that folds have turned elsewhere."""
     magnitude.data, direction.data = _weight_norm(value, direction, hook.dim)
     if not close(
         hook.compute_weight(SimpleNamespace(**{f"{hook.name}_g": magnitude, f"{hook.name}_v": direction})), value
@@ -232,7 +232,7 @@ _FITS: Mapping[type, Callable[..., object]] = {prune.BasePruningMethod: _fit_mas
 
 
 def _gives(compute: Callable[[], Tensor], value: Tensor, prepare: Callable[[], object]) -> bool:
-    """Whether the parametrisation computes `value` once it is prepared."""
+    """Return whether the parametrisation computes `value` once it is prepared."""
     try:
         prepare()
         return close(compute(), value)
@@ -242,7 +242,7 @@ def _gives(compute: Callable[[], Tensor], value: Tensor, prepare: Callable[[], o
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal up to rounding."""
+    """Return whether two tensors are equal up to rounding."""
     if a.shape != b.shape or not b.is_floating_point():
         return torch.equal(a, b)
     a, b = a.detach(), b.detach()

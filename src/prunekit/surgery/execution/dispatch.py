@@ -44,7 +44,7 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextlib.contextmanager
 def unfused_attention() -> Iterator[None]:
-    """The fused inference path of transformer layers hides their ops from dispatch modes."""
+    """Switch off the fused inference path of transformer layers, which hides their ops from dispatch modes."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -55,7 +55,7 @@ def unfused_attention() -> Iterator[None]:
 
 @functools.cache
 def op_name(func: Any) -> str:
-    """The name of an op, the same for its variants: `add` for `aten::add_.Tensor`."""
+    """Return the name of an op, the same for its variants: `add` for `aten::add_.Tensor`."""
     return str(func._schema.name).removeprefix("aten::").rstrip("_")
 
 
@@ -75,18 +75,18 @@ def run_op(func: Any, args: Args, kwargs: Mapping[str, Any]) -> Any:
 
 @functools.cache
 def _answer(func: Any) -> tuple[Answer | None, bool]:
-    """What the tables have for an op, and whether the op works in place."""
+    """Return the tables' answer for an op, and whether the op works in place."""
     in_place = func._schema.name.endswith("_")
     return _TABLE.get(op_name(func)) or (None if in_place else _VIEWS.get(op_name(func))), in_place
 
 
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """A contiguous tensor without values, of the type of another one."""
+    """Return a contiguous tensor without values, of the type of another one."""
     return torch.empty(shape, dtype=like.dtype, device=_META)
 
 
 def like_input(x: Tensor, *_: Any) -> Tensor:
-    """An empty tensor of the shape of `x`, with the dimensions in the same order in memory."""
+    """Return an empty tensor of the shape of `x`, with the dimensions in the same order in memory."""
     if x.is_contiguous():
         return empty(x.shape, x)
     strides = x.stride()
@@ -97,7 +97,7 @@ def like_input(x: Tensor, *_: Any) -> Tensor:
 
 
 def _binary(x: Tensor, other: Any, *_: Any) -> Tensor | None:
-    """Operands of one type that broadcast; the result lies in memory as the larger of them does."""
+    """Return the result of operands of one type that broadcast; it lies in memory as the larger of them does."""
     if isinstance(other, int | float):
         return like_input(x)
     if not isinstance(other, Tensor) or other.dtype != x.dtype:
@@ -111,7 +111,7 @@ def _binary(x: Tensor, other: Any, *_: Any) -> Tensor | None:
 
 
 def broadcast(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
-    """The shape that two shapes broadcast to, or None where they do not fit."""
+    """Return the shape that two shapes broadcast to, or None where they do not fit."""
     if a == b:
         return a
     rank = max(len(a), len(b))
@@ -126,7 +126,7 @@ def _masked_fill(x: Tensor, mask: Tensor, _: Any) -> Tensor | None:
 
 
 def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
-    """Rows looked up by number."""
+    """Return the rows that are looked up by number."""
     rows = indices[0]
     if len(indices) != 1 or rows is None or rows.dtype != torch.int64:
         return None
@@ -140,7 +140,7 @@ def _batch_norm(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor] | No
 
 
 def _convolution(x: Tensor, weight: Tensor, *settings: Any) -> Tensor | None:
-    """Plain convolutions of plain tensors; what does not fit gets its message the usual way."""
+    """Return the result of a plain convolution of plain tensors; what does not fit gets its message the usual way."""
     _, stride, padding, dilation, transposed, _, groups = settings
     order = _memory_order(x, weight)
     if transposed or order is None or x.dtype != weight.dtype or x.dim() != weight.dim():
@@ -156,7 +156,7 @@ def _convolution(x: Tensor, weight: Tensor, *settings: Any) -> Tensor | None:
 
 
 def _memory_order(x: Tensor, weight: Tensor) -> torch.memory_format | None:
-    """How the result of a convolution lies in memory: as its input does, where that is one of the usual ways."""
+    """Return the memory layout of a convolution's result: that of its input, where this is one of the usual ones."""
     if x.is_contiguous() and weight.is_contiguous():
         return torch.contiguous_format
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -165,7 +165,7 @@ def _memory_order(x: Tensor, weight: Tensor) -> torch.memory_format | None:
 
 
 def _each(x: Tensor, setting: Sequence[int]) -> Sequence[int]:
-    """A setting for each spatial dimension."""
+    """Return a setting for each spatial dimension."""
     return setting if len(setting) > 1 else [*setting] * (x.dim() - 2)
 
 

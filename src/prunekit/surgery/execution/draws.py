@@ -30,13 +30,16 @@ _PURE = frozenset(
 
 
 def is_random(func: Any) -> bool:
-    """Whether an op draws random numbers. Attention, which may drop some weights, draws the same in any network."""
+    """Return whether an op draws random numbers.
+
+    Attention, which may drop some weights, draws the same in any network.
+    """
     return torch.Tag.nondeterministic_seeded in func.tags and not op_name(func).startswith("_scaled_dot_product")
 
 
 @contextlib.contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """Random numbers drawn inside leave the state of the generators outside as it is."""
+    """Leave the state of the generators outside as it is, whatever random numbers are drawn inside."""
     python, numpy = random.getstate(), np.random.get_state()
     forked: dict[str, Any] = {"devices": []}
     if device.type != "cpu":
@@ -58,14 +61,14 @@ def start_over(device: torch.device) -> None:
 
 
 def _seed(device: torch.device, number: int) -> None:
-    """Not `torch.manual_seed`, which also leaves seeds for devices that are not in use yet."""
+    """Seed the generators. Not `torch.manual_seed`, which also leaves seeds for devices that are not in use yet."""
     torch.default_generator.manual_seed(_SEED + number)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(_SEED + number)
 
 
 class Draws:
-    """What one run at full width has drawn along channels that are to go, and what is left of it.
+    """Random numbers that one run at full width has drawn along channels that are to go, and what is left of them.
 
     `classes` are those of `Graph.draws`, one entry a draw; `kept` says which stay.
     """
@@ -77,7 +80,7 @@ class Draws:
         self._stays = [kept[labels] for labels in classes]
 
     def left(self, number: int, rank: int) -> dict[int, NDArray[np.int64]]:
-        """For each dimension of a draw along which some of it goes, the indices that stay."""
+        """Return the indices that stay, for each dimension of a draw along which some of it goes."""
         stays = self._stays[number] if number < len(self._stays) else np.ones((), dtype=np.bool_)
         if stays.all() or stays.ndim != rank:
             return {}
@@ -86,7 +89,7 @@ class Draws:
 
 
 class DrawAgain(DispatchMode):
-    """Runs every op, giving those that draw random numbers the same ones in each run.
+    """Mode that runs every op, giving those that draw random numbers the same ones in each run.
 
     At full width the draws are noted; with `narrow` the part that is left of them is given out.
     """
@@ -133,7 +136,7 @@ class DrawAgain(DispatchMode):
         raise SurgeryError(f"'{name}' draws random numbers along pruned channels in a way that cannot be drawn again")
 
     def _noise(self, number: int, drawn: Tensor, left: Mapping[int, NDArray[np.int64]]) -> Tensor:
-        """What this run gets of a draw; `drawn` has the shape it asked for."""
+        """Return this run's part of a draw; `drawn` has the shape it asked for."""
         if not self._narrow:
             self.draws.noise[number] = drawn.clone()
             return drawn
@@ -149,7 +152,7 @@ class DrawAgain(DispatchMode):
 
 @contextlib.contextmanager
 def _reseeded(generator: torch.Generator | None, number: int) -> Iterator[None]:
-    """A generator of the network's own draws what the others do, and is left as it was."""
+    """Make a generator of the network's own draw what the others do; afterwards it is as it was."""
     if generator is None:
         yield
         return

@@ -28,7 +28,7 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(modules: Mapping[str, nn.Module]) -> Iterator[list[str]]:
-    """The dotted names of the `modules` whose forward is running, innermost last.
+    """Yield the dotted names of the `modules` whose forward is running, innermost last.
 
     A forward that fails leaves the list as it was at that moment.
     """

@@ -16,7 +16,7 @@ _NUMERIC = "biufc"  # kinds of NumPy arrays that PyTorch has too
 
 
 def tensors_of(output: Any) -> dict[str, Tensor]:
-    """Every tensor in `output` by its place: `""` where it is the output itself, else such as `.logits` or `[0].mean`.
+    """Return every tensor in `output` by its place: `""` for the output itself, else such as `.logits` or `[0].mean`.
 
     Sequences, sets, mappings, named tuples, data classes and any other objects are looked through, by their attributes
     and slots; each container once, so that cycles end. Modules are no output, and neither are plain numbers.
@@ -38,7 +38,7 @@ def tensors_of(output: Any) -> dict[str, Tensor]:
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a container holds, as items and as attributes."""
+    """Yield the contents of a container, as items and as attributes."""
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", value[key]) for key in value)
     elif isinstance(value, list | tuple | AbstractSet) or _is_sequence(value):
@@ -50,7 +50,7 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_sequence(value: Any) -> bool:
-    """Objects such as `deque`, which go through their items without being used up."""
+    """Return whether it is an object such as `deque`, which goes through its items without being used up."""
     kind = type(value)
     return hasattr(kind, "__len__") and hasattr(kind, "__getitem__") and hasattr(kind, "__iter__")
 

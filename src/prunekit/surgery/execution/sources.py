@@ -24,12 +24,12 @@ Inputs = tuple[Any, ...]
 
 
 def as_inputs(x: Any) -> Inputs:
-    """An example input as a tuple of positional arguments."""
+    """Return an example input as a tuple of positional arguments."""
     return tuple(x) if isinstance(x, tuple | list) else (x,)
 
 
 def bound_inputs(model: nn.Module, x: Any) -> Inputs:
-    """An example input as the tuple of positional arguments of the model's forward.
+    """Return an example input as the tuple of positional arguments of the model's forward.
 
     `x` is one argument, or a tuple or list of them; a dictionary whose keys are names of the forward's arguments gives
     them by name.
@@ -53,7 +53,7 @@ def bound_inputs(model: nn.Module, x: Any) -> Inputs:
 
 
 def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the network on the meta device: the same modules and shapes, no memory."""
+    """Return a copy of the network on the meta device: the same modules and shapes, no memory."""
     replaced: dict[int, Any] = {}
     for tensor in named_tensors(model).values():
         bare = like_input(tensor)
@@ -64,7 +64,7 @@ def skeleton(model: nn.Module) -> nn.Module:
 
 
 def to_meta(inputs: Inputs) -> Inputs:
-    """The same inputs without their values."""
+    """Return the same inputs without their values."""
     moved: Inputs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, inputs)
     return moved
 
@@ -77,7 +77,7 @@ class Source:
     real: bool = False
 
     def subject(self, training: bool = False) -> nn.Module:
-        """A copy that has not run yet. Dropout, which has no say in widths, stays off in training."""
+        """Return a copy that has not run yet. Dropout, which has no say in widths, stays off in training."""
         fresh = (copied(self.model) if self.real else skeleton(self.model)).train(training)
         for module in fresh.modules() if training else ():
             if isinstance(module, _DropoutNd):
@@ -85,7 +85,7 @@ class Source:
         return fresh
 
     def inputs(self, example: Inputs) -> Inputs:
-        """An example as the subject takes it."""
+        """Return an example as the subject takes it."""
         if not self.real:
             return to_meta(example)
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -93,7 +93,7 @@ class Source:
         return moved
 
     def run(self, subject: nn.Module, example: Inputs) -> Any:
-        """The subject's output; the caller's random numbers are left alone."""
+        """Return the subject's output; the caller's random numbers are left alone."""
         devices = sorted({p.device.index for p in subject.parameters() if p.device.type == "cuda"})
         with torch.random.fork_rng(devices) if self.real else contextlib.nullcontext():
             return subject(*example)
@@ -105,6 +105,6 @@ def _with_values(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def transparent() -> Iterator[None]:
-    """What hides ops from a dispatch mode is off: inference mode, and the fused path of transformer layers."""
+    """Switch off what hides ops from a dispatch mode: inference mode, and the fused path of transformer layers."""
     with unfused_attention(), torch.inference_mode(False), torch.no_grad():
         yield

@@ -1,4 +1,4 @@
-"""Follow weights through a forward, to the operations that read channels through them."""
+"""Weights followed through a forward, to the operations that read channels through them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Key = tuple[str, int]  # a parameter and one of its dimensions
 
 
 class FollowWeights(DrawAgain):
-    """Runs a network and calls `read` wherever an op reads channels through one of `keys`; `seen` are those it met.
+    """Mode that calls `read` wherever an op reads channels through one of `keys`; `seen` are those it met.
 
     Weights are known by what they are, not by where they are used: through views and copies too. For this each has
     beside it, for each of its dimensions among `keys`, the index of every element along it.
@@ -47,7 +47,7 @@ class FollowWeights(DrawAgain):
         return out
 
     def read(self, func: Any, reading: Reading, args: Any, key: Key, line: Tensor) -> tuple[Any, Tensor | None]:
-        """What an op that reads through `key` is to run with, and what is to be added to its result, if anything.
+        """Return the arguments for an op that reads through `key`, and what is to be added to its result, if anything.
 
         `line` says which index of the weight each channel meets.
         """
@@ -62,7 +62,7 @@ class FollowWeights(DrawAgain):
         return args, None
 
     def _follow(self, func: Any, op: str, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
-        """A view or a copy of a weight is that weight, and so is what is computed from it element by element."""
+        """Follow a weight through views and copies, and through what is computed from it element by element."""
         for arg in args:
             places = self._places.get(arg) if isinstance(arg, Tensor) else None
             if places is not None:
@@ -83,7 +83,7 @@ class FollowWeights(DrawAgain):
 
 
 def _numbered(tensor: Tensor, dim: int) -> Tensor:
-    """For each element of a tensor its index along `dim`."""
+    """Return, for each element of a tensor, its index along `dim`."""
     return torch.arange(tensor.size(dim)).reshape(-1, *[1] * (tensor.dim() - dim - 1)).expand(tensor.shape)
 
 

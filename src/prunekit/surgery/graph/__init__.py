@@ -1,1 +1,1 @@
-"""What the trace found: labels, the groups they form, and what must stay in balance."""
+"""Results of the trace: labels, the groups they form, and what must stay in balance."""

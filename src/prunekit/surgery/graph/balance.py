@@ -46,7 +46,7 @@ class Traced:
 
 
 def compounding(recording: Recording) -> Mask:
-    """The labels whose ties by place multiply: one cut ties as many channels as it has parts, these tie more."""
+    """Return the labels whose ties by place multiply: one cut ties as many channels as it has parts, these tie more."""
     ledger = recording.ledger
     nothing, everything = np.zeros(ledger.count, dtype=np.bool_), np.ones(ledger.count, dtype=np.bool_)
     if not ledger.stretches:
@@ -67,7 +67,7 @@ def compounding(recording: Recording) -> Mask:
 
 
 def _bound(recording: Recording, joined: Ids) -> Ids:
-    """What stays tied: what holds something frozen, is normalised, or is chosen by place in modules of ours."""
+    """Return the labels that stay tied: what holds something frozen, is normalised, or is chosen by place."""
     bound = [np.zeros(1, dtype=np.int64), *(labels for labels, _ in recording.ledger.frozen)]
     bound += [ids(labels) for pad in recording.pads.values() for labels in (pad.before, pad.after)]
     bound += [ids(labels) for link in recording.links.values() for labels in (link.stream, link.private)]
@@ -78,7 +78,7 @@ def _bound(recording: Recording, joined: Ids) -> Ids:
 
 
 def balances_of(recording: Recording, loose: Mask, of_label: Ids, group_of: Ids, sizes: Sequence[int]) -> list[Balance]:
-    """The groups that must keep equal shares, given the labels that no cut ties."""
+    """Return the groups that must keep equal shares, given the labels that no cut ties."""
     cuts = [(np.full(rows.size, rows[0, 0]), rows.ravel()) for rows in recording.ledger.stretches if rows.size]
     joined = settle(recording.ledger.count, [*recording.ledger.ties(np.zeros_like(loose)), *cuts])
     together: dict[int, set[int]] = {}
@@ -94,13 +94,13 @@ def balances_of(recording: Recording, loose: Mask, of_label: Ids, group_of: Ids,
 
 
 def _steps(recording: Recording, group_of_label: Ids, sizes: Sequence[int], groups: Sequence[int]) -> int:
-    """Into how many equal shares all groups and all parts that they are cut into can be divided."""
+    """Return the number of equal shares into which all groups and all parts that they are cut into can be divided."""
     parts = [int(np.isin(group_of_label[rows[0]], groups).sum()) for rows in recording.ledger.stretches]
     return math.gcd(*(sizes[g] for g in groups), *parts)
 
 
 def traced(recording: Recording, of_label: Ids, count: int) -> Traced:
-    """A recording's slots and kinds."""
+    """Return a recording's slots and kinds."""
     slots = {key: of_label[ids(slot.labels)] for key, slot in recording.slots.items()}
     kinds = np.zeros(count, dtype=np.uint64)
     for number, flow in enumerate(recording.passes[0].flow):
@@ -117,7 +117,7 @@ def _token(*what: object) -> np.uint64:
 
 
 class Balancer:
-    """Says how channels lie in a balanced network of a given width, by tracing it at that width.
+    """Layout of the channels in a balanced network of a given width, found by tracing it at that width.
 
     `narrow` traces the network with the given share of each balance left, if it runs; shares count steps of
     `Balance.steps`.
@@ -137,7 +137,7 @@ class Balancer:
         self._known: dict[Shares, Traced | None] = {}
 
     def quotas(self, shares: Shares) -> dict[int, int]:
-        """How many places for channels of each kind a network of these widths has; none if it cannot run."""
+        """Return the number of places for channels of each kind in a network of these widths; none if it cannot run."""
         narrow = self._at(shares)
         if narrow is None:
             return {}
@@ -145,11 +145,11 @@ class Balancer:
         return dict(zip(kinds.tolist(), counts.tolist(), strict=True))
 
     def kind_of(self, classes: Ids) -> Kinds:
-        """The kinds of some classes."""
+        """Return the kinds of some classes."""
         return self._full.kinds[classes]
 
     def shares(self, kept: Mask) -> Shares:
-        """The smallest width of each balance that has a place for every channel that is kept."""
+        """Return the smallest width of each balance that has a place for every channel that is kept."""
         shares = [
             max(math.ceil(kept[self._group_of == g].mean() * balance.steps - 1e-9) for g in balance.groups)
             for balance in self.balances
@@ -168,7 +168,7 @@ class Balancer:
                 shares[number] += 1
 
     def indices(self, kept: Mask) -> dict[Key, Ids]:
-        """For each parameter dimension that holds balanced channels where its places come from, -1 for blank ones.
+        """Return the sources of the places in each parameter dimension that holds balanced channels, -1 for blank ones.
 
         A network may need a channel at this width that passes through other operations than any of the original's.
         Such a place stays blank: all weights that make or read it are zero.
@@ -194,13 +194,13 @@ class Balancer:
         return self._known[shares]
 
     def _places(self, narrow: Traced) -> Ids:
-        """The narrow network's balanced classes: those that the balanced layers make."""
+        """Return the narrow network's balanced classes: those that the balanced layers make."""
         keys = [key for key, classes in self._full.slots.items() if (self._balance_of[classes] >= 0).all()]
         return distinct(np.concatenate([narrow.slots[key] for key in keys]))
 
 
 def _assign(channels: Ids, kinds: Kinds, places: Ids, kinds_of_places: Kinds) -> Ids:
-    """For each class of a narrow network the original's that it stands for: -1 where it is blank, -2 elsewhere."""
+    """Return the original's class for each class of a narrow network: -1 where it is blank, -2 elsewhere."""
     stands_for = np.full(kinds_of_places.size, -2, dtype=np.int64)
     stands_for[places] = -1
     for kind in np.unique(kinds[channels]):
@@ -210,7 +210,7 @@ def _assign(channels: Ids, kinds: Kinds, places: Ids, kinds_of_places: Kinds) ->
 
 
 def _order(classes: Ids, ours: Mask, kept: Mask, stands_for: Ids) -> Ids:
-    """Where each place of a narrow dimension comes from, given the class that it stands for."""
+    """Return the source of each place of a narrow dimension, given the class that it stands for."""
     result = np.full(stands_for.size, -1, dtype=np.int64)
     result[stands_for == -2] = np.flatnonzero(~ours)
     source = np.flatnonzero(ours & kept[classes])

@@ -15,7 +15,7 @@ from prunekit.surgery.graph.graph import Graph
 def balanced(
     graph: Graph, keeps: Mapping[str, Sequence[int]], scores: Mapping[str, NDArray[np.float64]], unit: int = 1
 ) -> dict[str, list[int]]:
-    """`keeps` with the groups that must keep equal shares brought to the nearest one, the highest scores staying.
+    """Return `keeps` with groups that must keep equal shares brought to the nearest one, the highest scores staying.
 
     Groups without scores are cut from the end. Widths are multiples of `unit` where the network allows it.
     """
@@ -47,7 +47,7 @@ def _nearest_share(graph: Graph, balance: Balance, keeps: Mapping[str, Sequence[
 def _best(
     graph: Graph, balancer: Balancer, number: int, score: NDArray[np.float64], quotas: Mapping[int, int]
 ) -> list[int]:
-    """The best units of each kind of channel, as many as the quotas say."""
+    """Return the best units of each kind of channel, as many as the quotas say."""
     classes = graph.classes_in(number)
     kinds, units = balancer.kind_of(classes), graph.unit_of[classes]
     kept: list[int] = []

@@ -30,7 +30,7 @@ class LinkedNorm:
 
 @dataclass(frozen=True)
 class SelectedChannels:
-    """What a `ChannelSelect` reads: places in its input, whose classes are `inputs`."""
+    """Input of a `ChannelSelect`: places in what it reads, whose classes are `inputs`."""
 
     index: Ids
     inputs: Ids
@@ -96,7 +96,7 @@ class Graph:
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """What has been worked out of this graph, by the function that remembers it."""
+        """Results that have been worked out of this graph, by the function that remembers them."""
         return {}
 
     @property
@@ -105,14 +105,14 @@ class Graph:
         return tuple(tuple(leaf.shape) for leaf in self.example if isinstance(leaf, Tensor))
 
     def on_further(self) -> Iterator[Graph]:
-        """The graph as each further example has it: the same channels, with that example's ops and values."""
+        """Yield the graph as each further example has it: the same channels, with that example's ops and values."""
         for run in self.further:
             if not run.training:
                 own = {name: getattr(run, name) for name in ("example", "nodes", "normalised", "draws", "returned")}
                 yield replace(self, **own, further=())
 
     def group(self, name: str) -> ChannelGroup:
-        """The group of that name, or made by the layer or parameter of that name.
+        """Return the group of that name, or made by the layer or parameter of that name.
 
         Raises:
             SurgeryError: no such group, the nearest names are suggested; or several.
@@ -139,12 +139,12 @@ class Graph:
         return {**names, **{group.name: [group] for group in self.groups}}
 
     def address(self, parameter: str) -> str:
-        """What a plan calls the reader of channels whose weight is `parameter`: its module, if that has one only."""
+        """Return what a plan calls the reader of channels whose weight is `parameter`: its module, if unambiguous."""
         module = parameter.rpartition(".")[0]
         return module if module and len(self._weights_of[module]) == 1 else parameter
 
     def weight_at(self, address: str) -> str:
-        """The parameter that `address` stands for.
+        """Return the parameter that `address` stands for.
 
         Raises:
             SurgeryError: it reads no channels, or through several weights.
@@ -169,7 +169,7 @@ class Graph:
         return {**weights, **{weight: [weight] for weight in known}}
 
     def reads(self, parameter: str) -> Sequence[Node]:
-        """The nodes that read channels through a parameter, in execution order."""
+        """Return the nodes that read channels through a parameter, in execution order."""
         return self._reads.get(parameter, [])
 
     @cached_property
@@ -181,7 +181,7 @@ class Graph:
         return reads
 
     def uses(self, tensor: str) -> Sequence[Node]:
-        """The nodes that compute with a parameter or buffer, views of it apart, in execution order."""
+        """Return the nodes that compute with a parameter or buffer, views of it apart, in execution order."""
         return self._uses.get(tensor, [])
 
     @cached_property
@@ -193,11 +193,11 @@ class Graph:
         return uses
 
     def number(self, group: str) -> int:
-        """The number of the group of that name."""
+        """Return the number of the group of that name."""
         return self._numbers[group]
 
     def classes_in(self, number: int) -> Ids:
-        """The classes of a group, by its number, in ascending order."""
+        """Return the classes of a group, by its number, in ascending order."""
         return self._classes_in[number]
 
     @cached_property
@@ -210,7 +210,7 @@ class Graph:
         return {group.name: number for number, group in enumerate(self.groups)}
 
     def kept_classes(self, keeps: Mapping[str, Iterable[int]]) -> Mask:
-        """For each class whether it stays, given the kept units of some groups by their names."""
+        """Return whether each class stays, given the kept units of some groups by their names."""
         kept = np.ones(self.group_of.size, dtype=np.bool_)
         for name, units in keeps.items():
             number = self._numbers[name]
@@ -223,7 +223,7 @@ class Graph:
         return kept
 
     def kept_units(self, kept: Mask) -> dict[str, tuple[int, ...]]:
-        """The kept units, by name, of every group that loses some."""
+        """Return the kept units, by name, of every group that loses some."""
         gone = np.flatnonzero(~kept & (self.group_of >= 0))
         gone = gone[np.argsort(self.group_of[gone], kind="stable")]
         losing, starts = np.unique(self.group_of[gone], return_index=True)
@@ -235,7 +235,7 @@ class Graph:
         return units
 
     def kept_indices(self, kept: Mask) -> dict[tuple[str, int], Ids]:
-        """The surviving indices of each parameter dimension that loses some, in the order of the result.
+        """Return the surviving indices of each parameter dimension that loses some, in the order of the result.
 
         Only networks with a `balancer` have another order than the original, or blank places, which are -1.
         """
@@ -249,19 +249,19 @@ class Graph:
         return result
 
     def balanced_groups(self) -> frozenset[str]:
-        """The groups that must keep the same share of their channels as some others."""
+        """Return the groups that must keep the same share of their channels as some others."""
         balances = self.balancer.balances if self.balancer else ()
         return frozenset(self.groups[number].name for balance in balances for number in balance.groups)
 
     def sizes(self, kept: Mask) -> dict[tuple[str, int], int]:
-        """How many indices of each parameter dimension are left."""
+        """Return the number of indices that are left of each parameter dimension."""
         blank = {} if self.balancer is None else self.balancer.indices(kept)
         return {
             key: blank[key].size if key in blank else int(kept[classes].sum()) for key, classes in self.slots.items()
         }
 
     def is_stream(self, group: ChannelGroup) -> bool:
-        """Whether several layers add into these channels. An element-wise gate has no positions and does not count."""
+        """Return whether several layers add into these channels. Element-wise gates (no positions) do not count."""
         with_positions = [m for m in group.producers if self._positions(m.module) > 1]
         return len(with_positions or group.producers) > 1
 
@@ -270,7 +270,7 @@ class Graph:
         return max(sizes, default=1)
 
     def outputs(self) -> Iterator[tuple[str, int]]:
-        """The slots that are the output channels of a convolution or linear layer, depthwise ones included."""
+        """Yield the slots that are the output channels of a convolution or linear layer, depthwise ones included."""
         for (name, dim), role in self.roles.items():
             if len(self.shapes[name]) > 1 and (role == "out" or (role == "along" and dim == 0)):
                 yield name, dim
@@ -288,11 +288,11 @@ class Graph:
         return {value: node for node in reversed(self.nodes) for value in node.outputs}
 
     def maker(self, value: int) -> Node | None:
-        """The node that has made a value; None for what the network is given."""
+        """Return the node that has made a value; None for what the network is given."""
         return self._makers.get(value)
 
     def readers(self, value: int) -> Sequence[Node]:
-        """The nodes that read a value, in execution order."""
+        """Return the nodes that read a value, in execution order."""
         return self._readers.get(value, [])
 
     @cached_property
@@ -304,16 +304,16 @@ class Graph:
         return calls
 
     def calls(self, module: str) -> Sequence[Node]:
-        """The nodes that use the parameters of a module, in execution order."""
+        """Return the nodes that use the parameters of a module, in execution order."""
         return self._calls.get(module, [])
 
     def batch_norm_after(self, module: str) -> str | None:
-        """The batch norm that alone reads the output of a conv or linear layer, or None."""
+        """Return the batch norm that alone reads the output of a conv or linear layer, or None."""
         norm = self.norm_behind([node for node in self.calls(module) if node.op not in VIEWS])
         return None if norm is None else norm.parameters[0].rpartition(".")[0]
 
     def norm_behind(self, nodes: Sequence[Node]) -> Node | None:
-        """A call of the one batch norm that alone reads what some nodes give, or None."""
+        """Return a call of the one batch norm that alone reads what some nodes give, or None."""
         found: dict[str, Node] = {}
         for node in nodes:
             value = node.outputs[0]

@@ -15,7 +15,7 @@ from prunekit.surgery.graph.recording import Recording
 
 @dataclass(frozen=True)
 class Member:
-    """Where a group's channels sit in one dimension of one parameter: `positions[i]` holds unit `units[i]`."""
+    """Place of a group's channels in one dimension of one parameter: `positions[i]` holds unit `units[i]`."""
 
     parameter: str
     dim: int
@@ -60,12 +60,12 @@ class ChannelGroup:
 
     @property
     def reason(self) -> str | None:
-        """Why nothing of this group can be removed, or None when something can."""
+        """Reason for which nothing of this group can be removed, or None when something can."""
         return next(iter(self.frozen.values())) if self.frozen and not self.free else None
 
     def names(self) -> Iterator[str]:
-        """What addresses this group beside its name: parameters that make exactly its units, in order, and their
-        modules. A module that makes several groups addresses none of them.
+        """Yield the names that address this group beside its own: parameters that make exactly its units, in order, and
+        their modules. A module that makes several groups addresses none of them.
         """
         every = np.arange(self.size)
         for member in self.producers:
@@ -74,7 +74,7 @@ class ChannelGroup:
 
 
 def frozen_by_reason(groups: Sequence[ChannelGroup]) -> dict[str, list[str]]:
-    """For each reason why channels may not go, the groups that it holds in."""
+    """Return, for each reason why channels may not go, the groups that it holds in."""
     reasons: dict[str, list[str]] = {}
     for group in groups:
         for reason in dict.fromkeys(group.frozen.values()):
@@ -84,7 +84,7 @@ def frozen_by_reason(groups: Sequence[ChannelGroup]) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Classes:
-    """For each recorded label the class of labels that name one channel; class 0 is "no channel of ours"."""
+    """Classes of the recorded labels: labels of one class name one channel; class 0 is "no channel of ours"."""
 
     of_label: Ids
     count: int
@@ -110,7 +110,7 @@ def classify(recording: Recording, loose: Mask | None = None) -> Classes:
 
 
 def _freeze_streams(recording: Recording, of_label: Ids, frozen: dict[int, str]) -> None:
-    """What must stay behind a batch norm must stay in the stream that it reads, through any number of norms."""
+    """Freeze in the stream that a batch norm reads what must stay behind the norm, through any number of norms."""
     links = [(of_label[ids(link.private)], of_label[ids(link.stream)]) for link in recording.links.values()]
     before = -1
     while before < len(frozen):
@@ -122,7 +122,7 @@ def _freeze_streams(recording: Recording, of_label: Ids, frozen: dict[int, str])
 
 
 def build_groups(recording: Recording, classes: Classes) -> tuple[tuple[ChannelGroup, ...], Ids, Ids]:
-    """All groups in execution order, and for each class its group and its unit in it (-1 for none)."""
+    """Return all groups in execution order, and for each class its group and its unit in it (-1 for none)."""
     slots = {key: classes.of_label[ids(slot.labels)] for key, slot in recording.slots.items()}
     outs = [key for key, slot in recording.slots.items() if slot.role == "out"]
     component = settle(classes.count, [(np.full_like(slots[key], slots[key][0]), slots[key]) for key in outs])
@@ -152,8 +152,8 @@ def build_groups(recording: Recording, classes: Classes) -> tuple[tuple[ChannelG
 
 
 def _unique_names(leaders: Sequence[tuple[str, int]]) -> list[str]:
-    """A name for each group, given the slot that makes it: that of the module if it makes no other group, else that
-    of the parameter, with its dimension where the parameter makes several groups.
+    """Return a name for each group, given the slot that makes it: that of the module if it makes no other group, else
+    that of the parameter, with its dimension where the parameter makes several groups.
     """
     spellings: list[Callable[[str, int], str]] = [
         lambda name, _: name.rpartition(".")[0] or name,
@@ -181,7 +181,7 @@ def _number_units(
     group_of: Ids,
     unit_of: Ids,
 ) -> list[tuple[str, int]]:
-    """Fill `group_of` and `unit_of`; returns the slot that names each group.
+    """Fill `group_of` and `unit_of`; return the slot that names each group.
 
     A group is named after the first layer that makes all of its channels, and numbered in that layer's order.
     """
@@ -204,7 +204,7 @@ def _number_units(
 
 
 def _in_order(parts: Sequence[Ids]) -> Ids:
-    """The different numbers in some arrays, each where it comes first."""
+    """Return the different numbers in some arrays, each where it comes first."""
     every = np.concatenate(parts)
     order = np.argsort(every, kind="stable")
     ordered = every[order]
@@ -226,7 +226,7 @@ def _members(
 
 
 def _places(owner: Ids) -> Iterator[tuple[int, Ids]]:
-    """For each number in `owner` that is not negative where it stands."""
+    """Yield each number in `owner` that is not negative, and its places."""
     if not owner.size:
         return
     if (owner == owner[0]).all():

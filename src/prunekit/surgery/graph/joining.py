@@ -25,7 +25,7 @@ from prunekit.surgery.graph.ledger import Ledger
 
 
 def channels_along(ledger: Ledger, labels: Tensor, dim: int, where: str) -> Tensor | None:
-    """The labels along `dim` as a vector for what reads all other dimensions as positions: there they are tied.
+    """Return the labels along `dim` as a vector, for what reads all other dimensions as positions: there they are tied.
 
     None when the labels change along other dimensions alone.
     """
@@ -41,7 +41,7 @@ def channels_along(ledger: Ledger, labels: Tensor, dim: int, where: str) -> Tens
 
 
 def reshape(ledger: Ledger, labels: Tensor, shape: Sequence[int], where: str) -> Tensor:
-    """Labels through a view. A channel dimension that is split ties the blocks it is split into."""
+    """Return the labels of a view. A channel dimension that is split ties the blocks it is split into."""
     if labels.numel() == 0 or math.prod(shape) != labels.numel():
         ledger.freeze(labels, f"a view with another number of elements in {where}")
         return none_like(shape)
@@ -61,7 +61,7 @@ def reshape(ledger: Ledger, labels: Tensor, shape: Sequence[int], where: str) ->
 
 
 def cat(ledger: Ledger, parts: Sequence[Tensor], dim: int, where: str) -> Tensor:
-    """Labels through a concatenation along `dim`; along any other dimension the parts must agree."""
+    """Return the labels of a concatenation along `dim`; along any other dimension the parts must agree."""
     moving = [varying(part) for part in parts]
     others = frozenset[int]().union(*moving) - {dim}
     if others and not all(dim in own for own in moving if own):
@@ -79,7 +79,7 @@ def _line(ledger: Ledger, part: Tensor, dim: int, where: str) -> Tensor:
 
 
 def _cat_coupled(ledger: Ledger, parts: Sequence[Tensor], dim: int, where: str) -> Tensor:
-    """A class token before image tokens, say: both run through the same channels further on."""
+    """Return the labels of a concatenation whose parts run through the same channels further on: a class token, say."""
     shape = list(parts[0].shape)
     shape[dim] = sum(part.size(dim) for part in parts)
     if any(dim in varying(part) for part in parts):
@@ -93,7 +93,7 @@ def _cat_coupled(ledger: Ledger, parts: Sequence[Tensor], dim: int, where: str) 
 
 
 def merge(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> Tensor:
-    """Labels through an element-wise operation of two tensors, broadcasting as PyTorch does."""
+    """Return the labels of an element-wise operation of two tensors, broadcasting as PyTorch does."""
     if a is b:
         return a
     shape = broadcast(a.shape, b.shape)
@@ -114,7 +114,7 @@ def merge(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> Tensor:
 
 
 def _spans(labels: Tensor, dims: Iterable[int], rank: int) -> bool:
-    """Whether a tensor has more than one element along any of `dims` (counted in the broadcast shape)."""
+    """Return whether a tensor has more than one element along any of `dims` (counted in the broadcast shape)."""
     shift = rank - labels.dim()
     sizes = [labels.size(d - shift) if d >= shift else 1 for d in dims]
     return not sizes or any(size > 1 for size in sizes)
@@ -128,7 +128,7 @@ def _merge_constant(ledger: Ledger, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _broadcast(ledger: Ledger, wide: Tensor, scalar: Tensor, scalar_moves: frozenset[int], where: str) -> Tensor:
-    """One operand has a single element where the other has channels: it applies to all of them alike."""
+    """Broadcast an operand that has a single element where the other has channels: it applies to all of them alike."""
     if scalar_moves:
         ledger.freeze(wide, f"an outer product of channels in {where}")
         ledger.freeze(scalar, f"an outer product of channels in {where}")

@@ -22,12 +22,12 @@ _NOTHING = torch.zeros((), dtype=torch.int64)
 
 
 def ids(labels: Tensor) -> Ids:
-    """The labels as a flat NumPy array."""
+    """Return the labels as a flat NumPy array."""
     return labels.numpy().reshape(-1)
 
 
 def distinct(numbers: Ids) -> Ids:
-    """The different numbers in an array, in ascending order."""
+    """Return the different numbers in an array, in ascending order."""
     ordered = np.sort(numbers, axis=None)
     new = np.empty(ordered.size, dtype=np.bool_)
     new[:1] = True
@@ -37,18 +37,18 @@ def distinct(numbers: Ids) -> Ids:
 
 
 def channels_in(labels: Tensor) -> Ids:
-    """The different labels in a tensor, without those that are no channel of ours."""
+    """Return the different labels in a tensor, without those that are no channel of ours."""
     present = distinct(ids(compact(labels)))
     return present[1:] if present.size and present[0] == 0 else present
 
 
 def none_like(shape: Sequence[int]) -> Tensor:
-    """Labels of a tensor that carries no channel of ours."""
+    """Return the labels of a tensor that carries no channel of ours."""
     return _NOTHING.expand(tuple(shape))
 
 
 def along(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
-    """Labels of shape `shape` that follow `vector` along `dim` and are constant elsewhere."""
+    """Return labels of shape `shape` that follow `vector` along `dim` and are constant elsewhere."""
     strides = [0] * len(shape)
     strides[dim] = vector.stride(0)
     assert vector.numel() == shape[dim], (vector.shape, dim, shape)
@@ -56,31 +56,31 @@ def along(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
 
 
 def widened(labels: Tensor, shape: Sequence[int]) -> Tensor:
-    """The labels broadcast to a larger shape."""
+    """Return the labels broadcast to a larger shape."""
     return labels if labels.shape == shape else labels.expand(tuple(shape))
 
 
 def varying(labels: Tensor) -> frozenset[int]:
-    """The dimensions along which the label changes."""
+    """Return the dimensions along which the label changes."""
     sizes = labels.shape
     return frozenset([d for d, stride in enumerate(labels.stride()) if stride and sizes[d] > 1])
 
 
 def compact(labels: Tensor) -> Tensor:
-    """One representative along each constant dimension: same rank, small."""
+    """Return one representative along each constant dimension: same rank, small."""
     if labels.numel() == 0:
         return labels.new_zeros([0] * labels.dim())
     return _first_along_others(labels, varying(labels))
 
 
 def _first_along_others(labels: Tensor, dims: Collection[int]) -> Tensor:
-    """The first entry along each dimension that is not among `dims`."""
+    """Return the first entry along each dimension that is not among `dims`."""
     sizes = [size if d in dims else 1 for d, size in enumerate(labels.shape)]
     return labels.as_strided(sizes, labels.stride())
 
 
 def recompact(labels: Tensor) -> Tensor:
-    """The same labels with stride 0 along every dimension where the values turn out not to change."""
+    """Return the same labels with stride 0 along every dimension where the values turn out not to change."""
     shape = labels.shape
     small = compact(labels)
     for d in sorted(varying(small)):
@@ -91,7 +91,7 @@ def recompact(labels: Tensor) -> Tensor:
 
 
 def vector_along(labels: Tensor, dim: int) -> Tensor | None:
-    """The labels along `dim` as a vector, or None when they also change along another dimension."""
+    """Return the labels along `dim` as a vector, or None when they also change along another dimension."""
     if varying(labels) - {dim}:
         labels = recompact(labels)
         if varying(labels) - {dim}:
@@ -127,7 +127,7 @@ def view_blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[
 
 
 def settle(count: int, pairs: Sequence[tuple[Ids, Ids]]) -> Ids:
-    """Connected components: for each of `count` labels the smallest label it is joined with, shape `(count,)`."""
+    """Return connected components: for each of `count` labels the smallest it is joined with, shape `(count,)`."""
     parent = np.arange(count, dtype=np.int64)
     if not pairs:
         return parent

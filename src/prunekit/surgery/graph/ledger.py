@@ -1,4 +1,4 @@
-"""What is found out about channel labels while a network is recorded."""
+"""Facts about channel labels that are found while a network is recorded."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Ledger:
     splits: list[Ids] = field(default_factory=list)  # channels laid out along several dimensions by a view
 
     def fresh(self, number: int) -> Tensor:
-        """`number` labels that nobody has used, shape `(number,)`."""
+        """Return `number` labels that nobody has used, shape `(number,)`."""
         start = self.count
         self.count += number
         return torch.arange(start, self.count)
 
     def unify(self, a: Tensor, b: Tensor, where: str = "the model") -> None:
-        """The labels of `a` and `b`, equally shaped, name the same channels element by element.
+        """Note that the labels of `a` and `b`, equally shaped, name the same channels element by element.
 
         A channel that meets an element with no channel of ours (the input, a constant) may not go.
         """
@@ -45,20 +45,20 @@ class Ledger:
         self.pairs.append((left, right))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
-        """No channel among `labels` may be removed; `reason` says which operation forbids it."""
+        """Note that no channel among `labels` may be removed; `reason` says which operation forbids it."""
         present = channels_in(labels)
         if present.size:
             self.frozen.append((present, reason))
 
     def cut(self, vector: Tensor, parts: int) -> None:
-        """`vector` (1-D) is cut into equal parts, as long as each other at any width.
+        """Note that `vector` (1-D) is cut into equal parts, as long as each other at any width.
 
         Channels at the same place of all parts are tied, unless `balance.py` finds that too strict.
         """
         self.cuts.append(self._parts(vector, parts))
 
     def split(self, vector: Tensor, sizes: Sequence[int]) -> None:
-        """`vector` (1-D) is laid out along dimensions of these sizes, of which one follows the width.
+        """Note that `vector` (1-D) is laid out along dimensions of these sizes, of which one follows the width.
 
         Which one it is shows in what is done there: where everything at an index of one dimension is tied, as it is in
         front of a convolution that reads the others as positions, that one; else the last, as in `cut`.
@@ -70,7 +70,7 @@ class Ledger:
             self.cut(vector, parts)
 
     def _parts(self, vector: Tensor, parts: int) -> Ids:
-        """The equal parts of a vector, without the places that have no channel of ours in any of them."""
+        """Return the equal parts of a vector, without the places that have no channel of ours in any of them."""
         rows = ids(vector).reshape(parts, -1)
         ours = rows != 0
         alone = ours.any(axis=0) & ~ours.all(axis=0)
@@ -89,18 +89,18 @@ class Ledger:
         return [*self.cuts, *(labels.reshape(-1, labels.shape[-1]) for labels in open_)]
 
     def ties(self, loose: Mask) -> list[tuple[Ids, Ids]]:
-        """Every pair of labels that name one channel; labels in `loose` are not tied by cuts."""
+        """Return every pair of labels that name one channel; labels in `loose` are not tied by cuts."""
         tied = [rows[:, ~loose[rows[0]]] for rows in self.stretches]
         return [*self.pairs, *((rows[0], row) for rows in tied for row in rows[1:])]
 
     def tie_blocks(self, vector: Tensor, blocks: int) -> None:
-        """Channels at the same place in each of `blocks` equal stretches of `vector` (1-D) live or die together."""
+        """Tie channels at the same place in each of `blocks` equal stretches of `vector` (1-D): they go together."""
         rows = vector.reshape(blocks, -1)
         for row in rows[1:]:
             self.unify(rows[0], row)
 
     def tie_along(self, labels: Tensor, dims: Collection[int], where: str) -> None:
-        """What lies at different places along `dims`, and at the same place along all others, is one channel."""
+        """Tie what lies at different places along `dims`, and at the same place along all others: it is one channel."""
         small = compact(labels)
         inner = sorted(d for d in dims if small.size(d) > 1)
         rows = small.movedim(inner, list(range(len(inner)))).reshape(math.prod(small.size(d) for d in inner), -1)
@@ -108,7 +108,7 @@ class Ledger:
 
 
 def _an_outer_one_follows(classes: Ids) -> bool:
-    """Whether a dimension before the last has a single class at each of its indices."""
+    """Return whether a dimension before the last has a single class at each of its indices."""
     for axis in range(classes.ndim - 1):
         rows = np.moveaxis(classes, axis, 0).reshape(classes.shape[axis], -1)
         if (rows == rows[:, :1]).all():

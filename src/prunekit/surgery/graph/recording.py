@@ -1,4 +1,4 @@
-"""What a recorded forward has told: operations, parameters, and facts about channel labels."""
+"""Results of a recorded forward: operations, parameters, and facts about channel labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ParameterView:
 
 @dataclass(frozen=True)
 class WeightRead:
-    """How an op reads channels through a parameter: which dimension of it, and what is added to the result.
+    """Reading of channels through a parameter: which dimension of it an op reads, and what is added to the result.
 
     `bias` names the parameter that is added; `computed` says that something else is. What follows is that
     of a convolution.
@@ -79,7 +79,7 @@ class Flow:
 
     @property
     def passes_on(self) -> bool:
-        """Whether what leaves has channels of what arrives, and no others: activations, pooling, views."""
+        """True where what leaves has channels of what arrives, and no others: activations, pooling, views."""
         if not self.inputs or not self.outputs or self.outputs[0] is None:
             return False
         leaving = channels_in(self.outputs[0])
@@ -98,7 +98,7 @@ class Call:
     where: str
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or by name, however it was given."""
+        """Return an argument by position or by name, however it was given."""
         if position < len(self.args):
             return self.args[position]
         return self.kwargs.get(name, default)
@@ -110,7 +110,7 @@ class Call:
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """The tensors among an op's arguments or results, one level of lists deep: ATen nests no further."""
+    """Yield the tensors among an op's arguments or results, one level of lists deep: ATen nests no further."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -119,7 +119,7 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
 
 
 def numbers_of(op: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> tuple[float, ...]:
-    """The numbers that an op computes with, or gives to the code. Integers count only where they cannot be sizes."""
+    """Return the numbers an op computes with, or gives to the code. Integers count only where they cannot be sizes."""
     if op == "_local_scalar_dense":
         return (out,)
     if op == "lift_fresh":  # a constant that the code has made
@@ -130,7 +130,7 @@ def numbers_of(op: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 def settings_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments beside tensors, by name, of what works element by element, and of padding."""
+    """Return the arguments beside tensors, by name, of what works element by element, and of padding."""
     if torch.Tag.pointwise not in func.tags and func.overloadpacket.__name__ != "constant_pad_nd":
         return {}
     named = zip((argument.name for argument in func._schema.arguments), args, strict=False)
@@ -250,7 +250,7 @@ class Recording:
         return self.passes[-1].returned
 
     def slot(self, parameter: str, dim: int, role: str, labels: Tensor) -> Tensor:
-        """Say that index `i` of `parameter` along `dim` is channel `labels[i]`; returns the slot's labels."""
+        """Record that index `i` of `parameter` along `dim` is channel `labels[i]`; return the slot's labels."""
         key = (parameter, dim)
         known = self.slots.get(key)
         if known is None:
@@ -269,6 +269,6 @@ class Recording:
         self.slots[scale, 0].role = "along"
 
     def produced(self, parameter: str, dim: int, size: int) -> Tensor:
-        """The labels of the channels that `parameter` makes, the same ones each time the layer is called."""
+        """Return the labels of the channels that `parameter` makes, the same ones each time the layer is called."""
         known = self.slots.get((parameter, dim))
         return self.slot(parameter, dim, "out", known.labels if known else self.ledger.fresh(size))

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class ResolvedPlan:
-    """What `plan` leaves of the network that `graph` was traced from.
+    """Plan resolved in its network: what `plan` leaves of the network that `graph` was traced from.
 
     `keeps` holds the kept units, by name, of each group that loses some, `kept` for each class whether it stays, and
     `indices` the surviving indices of each parameter dimension that loses some (see `Graph.kept_indices`).
@@ -32,7 +32,7 @@ class ResolvedPlan:
     indices: Mapping[tuple[str, int], Ids]
 
     def on(self, graph: Graph) -> ResolvedPlan:
-        """The same plan on a further example of the graph, which has the same channels."""
+        """Return the same plan on a further example of the graph, which has the same channels."""
         return replace(self, graph=graph)
 
 

@@ -1,1 +1,1 @@
-"""Whether a smaller network computes what was meant."""
+"""Proof that a smaller network computes what was meant."""

@@ -1,4 +1,4 @@
-"""What a plan claims that removed channels are worth to each of their readers."""
+"""Claims of a plan: what removed channels are worth to each of their readers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Worth:
-    """What is read through one dimension of one weight: `gone` are the indices along it that are removed.
+    """Worth of what is read through one dimension of one weight: `gone` are the indices along it that are removed.
 
     `constants` has an entry for each channel of the activation, or is None where all are zero.
     """
@@ -41,7 +41,7 @@ class Worth:
     constants: Tensor | None = None
 
     def put(self, x: Tensor, channels: int, line: Tensor) -> Tensor:
-        """`x` with its removed channels at what they are worth.
+        """Return `x` with its removed channels at what they are worth.
 
         `line` says which index of the weight each channel along dimension `channels` is read through; in grouped
         convolutions each group is read through the same ones.
@@ -67,12 +67,12 @@ class Worth:
 
 
 def _repeated(places: Ids, repeats: int, width: int) -> Tensor:
-    """Indices along a weight as channels of an activation, of all groups, along the last dimension."""
+    """Return indices along a weight as channels of an activation, of all groups, along the last dimension."""
     return torch.from_numpy(np.concatenate([places + group * width for group in range(repeats)], axis=-1))
 
 
 def worths(model: nn.Module, resolved: ResolvedPlan) -> dict[tuple[str, int], Worth]:
-    """For each dimension of a parameter that loses indices, what they are worth to those who read through it."""
+    """Return, for each dimension of a parameter that loses indices, what they are worth to their readers."""
     graph, plan = resolved.graph, resolved.plan
     tables = [key for key in graph.slots if len(graph.shapes[key[0]]) > 1]  # nothing is read through a vector
     lost = {key: np.flatnonzero(~resolved.kept[graph.slots[key]]) for key in tables}
@@ -107,5 +107,5 @@ def _combination(fold: Fold, graph: Graph, positions: Ids, units: Ids, kept: tup
 
 
 def _places(positions: Ids, units: Ids, wanted: Ids) -> Ids:
-    """The positions of each wanted unit, `(units, places)`, in ascending order."""
+    """Return the positions of each wanted unit, `(units, places)`, in ascending order."""
     return np.stack([np.sort(positions[units == unit]) for unit in wanted])

@@ -26,12 +26,12 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether they compute the same; NaN is a difference."""
+        """True if both compute the same; NaN is a difference."""
         return self.difference <= self.tolerance
 
 
 def compared(wanted: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> Comparison:
-    """Outputs of the reference and of the candidate, as `values_of` gives them, for each of some inputs.
+    """Compare outputs of the reference and of the candidate, as `values_of` gives them, for each of some inputs.
 
     Floating-point values may differ a little; all others, such as indices and masks, must be equal.
 
@@ -60,7 +60,7 @@ def compared(wanted: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) ->
 
 
 def values_of(output: Any) -> dict[str, Tensor]:
-    """The tensors of an output as they are compared: dense, complex numbers as pairs, and safe from later runs."""
+    """Return the tensors of an output as they are compared: dense, complex numbers as pairs, safe from later runs."""
     values = {}
     for place, tensor in tensors_of(output).items():
         dense = tensor.dequantize() if tensor.is_quantized else tensor
@@ -85,7 +85,7 @@ def _check_structure(want: dict[str, Tensor], have: dict[str, Tensor]) -> None:
 
 
 def _liveliness(place: str, values: list[Tensor]) -> tuple[float, float]:
-    """How large an output is, and how far it follows the input."""
+    """Return the size of an output, and how far it follows the input."""
     if not all(bool(torch.isfinite(value).all()) for value in values):
         raise SurgeryError(f"'output{place}' is not finite on random inputs, so nothing can be verified")
     size = max(float(value.abs().max()) for value in values if value.numel())
@@ -101,5 +101,5 @@ def _gap(want: Tensor, have: Tensor, scale: float) -> float:
 
 
 def _worse(worst: float, gap: float) -> float:
-    """The larger one, or NaN."""
+    """Return the larger one, or NaN."""
     return gap if gap != gap or gap > worst else worst

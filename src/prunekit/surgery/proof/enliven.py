@@ -13,7 +13,7 @@ from prunekit.surgery.execution.hooks import hooked
 
 
 def enliven(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
-    """A copy whose outputs follow its inputs, whatever state the weights of `model` are in.
+    """Return a copy whose outputs follow its inputs, whatever state the weights of `model` are in.
 
     Weights that are all zero get random values, and batch norms the statistics of what they see, so that the signal
     neither dies nor drowns in biases on its way.

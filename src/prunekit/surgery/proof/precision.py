@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 
 class InDouble(TorchFunctionMode):
-    """Inside, every function computes in float64; weights are widened for the one that reads them, and no longer.
+    """Mode in which every function computes in float64; weights are widened for the one that reads them, and no longer.
 
     For inference: what would be written into a weight of lower precision is lost.
     """

@@ -1,4 +1,4 @@
-"""What a pruned network is held against: the original with its own weights, told that the removed inputs are gone.
+"""Reference for a pruned network: the original with its own weights, told that the removed inputs are gone.
 
 Wherever an operation reads removed channels, the activation is replaced by what the plan claims that it is worth:
 `x_r = A x_k + b` where a fold says so, zero elsewhere. The operation then runs as it is. So nothing here does what the
@@ -50,7 +50,7 @@ class Reference:
         self._unseen: set[Any] = {key for key in _keys_read(graph) if key in self.worth} | set(self.norms)
 
     def run(self, inputs: tuple[Any, ...]) -> tuple[Any, Draws]:
-        """The output, and the random numbers that were drawn on the way."""
+        """Return the output, and the random numbers that were drawn on the way."""
         draws = Draws(self._resolved.graph.draws, self._resolved.kept, self._device)
         # which module runs is asked for norms alone
         modules = dict(self.network.named_modules()) if self.norms else {}
@@ -62,7 +62,7 @@ class Reference:
         return output, draws
 
     def check_complete(self) -> None:
-        """Whether every place where removed channels are read has been seen by now.
+        """Raise if a place where removed channels are read has not been seen by now.
 
         Raises:
             SurgeryError: one was not, so that nothing is known of it.
@@ -80,14 +80,14 @@ def _keys_read(graph: Graph) -> set[Key]:
 
 
 def _call_of(graph: Graph, index: int) -> tuple[str, str, int]:
-    """A node as its module, its op, and the how many-th of that op it is in there."""
+    """Return a node as its module, its op, and its number among the calls of that op in there."""
     node = graph.nodes[index]
     before = sum(other.op == node.op and other.module == node.module for other in graph.nodes[:index])
     return node.module, node.op, before
 
 
 def _with_refits(model: nn.Module, resolved: ResolvedPlan) -> nn.Module:
-    """A copy of `model` on the same weights, but with the values of the plan's refits where they belong."""
+    """Return a copy of `model` on the same weights, but with the values of the plan's refits where they belong."""
     indices = resolved.indices
     tensors, changed = named_tensors(model), dict[str, Tensor]()
     made: dict[tuple[str, str], Tensor] = {}
@@ -112,7 +112,7 @@ def _with_refits(model: nn.Module, resolved: ResolvedPlan) -> nn.Module:
 
 
 def _put(full: Tensor, values: Tensor, indices: list[Ids | None]) -> Tensor:
-    """`full` with `values` where they come from; places that come from nowhere (-1) are left out."""
+    """Return `full` with `values` where they come from; places that come from nowhere (-1) are left out."""
     for dim, index in enumerate(indices):
         if index is not None and (index < 0).any():
             values = values.index_select(dim, torch.from_numpy(np.flatnonzero(index >= 0)).to(values.device))
@@ -128,7 +128,7 @@ def _put(full: Tensor, values: Tensor, indices: list[Ids | None]) -> Tensor:
 
 
 class _AsMeant(FollowWeights):
-    """Runs a forward of the reference, and replaces what is read through its weights."""
+    """Mode that runs a forward of the reference, and replaces what is read through its weights."""
 
     def __init__(self, reference: Reference, draws: Draws, stack: list[str]) -> None:
         super().__init__(reference.network, reference.worth, draws)
@@ -152,7 +152,7 @@ class _AsMeant(FollowWeights):
         return _NORMS[op](func, torch.from_numpy(kept).to(args[0].device), args)
 
     def read(self, func: Any, reading: Reading, args: Any, key: Key, line: Tensor) -> tuple[Any, Tensor | None]:
-        """What is read through a weight gives way to what it is said to be worth."""
+        """Replace what is read through a weight by what it is said to be worth."""
         worth, x, channels = self._reference.worth[key], args[reading.activation], reading.channels
         if op_name(func) != "convolution" or worth.constants is None:
             return _with(args, {reading.activation: worth.put(x, channels, line)}), None
@@ -165,7 +165,7 @@ def _with(args: Any, new: Mapping[int, Any]) -> tuple[Any, ...]:
 
 
 def _of_constants(func: Any, args: Any, worth: Worth, line: Tensor) -> Tensor:
-    """What a convolution makes of constants where no border is in reach, of one position.
+    """Return what a convolution makes of constants where no border is in reach, of one position.
 
     They are claimed to go on beyond the borders, where other channels are padded with zeros; a convolution of a sum
     is the sum of the convolutions.

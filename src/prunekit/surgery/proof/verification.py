@@ -30,7 +30,7 @@ from prunekit.surgery.tracing.runs import check_training
 
 
 def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed: int = 0) -> float:
-    """Largest relative difference between `model` as `plan` means it and the sliced `small`, on random inputs.
+    """Return the largest relative difference between `model` as `plan` means it and sliced `small`, on random inputs.
 
     `small` runs in the modes that it is in, which must be those of `model`; where any part of `model` is in training
     mode, it is inference that is proven, on copies of both in eval mode. Forwards that draw random numbers are given
@@ -67,7 +67,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
 
 
 def _as_given(example: tuple[Any, ...], device: torch.device, seed: int) -> tuple[Any, ...]:
-    """An example with its own values, for others might take other ways; random ones where it has none."""
+    """Return an example with its own values, for others might take other ways; random ones where it has none."""
 
     def given(own: Any, drawn: Any) -> Any:
         return own.to(device) if isinstance(own, Tensor) and not own.is_meta else drawn
@@ -77,7 +77,7 @@ def _as_given(example: tuple[Any, ...], device: torch.device, seed: int) -> tupl
 
 
 def _check_modes(model: nn.Module, small: nn.Module) -> None:
-    """Every module that is left must be in the mode that it was in."""
+    """Raise unless every module that is left is in the mode that it was in."""
     ours = dict(small.named_modules(remove_duplicate=False))
     for name, module in model.named_modules():
         other = ours.get(name)
@@ -90,7 +90,7 @@ def _check_modes(model: nn.Module, small: nn.Module) -> None:
 
 
 class _Proof:
-    """What is held against what: `model` as the plan means it, and `candidate`, a copy of `small` that may be run."""
+    """Networks to be compared: `model` as the plan means it, and `candidate`, a copy of `small` that may be run."""
 
     def __init__(self, model: nn.Module, resolved: ResolvedPlan, small: nn.Module, *, evaluating: bool = False) -> None:
         self.model, self.resolved, self.small = model, resolved, small
@@ -105,12 +105,12 @@ class _Proof:
         self.candidate.double()
 
     def in_double(self) -> _Proof:
-        """The same plan applied to a copy of the network in float64, where sums of weights are not rounded."""
+        """Return the same plan applied to a copy of the network in float64, where sums of weights are not rounded."""
         wide = copied(self.model).double()
         return _Proof(wide, self.resolved, self.edited(wide), evaluating=True)
 
     def edited(self, model: nn.Module) -> nn.Module:
-        """A copy of such a network with the plan applied."""
+        """Return a copy of such a network with the plan applied."""
         return edit(model, self.resolved.plan, self.resolved.graph)
 
 
@@ -154,7 +154,7 @@ def _compare_in_double(proof: _Proof, inputs: list[tuple[Any, ...]]) -> Comparis
 
 
 def _same_weights(expected: nn.Module, small: nn.Module) -> None:
-    """Where outputs cannot tell, the weights must: bit for bit those of the plan."""
+    """Raise unless the weights are, bit for bit, those of the plan: this tells where outputs cannot."""
     want, have = expected.state_dict(), small.state_dict()
     wrong = [name for name in want if name not in have or not torch.equal(want[name], have[name])]
     wrong += [name for name in have if name not in want]
@@ -175,7 +175,7 @@ def _compare(proof: _Proof, inputs: list[tuple[Any, ...]]) -> Comparison:
 def random_inputs(
     example: tuple[Any, ...], device: torch.device, seed: int, batch: int | None = None
 ) -> tuple[Any, ...]:
-    """Standard normal inputs shaped like `example` (zeros where they are integers), `batch` of them if given."""
+    """Return standard normal inputs shaped like `example` (zeros where they are integers), `batch` of them if given."""
     generator = torch.Generator().manual_seed(seed)
 
     def fill(leaf: Any) -> Any:
@@ -214,7 +214,7 @@ def _run_candidate(candidate: nn.Module, inputs: tuple[Any, ...], draws: Draws) 
 
 
 def _first_difference(proof: _Proof, inputs: tuple[Any, ...]) -> str:
-    """The first leaf module, in execution order, whose outputs differ on the kept channels."""
+    """Return the first leaf module, in execution order, whose outputs differ on the kept channels."""
     reference, graph, indices = proof.reference, proof.resolved.graph, proof.resolved.indices
     made = {key[0].rpartition(".")[0]: key for key, role in graph.roles.items() if role != "in"}
     made |= {key[0].rpartition(".")[0]: key for key, role in graph.roles.items() if role == "out"}
@@ -235,7 +235,7 @@ def _first_difference(proof: _Proof, inputs: tuple[Any, ...]) -> str:
 
 
 def _leaf_outputs(model: nn.Module, run: Callable[[], Any]) -> tuple[dict[str, Tensor], Any]:
-    """What the leaf modules give while `run` runs `model`, and what `run` returns."""
+    """Return the outputs of the leaf modules while `run` runs `model`, and what `run` returns."""
     outputs: dict[str, Tensor] = {}
 
     def note(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Follows the run of a narrowed network against what was recorded of the whole one, op by op."""
+"""Comparison of a narrowed network's run with what was recorded of the whole one, op by op."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ class _FarEnough(Exception):
 
 
 def steps_of(run: Pass) -> list[Step]:
-    """What of a pass is compared."""
+    """Return the steps of a pass that are compared."""
     return [step for step in zip(run.nodes, run.flow, strict=True) if not _idle(*step)]
 
 
 def _idle(node: Node, flow: Flow) -> bool:
-    """Whether an op does nothing that counts: it comes and goes with the geometry of a tensor."""
+    """Return whether an op does nothing that counts: it comes and goes with the geometry of a tensor."""
     return node.op in COPIES or (node.op == "slice" and flow.inputs != () and node.shape == tuple(flow.inputs[0].shape))
 
 
 def _constant(node: Node, flow: Flow) -> bool:
-    """Whether an op only has to do with constants of the code, which may have been kept since the recording."""
+    """Return whether an op only has to do with constants of the code, which may have been kept since the recording."""
     return not node.parameters and not any(channels_in(labels).size for labels in flow.inputs)
 
 
 class Follower(DispatchMode):
-    """Follows one run, up to the step `last` if that is given; `stays` tells which labels are left."""
+    """Comparison of one run, up to the step `last` if that is given; `stays` tells which labels are left."""
 
     def __init__(self, run: Pass, steps: Sequence[Step], stays: Mask, last: int | None = None) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Follower(DispatchMode):
         self._expected: dict[int, tuple[int, ...] | None] = {}
 
     def overlook(self, modules: Iterable[nn.Module]) -> None:
-        """Do not look at what selections do that were put in when the network was narrowed."""
+        """Overlook what selections do that were put in when the network was narrowed."""
         for module in modules:
             if isinstance(module, ChannelSelect):
                 module.register_forward_pre_hook(self._look_away)
@@ -76,7 +76,7 @@ class Follower(DispatchMode):
         self._away = False
 
     def follow(self, subject: nn.Module, source: Source) -> str | None:
-        """Run the subject; why it parts from the recording, if it does."""
+        """Run the subject; return why it parts from the recording, if it does."""
         inputs = source.inputs(self._run.inputs)
         try:
             with self:
@@ -105,7 +105,7 @@ class Follower(DispatchMode):
         return out
 
     def _compared(self, name: str, func: Any, results: Sequence[Tensor], numbers: Sequence[float]) -> Flow | None:
-        """What was recorded of an op, if it is what was foretold; None where there is nothing to compare with."""
+        """Return what was recorded of an op, if it is as foretold; None where there is nothing to compare with."""
         while self._follows():
             if self.position >= len(self._steps):
                 raise MisfitError(_ORDER)
@@ -123,7 +123,7 @@ class Follower(DispatchMode):
         return None
 
     def _follows(self) -> bool:
-        """Whether there is something to compare with."""
+        """Return whether there is something to compare with."""
         if self._last is not None and self.position > self._last:
             raise _FarEnough
         if self.position >= len(self._steps) and not self._run.complete:
@@ -131,7 +131,7 @@ class Follower(DispatchMode):
         return not self._lost
 
     def _led_elsewhere(self, func: Any) -> bool:
-        """Whether values decide about the shape of an op's results: boxes that are good enough, say."""
+        """Return whether values decide about the shape of an op's results: boxes that are good enough, say."""
         return self._run.real and torch.Tag.dynamic_output_shape in func.tags
 
     def _difference(
@@ -156,7 +156,7 @@ class Follower(DispatchMode):
         return tuple(result.shape) == self._expected[id(labels)]
 
     def _foretold(self, labels: Tensor) -> tuple[int, ...] | None:
-        """The shape once only kept channels are left; None where what is left is no rectangle."""
+        """Return the shape once only kept channels are left; None where what is left is no rectangle."""
         shape = list(labels.shape)
         moving = sorted(varying(labels))
         if not moving:

@@ -14,7 +14,7 @@ from prunekit.surgery.graph.labels import Ids
 
 
 def narrowed(subject: nn.Module, graph: Graph, balances: Sequence[Balance], shares: Shares) -> nn.Module:
-    """`subject` with a share of each balance left; which channels those are does not matter, it has no weights."""
+    """Return `subject` with a share of each balance left; any channels will do, since it has no weights."""
     keeps = {
         graph.groups[g].name: range(graph.groups[g].size * share // balance.steps)
         for balance, share in zip(balances, shares, strict=True)
@@ -24,7 +24,7 @@ def narrowed(subject: nn.Module, graph: Graph, balances: Sequence[Balance], shar
 
 
 def _first_of_each(graph: Graph, balances: Sequence[Balance], shares: Shares) -> dict[Key, Ids]:
-    """As many indices of each dimension as its balanced channels have left."""
+    """Return as many indices of each dimension as its balanced channels have left."""
     indices = {}
     for key, classes in graph.slots.items():
         groups = np.where(classes > 0, graph.group_of[classes], -1)

@@ -1,4 +1,4 @@
-"""Does the code follow the width of its input? Run the network at other widths and see, without computing anything.
+"""Test whether code follows the width of its input: the network runs at other widths, without computing anything.
 
 Labels cannot tell `x.chunk(2)` from `x.split(32)`, nor `x.flatten(1)` from `x.view(-1, 25088)`: they look alike until
 the width changes. So every group is narrowed on the meta device, and each op is held against the one that was recorded:
@@ -35,14 +35,14 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Misfit:
-    """Where the narrowed network parts from the recorded one: at which step of which pass, and why (a template)."""
+    """Place where the narrowed network parts from the recorded one: step, pass, and the reason (a template)."""
 
     place: Place
     node: Node
     why: str
 
     def reason(self, node: Node) -> str:
-        """Why channels stay that arrive at `node`, which does what the misfit does."""
+        """Return why channels stay that arrive at `node`, which does what the misfit does."""
         return self.why.format(op=node.op, module=node.module)
 
 
@@ -68,7 +68,7 @@ def freeze_fixed(recording: Recording, classes: Classes, graph: Graph, source: S
 
 
 def _freeze_culprits(prober: _Prober, like: _Like, keeps: Keeps, found: Misfit) -> bool:
-    """Freeze groups that are found by trying, and what enters sibling modules where they do; whether there are any."""
+    """Freeze groups that are found by trying, and what enters sibling modules there; return whether there are any."""
     culprits = prober.culprits(keeps, found, prober.groups_at(like.inside, found))
     for name in culprits:
         prober.freeze_group(name, found)
@@ -79,7 +79,7 @@ def _freeze_culprits(prober: _Prober, like: _Like, keeps: Keeps, found: Misfit) 
 
 
 class _Like:
-    """Finds the same op in all modules of the class whose code a misfit is in: no layer of PyTorch's, but around it."""
+    """Finder of the same op in all modules of the class whose code a misfit is in; not in PyTorch's layers."""
 
     def __init__(self, nodes: Sequence[Node], modules: Mapping[str, nn.Module], found: Node) -> None:
         self._top = found.module
@@ -98,18 +98,18 @@ class _Like:
         self.inside = [node for node in nodes if f"{node.module}.".startswith(prefix)]
 
     def elsewhere(self, node: Node) -> list[Node]:
-        """The like of a node of the misfit's module in its siblings."""
+        """Return the nodes in sibling modules that are like a node of the misfit's module."""
         module, op, number = self._keys[node.index]
         keys = ((top + module.removeprefix(self._top), op, number) for top in self._tops)
         return [self._places[key] for key in keys if key in self._places]
 
     def everywhere(self, node: Node) -> list[Node]:
-        """A node and its like."""
+        """Return a node and those like it."""
         return [node, *self.elsewhere(node)]
 
 
 def _training_matters(recording: Recording, source: Source, prober: _Prober, keeps: Keeps) -> bool:
-    """Whether the narrowed network cannot be trained where the whole one can: that is recorded, then."""
+    """Return whether the narrowed network cannot be trained where the whole one can: that is recorded, then."""
     if any(run.training for run in recording.passes) or not minds_training(source.model):
         return False
     whole, inputs = Source(source.model), twice(recording.passes[0].inputs)
@@ -124,7 +124,7 @@ def _training_matters(recording: Recording, source: Source, prober: _Prober, kee
 
 
 def _thinned(graph: Graph) -> dict[str, list[int]]:
-    """The units of each group that are left when about half of its free ones go.
+    """Return the units of each group that are left when about half of its free ones go.
 
     Groups of one size are left with different widths, for code may take two of them to be equal. Groups that only
     follow a stream are left to it, and balanced ones have been run at half of their width already.
@@ -144,21 +144,21 @@ def _thinned(graph: Graph) -> dict[str, list[int]]:
 
 
 def _starving(graph: Graph, keeps: Keeps) -> set[str]:
-    """The streams that leave a reader, whose channels are tied among themselves, without any."""
+    """Return the streams that leave a reader, whose channels are tied among themselves, without any."""
     kept = graph.kept_classes(keeps)
     numbers = {int(n) for link in graph.links if not kept[link.private].any() for n in graph.group_of[link.stream]}
     return {graph.groups[number].name for number in numbers if number >= 0} & keeps.keys()
 
 
 class _Prober:
-    """Runs a recorded network with some of its groups narrowed."""
+    """Runner of a recorded network with some of its groups narrowed."""
 
     def __init__(self, recording: Recording, classes: Classes, graph: Graph, source: Source) -> None:
         self._recording, self._classes, self._graph, self._source = recording, classes, graph, source
         self._subjects: dict[tuple[bool, bool], nn.Module] = {}
 
     def misfit(self, keeps: Keeps, until: Place | None = None) -> Misfit | None:
-        """The first place in any pass, up to a given one, where the network does something else than was recorded."""
+        """Return the first place in any pass, up to a given one, where the network departs from what was recorded."""
         stays = self._graph.kept_classes(keeps)[self._classes.of_label]
         for number, run in enumerate(self._recording.passes[: until[0] + 1 if until else None]):
             source, steps = Source(self._source.model, run.real), self._steps[number]
@@ -176,23 +176,23 @@ class _Prober:
         return [steps_of(run) for run in self._recording.passes]
 
     def narrowed(self, keeps: Keeps, source: Source, *, training: bool) -> nn.Module:
-        """A copy with only these units of the groups, which has not run yet."""
+        """Return a copy with only these units of the groups, which has not run yet."""
         key = source.real, training
         if key not in self._subjects:
             self._subjects[key] = source.subject(training)
         return remove(self._subjects[key], self._graph, self._graph.kept_classes(keeps))
 
     def fails(self, keeps: Keeps, found: Misfit) -> bool:
-        """Whether a network of these widths gets no further than it got before."""
+        """Return whether a network of these widths gets no further than it got before."""
         return self.misfit(keeps, until=found.place) is not None
 
     def explained_by(self, groups: Collection[str], keeps: Keeps, found: Misfit) -> bool:
-        """Whether the network gets further once some groups are whole again."""
+        """Return whether the network gets further once some groups are whole again."""
         rest = {name: units for name, units in keeps.items() if name not in groups}
         return len(rest) < len(keeps) and not self.fails(rest, found)
 
     def groups_at(self, nodes: Iterable[Node], found: Misfit) -> frozenset[str]:
-        """The groups whose channels arrive at some nodes of the pass where a misfit is."""
+        """Return the groups whose channels arrive at some nodes of the pass where a misfit is."""
         flow = self._recording.passes[found.place[0]].flow
         arriving = {id(labels): labels for node in nodes for labels in flow[node.index].inputs}
         numbers: set[int] = set()
@@ -201,7 +201,7 @@ class _Prober:
         return frozenset(self._graph.groups[number].name for number in numbers if number >= 0)
 
     def join_norms(self, nodes: Iterable[Node], found: Misfit) -> bool:
-        """Batch norms whose channels arrive at some nodes share those in front of them; whether there are any."""
+        """Join batch norms whose channels arrive at some nodes to those in front; return whether there are any."""
         flow = self._recording.passes[found.place[0]].flow
         arriving = [channels_in(labels) for node in nodes for labels in flow[node.index].inputs]
         classes = self._classes.of_label[np.concatenate([*arriving, np.zeros(1, dtype=np.int64)])]
@@ -214,7 +214,7 @@ class _Prober:
         return bool(joined)
 
     def freeze(self, nodes: Iterable[Node], found: Misfit) -> bool:
-        """Freeze what arrives at some nodes; whether that is news."""
+        """Freeze what arrives at some nodes; return whether that is news."""
         stuck = np.zeros(self._classes.count, dtype=np.bool_)
         stuck[[0, *self._classes.frozen]] = True
         flow, news = self._recording.passes[found.place[0]].flow, False
@@ -231,7 +231,7 @@ class _Prober:
         self._recording.ledger.frozen.append((labels, found.reason(found.node)))
 
     def culprits(self, keeps: Keeps, found: Misfit, likely: Collection[str]) -> list[str]:
-        """Groups without whose narrowing the network gets further; none where it does not even run twice alike."""
+        """Return groups without whose narrowing the network gets further; none where it does not run twice alike."""
         if self.fails({}, found):
             _log.debug("the network does not run alike twice")
             return []

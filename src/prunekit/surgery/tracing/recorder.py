@@ -1,4 +1,4 @@
-"""Run a network's forward once and write down what it does: ATen ops, parameter names, channel labels.
+"""Record of one forward of a network: ATen ops, parameter names, channel labels.
 
 The network runs on the meta device, so nothing is computed and no activation is stored; a forward that needs values
 is run on real tensors instead. `Recorder` is the dispatch mode; what each op means for labels stands in `rules.py`.
@@ -40,7 +40,7 @@ _OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)  # they check sizes of their
 
 
 class Recorder(DispatchMode):
-    """Records every op into a `Recording`, following labels by the given rules."""
+    """Mode that records every op into a `Recording`, following labels by the given rules."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Recorder(DispatchMode):
         self.recording.widths[module] = vector
 
     def settle_links(self) -> None:
-        """A batch norm that alone reads the layer (or norm) in front of it shares its channels: that is no stream.
+        """Let a batch norm that alone reads the layer (or norm) in front share its channels: that is no stream.
 
         An activation or a pooling may stand between the two.
         """
@@ -140,7 +140,7 @@ class Recorder(DispatchMode):
         return Node(index, call.op, call.where, *values, tuple(parameters), macs, shape, read, settings)
 
     def _weight_read(self, call: Call) -> WeightRead | None:
-        """How the op reads an activation through a parameter, if it does."""
+        """Return how the op reads an activation through a parameter, if it does."""
         for reading in readings(call.op, call.args):
             view = self.parameter(call.args[reading.weight])
             dim = None if view is None else view.dims[reading.into]
@@ -157,7 +157,7 @@ class Recorder(DispatchMode):
         return None
 
     def value(self, tensor: Tensor) -> int:
-        """The number of an activation's present value."""
+        """Return the number of an activation's present value."""
         known = self._values.get(id(tensor))
         return self._new_value(tensor) if known is None else known
 
@@ -168,7 +168,7 @@ class Recorder(DispatchMode):
         return self._next_value - 1
 
     def parameter(self, tensor: Tensor) -> ParameterView | None:
-        """The parameter or buffer that `tensor` is, or is a plain view of; None for an activation."""
+        """Return the parameter or buffer that `tensor` is, or is a plain view of; None for an activation."""
         return self._views.get(id(tensor))
 
     def set_view(self, tensor: Tensor, view: ParameterView) -> None:
@@ -176,11 +176,11 @@ class Recorder(DispatchMode):
         self._views[id(tensor)] = view
 
     def is_bare(self, tensor: Tensor) -> bool:
-        """Whether an operand is a parameter, or a view of one: it has the channels of what it meets."""
+        """Return whether an operand is a parameter, or a view of one: it has the channels of what it meets."""
         return id(tensor) in self._views and id(tensor) not in self._labels
 
     def labels(self, tensor: Tensor, channels: int | None = None) -> Tensor:
-        """The labels of an operand; a parameter that is used like an activation gets some along its channels.
+        """Return the labels of an operand; a parameter that is used like an activation gets some along its channels.
 
         These are its dimension `channels`; unless given, that of a map `(1, C, H, W)`, or the last of several entries.
         """
@@ -200,7 +200,7 @@ class Recorder(DispatchMode):
         return along(vector, channels, tensor.shape)
 
     def channels(self, tensor: Tensor, dim: int, where: str) -> Tensor | None:
-        """The channels along `dim` of an operand whose other dimensions are positions, or None; see `joining.py`."""
+        """Return the channels along `dim` of an operand, the others being positions, or None; see `joining.py`."""
         labels = self.labels(tensor, dim) if self.is_bare(tensor) else self.labels(tensor)
         return channels_along(self.ledger, labels, dim, where)
 
@@ -210,7 +210,7 @@ class Recorder(DispatchMode):
         self._labels[id(tensor)] = labels
 
     def freeze_output(self, output: Any) -> None:
-        """What the model returns keeps its channels: the caller reads them."""
+        """Freeze the channels of what the model returns: the caller reads them."""
         found = tensors_of(output).values()
         self.recording.returned.update(self.value(tensor) for tensor in found)
         for tensor in found:
@@ -224,7 +224,7 @@ def _channels_of(tensor: Tensor, view: ParameterView) -> int | None:
 
 
 def _macs(call: Call, out: Any) -> int:
-    """Multiply-accumulates of an op: half of the floating-point operations that PyTorch counts for it."""
+    """Return the multiply-accumulates of an op: half of the floating-point operations that PyTorch counts for it."""
     if call.op == "convolution":  # straight to the formula, past the search for tensors among the arguments
         x, weight = call.args[:2]
         return int(conv_flop_count(x.shape, weight.shape, out.shape, transposed=call.args[6])) // 2

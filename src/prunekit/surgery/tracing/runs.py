@@ -56,7 +56,7 @@ def record(source: Source, example: Inputs, further: Sequence[Inputs] = ()) -> t
 
 
 def _recorded(recording: Recording, source: Source, example: Inputs) -> Source:
-    """Record one pass in evaluation mode; the source that could run it."""
+    """Record one pass in evaluation mode; return the source that could run it."""
     try:
         run(recording, source, example)
     except custom.RuleError:
@@ -83,7 +83,7 @@ def _one_line(error: Exception) -> str:
 
 
 def record_training(recording: Recording, source: Source, example: Inputs) -> None:
-    """Auxiliary heads read pruned channels too, but only run in training mode: record them as well."""
+    """Record the training mode too: auxiliary heads read pruned channels, but only run there."""
     for real in dict.fromkeys((source.real, True)):
         try:
             return run(recording, Source(source.model, real), twice(example), training=True)
@@ -93,7 +93,7 @@ def record_training(recording: Recording, source: Source, example: Inputs) -> No
 
 
 def twice(example: Inputs) -> Inputs:
-    """A batch of two where there was one: batch norms cannot be trained on a single value for each channel."""
+    """Return a batch of two where there was one: batch norms cannot be trained on a single value for each channel."""
     two: Inputs = tree_map(lambda t: torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() else t, example)
     return two
 
@@ -116,7 +116,7 @@ def run(recording: Recording, source: Source, example: Inputs, training: bool = 
 
 
 def minds_training(model: nn.Module) -> bool:
-    """Whether code of the network's own, around layers, asks if it is in training mode."""
+    """Return whether code of the network's own, around layers, asks if it is in training mode."""
     return any(_asks(type(m).__mro__) and next(m.parameters(), None) is not None for m in model.modules())
 
 
@@ -127,13 +127,13 @@ def _asks(kinds: tuple[type, ...]) -> bool:
 
 
 def _names(word: str, value: Any) -> bool:
-    """Whether a function, or one inside it, mentions a word as a global name or attribute."""
+    """Return whether a function, or one inside it, mentions a word as a global name or attribute."""
     code = value if isinstance(value, CodeType) else getattr(value, "__code__", None)
     return code is not None and (word in code.co_names or any(_names(word, const) for const in code.co_consts))
 
 
 def check_training(model: nn.Module, small: nn.Module, graph: Graph) -> None:
-    """See that `small` runs in training mode where `model` does, if the code asks for the mode at all.
+    """Ensure that `small` runs in training mode where `model` does, if the code asks for the mode at all.
 
     Raises:
         SurgeryError: it does not.
@@ -152,7 +152,7 @@ def check_training(model: nn.Module, small: nn.Module, graph: Graph) -> None:
 
 
 def training_run(source: Source, example: Inputs, subject: nn.Module | None = None) -> list[Shape] | Exception:
-    """The shapes of what a network in training mode returns, or what it says instead.
+    """Return the shapes of what a network in training mode returns, or what it says instead.
 
     `subject` is a copy to run instead of the source's own.
     """

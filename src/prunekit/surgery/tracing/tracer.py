@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def example_of(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """An example input of `shape`, batch included, in the floating-point type of the model's parameters; no values."""
+    """Return an example input of `shape`, batch included, in the model's floating-point type; it has no values."""
     kinds = (p.dtype for p in model.parameters() if p.is_floating_point())
     return torch.empty(shape, device="meta", dtype=next(kinds, torch.float32))
 
@@ -56,7 +56,7 @@ def trace(model: nn.Module, x: Any, *, examples: Iterable[Any] = (), probe: bool
 
 
 def _settled(recording: Recording, source: Source) -> tuple[Classes, Graph]:
-    """Classes and graph; balanced instead of tied where ties by place are too strict, and balance can be had."""
+    """Return classes and graph; balanced instead of tied where ties by place are too strict, and balance can be had."""
     loose = compounding(recording)
     if loose.any():
         classes = classify(recording, loose)
@@ -146,7 +146,7 @@ def _draws(run: Pass, classes: Classes) -> tuple[Ids, ...]:
 
 
 def _never_ran(recording: Recording) -> tuple[str, ...]:
-    """What no pass has reached: the outermost modules none of whose parameters were used, or single parameters.
+    """Return what no pass has reached: the outermost modules none of whose parameters were used, or single parameters.
 
     A vector beside parameters that were used (the bias of a layer whose weight alone is read) reads no channels.
     """
@@ -160,6 +160,6 @@ def _never_ran(recording: Recording) -> tuple[str, ...]:
 
 
 def _prefixes(name: str) -> list[str]:
-    """`a.b.weight` -> `[a, a.b, a.b.weight]`."""
+    """Return `a.b.weight` -> `[a, a.b, a.b.weight]`."""
     parts = name.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]

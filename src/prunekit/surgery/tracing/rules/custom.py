@@ -22,12 +22,12 @@ _taught: dict[str, Rule] = {}
 
 
 def table() -> dict[str, Rule]:
-    """All rules, those of the user included."""
+    """Return all rules, those of the user included."""
     return {**KNOWN, **_taught}
 
 
 class RuleError(InputError):
-    """A rule of the user's did not work."""
+    """Failure of a rule of the user's."""
 
 
 class OpCall:
@@ -56,7 +56,7 @@ class OpCall:
         self._recorder, self._said = recorder, set[int]()
 
     def channels(self, tensor: Tensor, dim: int) -> Tensor:
-        """The channels along `dim` of an activation or a parameter, `(size of dim,)`; other dimensions are positions.
+        """Return the channels of a tensor along `dim`, `(size of dim,)`; other dimensions are positions.
 
         Raises:
             InputError: They lie along other dimensions, or there is no such dimension.
@@ -68,15 +68,15 @@ class OpCall:
         return found
 
     def tie(self, first: Tensor, second: Tensor) -> None:
-        """Channels at the same place of two equally long vectors are one: they stay or go together."""
+        """Tie channels at the same place of two equally long vectors: they stay or go together."""
         self._recorder.ledger.unify(first, second, self.where)
 
     def freeze(self, channels: Tensor, reason: str) -> None:
-        """These channels stay, for a reason that `inspect` shows."""
+        """Freeze these channels, for a reason that `inspect` shows."""
         self._recorder.ledger.freeze(channels, f"{reason} in {self.where}")
 
     def pass_on(self, result: Tensor, channels: Tensor, dim: int) -> None:
-        """`result` has these channels along `dim`, and positions along its other dimensions.
+        """Pass these channels on to `result` along `dim`; its other dimensions are positions.
 
         Raises:
             InputError: They are not as many as the result has entries there.
@@ -88,12 +88,12 @@ class OpCall:
         self._said.add(id(result))
 
     def _complete(self) -> bool:
-        """Whether the rule has said of every result which channels it has."""
+        """Return whether the rule has said of every result which channels it has."""
         return self._said >= {id(result) for result in self.results}
 
 
 def _channelwise(call: OpCall, dim: int) -> None:
-    """Each channel of a result depends on the same channel of the operands alone."""
+    """Tie each channel of a result to the same channel of the operands, on which alone it depends."""
     first, *others = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)]
     channels = call.channels(first, dim)
     for other in others:
@@ -177,7 +177,7 @@ def _guarded(op: str, rule: Callable[[OpCall], None]) -> Rule:
 
 
 def _name_of(op: str | Callable[..., Any]) -> str:
-    """The name that the tracer knows the operation by.
+    """Return the name that the tracer knows the operation by.
 
     Raises:
         InputError: there is no such operation, or it needs no rule.

@@ -26,7 +26,7 @@ def unknown(recorder: Recorder, call: Call) -> None:
 
 
 def no_labels(recorder: Recorder, call: Call) -> None:
-    """The results carry no channels of ours."""
+    """Note that the results carry no channels of ours."""
     for result in call.results:
         recorder.set(result, lb.none_like(result.shape))
 
@@ -37,7 +37,7 @@ def freeze(recorder: Recorder, call: Call, labels: Tensor, why: str) -> None:
 
 
 def pointwise(recorder: Recorder, call: Call) -> None:
-    """Each result element depends on the operand elements at its place: their channels are one."""
+    """Tie the channels of the operands: each result element depends on the operand elements at its place."""
     operands = labels_together(recorder, call.tensors)
     merged = operands[0] if operands else None
     for other in operands[1:]:
@@ -51,7 +51,7 @@ def pointwise(recorder: Recorder, call: Call) -> None:
 
 
 def labels_together(recorder: Recorder, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The labels of operands that meet place by place, their last dimensions aligned.
+    """Return the labels of operands that meet place by place, their last dimensions aligned.
 
     A parameter among them has its channels where the others have theirs, and none where these have positions.
     """
@@ -72,14 +72,14 @@ def _labels_beside(recorder: Recorder, parameter: Tensor, moving: set[int]) -> T
 
 
 def first_operand(recorder: Recorder, call: Call) -> None:
-    """The results carry the labels of the first operand: dropout, `zeros_like` and their kind."""
+    """Give the results the labels of the first operand: dropout, `zeros_like` and their kind."""
     labels = recorder.labels(call.tensors[0])
     for result in call.results:
         recorder.set(result, lb.widened(labels, result.shape))
 
 
 def gated_linear_unit(recorder: Recorder, call: Call) -> None:
-    """`glu`: the first half of the channels times the sigmoid of the second."""
+    """Apply `glu`: the first half of the channels times the sigmoid of the second."""
     x, dim = call.args[0], call.argument(1, "dim", -1) % call.args[0].dim()
     half = x.size(dim) // 2
     vector = recorder.channels(x, dim, call.where)
@@ -90,7 +90,7 @@ def gated_linear_unit(recorder: Recorder, call: Call) -> None:
 
 
 def spatial(recorder: Recorder, call: Call) -> None:
-    """Pooling and resampling: `(N, C, positions)` to `(N, C, other positions)`."""
+    """Apply pooling and resampling: `(N, C, positions)` to `(N, C, other positions)`."""
     vector = recorder.channels(call.args[0], 1, call.where)
     if vector is None:
         return unknown(recorder, call)
@@ -100,7 +100,7 @@ def spatial(recorder: Recorder, call: Call) -> None:
 
 
 def reduction(recorder: Recorder, call: Call) -> None:
-    """`mean`, `sum`, `amax` over some dimensions, which must not tell all channels apart.
+    """Apply `mean`, `sum`, `amax` over some dimensions, which must not tell all channels apart.
 
     Where channels lie along others too (a view of groups of channels), what becomes one number goes together.
     """
@@ -130,7 +130,7 @@ def _dims(dims: Any, rank: int) -> set[int]:
 
 
 def along_dimension(recorder: Recorder, call: Call) -> None:
-    """A softmax or a running sum makes what lies along its dimension depend on each other: no channels, then."""
+    """Tie or freeze what lies along the dimension of a softmax or a running sum: its elements depend on each other."""
     labels = recorder.labels(call.args[0])
     moving = lb.varying(labels)
     mixed = _dims(call.args[1], labels.dim()) & moving

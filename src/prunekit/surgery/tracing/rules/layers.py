@@ -13,7 +13,7 @@ from prunekit.surgery.tracing.rules.elementwise import unknown
 
 
 def convolution(recorder: Recorder, call: Call) -> None:
-    """Any convolution: 1-D to 3-D, grouped, depthwise, transposed."""
+    """Apply any convolution: 1-D to 3-D, grouped, depthwise, transposed."""
     x, weight = call.args[0], recorder.parameter(call.args[1])
     transposed, groups = bool(call.argument(6, "transposed")), int(call.argument(8, "groups"))
     vector = recorder.channels(x, 1, call.where)
@@ -35,13 +35,13 @@ def convolution(recorder: Recorder, call: Call) -> None:
 
 
 def _depthwise(recorder: Recorder, weight: ParameterView, vector: Tensor, outputs: int) -> Tensor:
-    """One input channel a group: each makes `multiplier` channels, which go when it goes."""
+    """Return the output labels of a depthwise convolution: each input makes `multiplier` channels, which go with it."""
     multiplier = outputs // vector.numel()
     return recorder.recording.slot(weight.name, 0, "along", vector.repeat_interleave(multiplier))
 
 
 def _grouped(recorder: Recorder, weight: ParameterView, vector: Tensor, outputs: int, groups: int) -> Tensor:
-    """Equal places in all groups are tied, so that every group keeps equally many channels."""
+    """Return the output labels of a grouped convolution: equal places are tied, so all groups keep equally many."""
     recorder.ledger.tie_blocks(vector, groups)
     recorder.recording.slot(weight.name, 1, "in", vector[: vector.numel() // groups])
     produced = recorder.recording.produced(weight.name, 0, outputs)
@@ -50,7 +50,10 @@ def _grouped(recorder: Recorder, weight: ParameterView, vector: Tensor, outputs:
 
 
 def _grouped_transposed(recorder: Recorder, weight: ParameterView, vector: Tensor, outputs: int, groups: int) -> Tensor:
-    """The weight is `(inputs, outputs of one group, ...)`: index `o` stands for output `o` of every group."""
+    """Return the output labels of a grouped transposed convolution.
+
+    The weight is `(inputs, outputs of one group, ...)`: index `o` stands for output `o` of every group.
+    """
     if vector.numel() == groups:
         recorder.recording.slot(weight.name, 0, "along", vector)
         return vector.repeat_interleave(outputs)
@@ -71,7 +74,7 @@ def _bias(recorder: Recorder, bias: Tensor | None, produced: Tensor) -> None:
 
 
 def linear(recorder: Recorder, call: Call) -> None:
-    """`addmm(bias, x, W^T)` and `mm(x, W^T)`: a linear layer over the last dimension."""
+    """Apply `addmm(bias, x, W^T)` and `mm(x, W^T)`: a linear layer over the last dimension."""
     *bias, x, matrix = [a for a in call.args if isinstance(a, Tensor)]
     weight = recorder.parameter(matrix)
     vector = recorder.channels(x, x.dim() - 1, call.where)
@@ -87,7 +90,7 @@ def linear(recorder: Recorder, call: Call) -> None:
 
 
 def batch_norm(recorder: Recorder, call: Call) -> None:
-    """Per-channel statistics and scales ride along with dimension 1."""
+    """Apply a batch norm: per-channel statistics and scales ride along with dimension 1."""
     x = call.args[0]
     vector = recorder.channels(x, 1, call.where)
     if vector is None:
@@ -100,7 +103,7 @@ def batch_norm(recorder: Recorder, call: Call) -> None:
 
 
 def _private(recorder: Recorder, call: Call, stream: Tensor) -> Tensor:
-    """Labels of its own for what a batch norm passes on, linked to those of what it reads.
+    """Return labels of its own for what a batch norm passes on, linked to those of what it reads.
 
     Whether that is a stream with other readers is known only at the end; see `Recorder.settle_links`.
     """
@@ -121,7 +124,7 @@ def _private(recorder: Recorder, call: Call, stream: Tensor) -> Tensor:
 
 
 def _ride_along(recorder: Recorder, call: Call, vector: Tensor, dim: int) -> Tensor:
-    """Attach every 1-D parameter of the op to the channels; labels of the result."""
+    """Attach every 1-D parameter of the op to the channels; return the labels of the result."""
     for tensor in call.tensors[1:]:
         view = recorder.parameter(tensor)
         if view is not None:
@@ -139,7 +142,7 @@ def _statistics(recorder: Recorder, call: Call) -> None:
 
 
 def layer_norm(recorder: Recorder, call: Call) -> None:
-    """Normalises across channels: over the kept ones, once some are gone."""
+    """Apply a layer norm, which normalises across channels: over the kept ones, once some are gone."""
     x, normalised = call.args[0], call.args[1]
     labels, last = recorder.labels(x), x.dim() - 1
     moving = lb.varying(labels)
@@ -156,7 +159,7 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
 
 
 def group_norm(recorder: Recorder, call: Call) -> None:
-    """Normalises within groups of channels: equal places in all groups are tied."""
+    """Apply a group norm, which normalises within groups of channels: equal places in all groups are tied."""
     x, groups = call.args[0], int(call.argument(6, "group"))
     vector = recorder.channels(x, 1, call.where)
     if vector is None:
@@ -169,7 +172,7 @@ def group_norm(recorder: Recorder, call: Call) -> None:
 
 
 def embedding(recorder: Recorder, call: Call) -> None:
-    """Rows looked up by number: the row's entries are channels."""
+    """Apply an embedding: rows looked up by number, whose entries are channels."""
     table = recorder.parameter(call.args[0])
     if table is None or table.dims != (0, 1):
         return unknown(recorder, call)
@@ -179,7 +182,7 @@ def embedding(recorder: Recorder, call: Call) -> None:
 
 
 def index_select(recorder: Recorder, call: Call) -> None:
-    """A fixed selection along positions keeps labels; along channels it is the business of `ChannelSelect`."""
+    """Apply a fixed selection: along positions it keeps labels; along channels it is left to `ChannelSelect`."""
     x, dim = call.args[0], call.args[1] % call.args[0].dim()
     labels, result = recorder.labels(x), call.results[0]
     if isinstance(recorder.modules.get(call.where), ChannelSelect):

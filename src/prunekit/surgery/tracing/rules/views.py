@@ -18,7 +18,7 @@ from prunekit.surgery.tracing.rules.elementwise import freeze, labels_together, 
 
 
 def rearrange(recorder: Recorder, call: Call) -> None:
-    """A view that only moves, adds or drops whole dimensions is executed on the labels themselves."""
+    """Run a view that only moves, adds or drops whole dimensions on the labels themselves."""
     tensor = call.tensors[0]
     view = recorder.parameter(tensor)
     if view is not None and _track_view(recorder, call, tensor, view):
@@ -50,7 +50,7 @@ def _track_view(recorder: Recorder, call: Call, tensor: Tensor, view: ParameterV
 
 
 def same(recorder: Recorder, call: Call) -> None:
-    """`detach`, `alias`, `contiguous`: the same tensor, parameter or activation."""
+    """Apply `detach`, `alias`, `contiguous`: the same tensor, parameter or activation."""
     tensor = call.tensors[0]
     view = recorder.parameter(tensor)
     if view is not None:
@@ -60,7 +60,7 @@ def same(recorder: Recorder, call: Call) -> None:
 
 
 def reshape(recorder: Recorder, call: Call) -> None:
-    """`view` and its kind: regroup dimensions."""
+    """Apply `view` and its kind: regroup dimensions."""
     tensor, result = call.tensors[0], call.results[0]
     view = recorder.parameter(tensor)
     sizes = [size for size in tensor.shape if size != 1]
@@ -74,7 +74,7 @@ def reshape(recorder: Recorder, call: Call) -> None:
 
 
 def concatenate(recorder: Recorder, call: Call) -> None:
-    """`cat`: channels side by side."""
+    """Apply `cat`: channels side by side."""
     parts = [tensor for tensor in call.args[0] if tensor.shape != (0,)]
     dim = call.argument(1, "dim", 0) % call.results[0].dim()
     labels = labels_together(recorder, parts)
@@ -82,14 +82,14 @@ def concatenate(recorder: Recorder, call: Call) -> None:
 
 
 def stack(recorder: Recorder, call: Call) -> None:
-    """`stack`: a `cat` along a new dimension."""
+    """Apply `stack`: a `cat` along a new dimension."""
     dim = call.argument(1, "dim", 0) % call.results[0].dim()
     labels = [labels.unsqueeze(dim) for labels in labels_together(recorder, call.args[0])]
     recorder.set(call.results[0], joining.cat(recorder.ledger, labels, dim, call.where))
 
 
 def split(recorder: Recorder, call: Call) -> None:
-    """`split`, `chunk`: equal stretches of channels are tied, place by place; unequal ones stay as they are."""
+    """Apply `split` and `chunk`: equal stretches of channels are tied, place by place; unequal ones are not."""
     x, dim = call.args[0], call.argument(2, "dim", 0) % call.args[0].dim()
     starts, position = [], 0
     for result in call.results:
@@ -100,7 +100,7 @@ def split(recorder: Recorder, call: Call) -> None:
 
 
 def slice_(recorder: Recorder, call: Call) -> None:
-    """A slice: strided or not along positions, a whole stretch along channels."""
+    """Apply a slice: strided or not along positions, a whole stretch along channels."""
     x = call.args[0]
     dim = call.argument(1, "dim", 0) % x.dim()
     start, end = call.argument(2, "start"), call.argument(3, "end")
@@ -115,7 +115,7 @@ def slice_(recorder: Recorder, call: Call) -> None:
 
 
 def _stretch(recorder: Recorder, call: Call, labels: Tensor, dim: int, start: int, end: int) -> Tensor:
-    """Labels of `[start, end)` along `dim`. Right only if the code halves (thirds, ...) whatever it is given."""
+    """Return labels of `[start, end)` along `dim`. Right only if the code halves (thirds, ...) whatever it is given."""
     part = labels.narrow(dim, start, max(end - start, 0))
     size, total = end - start, labels.size(dim)
     if dim not in lb.varying(labels) or size == total:
@@ -129,7 +129,7 @@ def _stretch(recorder: Recorder, call: Call, labels: Tensor, dim: int, start: in
 
 
 def select(recorder: Recorder, call: Call) -> None:
-    """One index of a dimension: fine along positions, a fixed channel otherwise."""
+    """Select one index of a dimension: fine along positions, a fixed channel otherwise."""
     x = call.args[0]
     dim = call.argument(1, "dim", 0) % x.dim()
     labels = recorder.labels(x)
@@ -140,7 +140,7 @@ def select(recorder: Recorder, call: Call) -> None:
 
 
 def restride(recorder: Recorder, call: Call) -> None:
-    """`as_strided` to the geometry that the tensor has anyway keeps the labels; any other one is unknown."""
+    """Keep the labels through `as_strided` to the geometry that the tensor has anyway; any other one is unknown."""
     x, result = call.args[0], call.results[0]
     if result is x or (result.shape == x.shape and result.stride() == x.stride()):
         return recorder.set(result, recorder.labels(x))
@@ -148,7 +148,7 @@ def restride(recorder: Recorder, call: Call) -> None:
 
 
 def unbind(recorder: Recorder, call: Call) -> None:
-    """All indices of a dimension as separate tensors."""
+    """Pass labels on to all indices of a dimension as separate tensors."""
     dim = call.argument(1, "dim", 0) % call.args[0].dim()
     labels = recorder.labels(call.args[0])
     if dim in lb.varying(labels):
@@ -158,7 +158,7 @@ def unbind(recorder: Recorder, call: Call) -> None:
 
 
 def reorder(recorder: Recorder, call: Call) -> None:
-    """`roll` and `flip`: nothing happens to labels along positions; along channels the order is fixed by the code."""
+    """Apply `roll` and `flip`: labels stay along positions; along channels the order is fixed by the code."""
     labels = recorder.labels(call.args[0])
     dims = call.args[-1] if call.op == "flip" else call.argument(2, "dims", [])
     rank = labels.dim()
@@ -168,7 +168,7 @@ def reorder(recorder: Recorder, call: Call) -> None:
 
 
 def repeat(recorder: Recorder, call: Call) -> None:
-    """`repeat`: copies side by side, of positions or of channels."""
+    """Apply `repeat`: copies side by side, of positions or of channels."""
     labels, result = recorder.labels(call.args[0]), call.results[0]
     lifted = labels.reshape((1,) * (result.dim() - labels.dim()) + tuple(labels.shape))
     moving = lb.varying(lifted)
@@ -177,7 +177,7 @@ def repeat(recorder: Recorder, call: Call) -> None:
 
 
 def pad(recorder: Recorder, call: Call) -> None:
-    """Padding of positions changes no labels; padding of channels is the business of a `ChannelPad` module."""
+    """Apply padding: of positions it changes no labels; of channels it is the business of a `ChannelPad` module."""
     x, widths, result = call.args[0], call.args[1], call.results[0]
     labels, rank = recorder.labels(x), x.dim()
     padded = {rank - 1 - i // 2 for i, width in enumerate(widths) if width}
@@ -204,7 +204,7 @@ def _pad_channels(recorder: Recorder, call: Call, labels: Tensor, result: Tensor
 
 
 def shuffle_channels(recorder: Recorder, call: Call) -> None:
-    """`channel_shuffle`: groups of channels, side by side until now, take turns."""
+    """Apply `channel_shuffle`: groups of channels, side by side until now, take turns."""
     vector, groups = recorder.channels(call.args[0], 1, call.where), int(call.argument(1, "groups"))
     if vector is None:
         return unknown(recorder, call)
@@ -214,7 +214,7 @@ def shuffle_channels(recorder: Recorder, call: Call) -> None:
 
 
 def blocks(recorder: Recorder, call: Call) -> None:
-    """`pixel_shuffle` and `Fold` spread a block of channels over places, as one channel; the others undo that."""
+    """Spread a block of channels over places, as one channel (`pixel_shuffle`, `Fold`); the others undo that."""
     before, after = (call.args[0].dim() - _CHANNELS[call.op][0], call.results[0].dim() - _CHANNELS[call.op][1])
     vector, result = recorder.channels(call.args[0], before, call.where), call.results[0]
     if vector is None:
