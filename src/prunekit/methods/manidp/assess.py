@@ -1,4 +1,4 @@
-"""What a gated network does with a data set, as one result object."""
+"""Behaviour of a gated network on a data set, as one result object."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GateResult:
         return {name: value + self.gates for name, value in self.macs.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         return {
             "dense_macs": self.dense,
             "gate_macs": self.gates,
@@ -77,6 +77,6 @@ def assess(record: Record, cost: DynamicCost) -> GateResult:
 
 
 def _quantiles(macs: Tensor) -> dict[str, float]:
-    """The smallest value that a share of the images does not exceed."""
+    """Return the smallest value that a share of the images does not exceed."""
     ordered = macs.sort().values
     return {name: float(ordered[min(len(ordered) - 1, int(share * len(ordered)))]) for name, share in _SHARES.items()}

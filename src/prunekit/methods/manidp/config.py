@@ -15,7 +15,7 @@ STARTS = ("identity", "informed")
 
 @dataclass(frozen=True)
 class GateRecipe:
-    """How gates are made and trained; the defaults are the paper's, with the release's weights of the two losses."""
+    """Recipe for making and training gates; defaults are the paper's, with the release's weights of the two losses."""
 
     keep: float = option(0.6, help="Share of each layer's channels to keep at the end (the paper's target rate).")
     complexity: float = option(5e-3, help="Weight of the complexity loss (lambda').")
@@ -57,11 +57,11 @@ class GateRecipe:
         return 0.0 if self.no_complexity else self.complexity, 0.0 if self.no_similarity else self.similarity
 
     def hidden(self, channels: int) -> int:
-        """The width of the hidden layer of a gate on `channels` channels."""
+        """Return the width of the hidden layer of a gate on `channels` channels."""
         return self.squeeze or (channels if channels < 80 else channels // 2)
 
     def keep_rate(self, done: float, epochs: int) -> float:
-        """The share of channels to keep once `done` epochs are over: a cosine from 1 down to `keep`.
+        """Return the share of channels to keep once `done` epochs are over: a cosine from 1 down to `keep`.
 
         `r = (1 - r_T) / 2 cos(pi done / E) + (1 + r_T) / 2`, with `E` the epochs of the ramp. An informed start is
         there already.
@@ -72,5 +72,5 @@ class GateRecipe:
         return (1 - self.keep) / 2 * math.cos(math.pi * share) + (1 + self.keep) / 2
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as they are stored."""
+        """Return the settings as they are stored."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What an input costs in a gated network: MACs from the channels that its gates keep.
+"""Cost of an input in a gated network: MACs from the channels that its gates keep.
 
 A convolution costs its dense MACs times the kept share of its outputs, where it is gated, times the kept share of its
 inputs, where these come from a gated layer through nothing that makes zeros into something else.
@@ -52,7 +52,7 @@ class DynamicCost:
         return sum(term.macs for term in self.terms)
 
     def macs(self, kept: Tensor) -> Tensor:
-        """MACs `(N,)` of inputs that keep `kept` channels, `(N, layers)`, gates not counted; float64."""
+        """Return MACs `(N,)` of inputs that keep `kept` channels, `(N, layers)`, gates not counted; float64."""
         shares = kept.to(torch.float64).cpu() / torch.tensor(self.channels, dtype=torch.float64)
         total = shares.new_zeros(len(shares))
         for term in self.terms:
@@ -70,7 +70,7 @@ class DynamicCost:
 
 
 def graph_of(model: nn.Module) -> Graph:
-    """The graph of a network on the input that it remembers.
+    """Return the graph of a network on the input that it remembers.
 
     Raises:
         InputError: it does not say what it reads.
@@ -82,7 +82,7 @@ def graph_of(model: nn.Module) -> Graph:
 
 
 def channels_of(graph: Graph, layer: str) -> ChannelGroup:
-    """The channel group of a gated layer's outputs, in the graph of the gated network."""
+    """Return the channel group of a gated layer's outputs, in the graph of the gated network."""
     first = graph.slots[f"{layer}.gate.excite.weight", 0][0]
     return graph.groups[int(graph.group_of[first])]
 
@@ -109,19 +109,19 @@ def dynamic_cost(model: nn.Module, graph: Graph) -> DynamicCost:
 
 
 class _Reader:
-    """Follows values of a graph backwards."""
+    """Reader that follows values of a graph backwards."""
 
     def __init__(self, graph: Graph, numbers: Mapping[str, int]) -> None:
         self._made_by = {value: node for node in graph.nodes for value in node.outputs}
         self._numbers = numbers
 
     def made_inside(self, value: int, layer: str) -> bool:
-        """Whether a value is made within a gated layer: then the layer's own gate has thinned it already."""
+        """Return whether a value is made within a gated layer: then the layer's own gate has thinned it already."""
         node = self._made_by.get(value)
         return node is not None and node.module.startswith(f"{layer}.")
 
     def gated_source(self, value: int) -> int | None:
-        """The number of the gated layer whose zeros a value has, or None."""
+        """Return the number of the gated layer whose zeros a value has, or None."""
         node = self._made_by.get(value)
         while node is not None:
             if node.op == "mul":

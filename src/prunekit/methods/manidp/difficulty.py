@@ -47,7 +47,7 @@ def foresee(gated: nn.Module, images: Tensor, ease: float) -> None:
 
 
 def hardness(logits: Tensor) -> Tensor:
-    """The log of the entropy of the answers, `(N, classes)` -> `(N,)`."""
+    """Return the log of the entropy of the answers, `(N, classes)` -> `(N,)`."""
     logits = logits.double()
     return (-(logits.softmax(1) * logits.log_softmax(1)).sum(1) + 1e-6).log()
 

@@ -1,4 +1,4 @@
-"""Put gates into a network and train them with it."""
+"""Gates put into a network, and trained with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from prunekit.training.events import Sink
 
 
 def add_gates(model: nn.Module, recipe: GateRecipe) -> nn.Module:
-    """A copy of `model` with gates, which computes what `model` does: that is proven before it is returned.
+    """Return a copy of `model` with gates, which computes what `model` does: that is proven before it is returned.
 
     Raises:
         InputError: it has gates already, no layer that could have one, or is an exported program.

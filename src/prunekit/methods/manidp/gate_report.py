@@ -36,12 +36,12 @@ class Portrait:
     classes: dict[str, tuple[float, float]]
 
     def cheapest(self, count: int) -> list[int]:
-        """The images of the lowest MACs, cheapest first."""
+        """Return the images of the lowest MACs, cheapest first."""
         order: list[int] = self.record.macs.argsort(stable=True)[:count].tolist()
         return order
 
     def dearest(self, count: int) -> list[int]:
-        """The images of the highest MACs, dearest first."""
+        """Return the images of the highest MACs, dearest first."""
         order: list[int] = self.record.macs.argsort(descending=True, stable=True)[:count].tolist()
         return order
 
@@ -92,7 +92,7 @@ def _keeping(features: list[Tensor], layer: GatedConv) -> Callable[[nn.Module, o
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's correlation of two symmetric matrices, off the diagonal; 0 where one is constant."""
+    """Return Pearson's correlation of two symmetric matrices, off the diagonal; 0 where one is constant."""
     row, column = torch.triu_indices(len(a), len(a), offset=1)
     both = torch.stack([a[row, column], b[row, column]])
     both = both - both.mean(1, keepdim=True)
@@ -111,7 +111,7 @@ def _by_class(record: Record, images: ImageSet) -> dict[str, tuple[float, float]
 
 
 def histogram(values: Sequence[float] | Tensor, bins: int = 30) -> list[tuple[float, int]]:
-    """Middles of equal bins, and how many values fall into each."""
+    """Return the middles of equal bins, and the number of values in each."""
     series = torch.as_tensor(values, dtype=torch.float64)
     low, high = float(series.min()), float(series.max())
     if low == high:

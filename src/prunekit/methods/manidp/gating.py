@@ -1,4 +1,4 @@
-"""Which layers of a network get gates (section "The gate" of the paper's method; its supplement for other families).
+"""Choice of the layers that get gates (section "The gate" of the paper's method; its supplement for other families).
 
 Of a residual block every convolution of the main branch, of a plain network every one but the first, of an inverted
 residual the expanded channels once, around expansion and depthwise convolution. The stem, shortcuts, projections and
@@ -21,7 +21,7 @@ from prunekit.surgery.ops import is_batch_norm
 
 
 def plan_gates(model: nn.Module, graph: Graph, recipe: GateRecipe) -> Plan:
-    """The gates of `model`, as a plan; its notes say which convolutions are left, and why.
+    """Return the gates of `model`, as a plan; its notes say which convolutions are left, and why.
 
     Raises:
         InputError: it has gates already, or no layer that could have one.
@@ -49,7 +49,7 @@ def plan_gates(model: nn.Module, graph: Graph, recipe: GateRecipe) -> Plan:
 
 
 class _Finder:
-    """Reads the neighbourhood of convolutions from a graph."""
+    """Finder that reads the neighbourhood of convolutions from a graph."""
 
     def __init__(self, model: nn.Module, graph: Graph) -> None:
         self.graph = graph
@@ -58,7 +58,7 @@ class _Finder:
         self.shortcuts = self._shortcuts()
 
     def obstacle(self, node: Node, conv: str) -> str | None:
-        """Why the convolution gets no gate, or None."""
+        """Return why the convolution gets no gate, or None."""
         module = self.modules.get(conv)
         groups = int(getattr(module, "groups", 1))
         if not hasattr(module, "out_channels") or len({call.index for call in self.graph.calls(conv)}) > 1:
@@ -77,7 +77,7 @@ class _Finder:
         return None
 
     def gate(self, node: Node, conv: str, recipe: GateRecipe) -> Gate:
-        """The gate of a convolution that can have one."""
+        """Return the gate of a convolution that can have one."""
         norm = self.graph.batch_norm_after(conv)
         assert norm is not None
         before = self._expansion(node) if self._is_depthwise(conv) else ()
@@ -90,7 +90,7 @@ class _Finder:
         return int(getattr(module, "groups", 1)) > 1 and self.graph.shapes[f"{conv}.weight"][1] == 1
 
     def _source(self, value: int) -> str | None:
-        """The convolution whose normalised and activated output a value is, past anything with one input."""
+        """Return the convolution whose normalised and activated output a value is, past anything with one input."""
         node = self.made_by.get(value)
         while node is not None and node.op != "convolution":
             if len(node.inputs) != 1 and node.op != "mul":
@@ -101,8 +101,8 @@ class _Finder:
         return node.parameters[0].rpartition(".")[0] if node is not None and node.parameters else None
 
     def _expansion(self, depthwise: Node) -> tuple[str, ...]:
-        """Pointwise convolution, batch norm and activation in front of a depthwise convolution that alone reads them,
-        by their modules; empty where they are not three modules of their own.
+        """Return the pointwise convolution, batch norm and activation before a depthwise convolution that alone reads
+        them, by their modules; empty where they are not three modules of their own.
         """
         activation = self.made_by.get(depthwise.inputs[0])
         norm = self.made_by.get(activation.inputs[0]) if activation and len(activation.inputs) == 1 else None
@@ -117,7 +117,7 @@ class _Finder:
         return names if alone and leaves and once and conv.inputs[0] in self.made_by else ()
 
     def _shortcuts(self) -> set[str]:
-        """Convolutions whose normalised output is added to that of a longer branch."""
+        """Return the convolutions whose normalised output is added to that of a longer branch."""
         depth = self._depths()
         found = set()
         for node in self.graph.nodes:
@@ -130,7 +130,7 @@ class _Finder:
         return found
 
     def _normalised(self, value: int) -> str | None:
-        """The convolution that made a value with nothing but its batch norm in between."""
+        """Return the convolution that made a value with nothing but its batch norm in between."""
         norm = self.made_by.get(value)
         if norm is None or not is_batch_norm(norm.op):
             return None
@@ -138,7 +138,7 @@ class _Finder:
         return conv.parameters[0].rpartition(".")[0] if conv and conv.op == "convolution" and conv.parameters else None
 
     def _depths(self) -> Mapping[int, int]:
-        """How many convolutions lie on the longest path to each value."""
+        """Return the number of convolutions on the longest path to each value."""
         depth: dict[int, int] = {}
         for node in self.graph.nodes:
             deepest = max((depth.get(value, 0) for value in node.inputs), default=0)

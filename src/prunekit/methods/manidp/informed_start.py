@@ -68,8 +68,8 @@ def inform(view: GatedView, images: Tensor, keep: float, ease: float = 0.0, seed
 
 
 def answers_moved(gated: nn.Module, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
-    """For each gated layer `(channels,)`, how far the logits move with a channel's saliency: the mean square, over
-    images and random directions `v`, of `d(v . logits) / d pi`.
+    """Return, for each gated layer `(channels,)`, how far the logits move with a channel's saliency: the mean square,
+    over images and random directions `v`, of `d(v . logits) / d pi`.
     """
     generator = torch.Generator().manual_seed(seed)
     layers = dict(gated_layers(gated))
@@ -89,7 +89,7 @@ def answers_moved(gated: nn.Module, images: Tensor, seed: int = 0) -> dict[str, 
 
 @contextlib.contextmanager
 def _leaves(layers: dict[str, GatedConv]) -> Iterator[dict[str, Tensor]]:
-    """Inside, saliencies are leaves of the graph of gradients; gives those of the last batch."""
+    """Make saliencies leaves of the graph of gradients inside; yield those of the last batch."""
     found: dict[str, Tensor] = {}
 
     def leaf(_: nn.Module, __: Any, pi: Tensor, *, name: str) -> Tensor:
@@ -101,7 +101,7 @@ def _leaves(layers: dict[str, GatedConv]) -> Iterator[dict[str, Tensor]]:
 
 
 def _looked_at(gated: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """What the hidden layer of each gate gives, `(N, hidden)`, and the log of the entropy of the answers, `(N,)`."""
+    """Return what each gate's hidden layer gives, `(N, hidden)`, and the log of the answers' entropy, `(N,)`."""
     read: dict[str, list[Tensor]] = {}
 
     def keep(gate: Any, args: tuple[Tensor, ...], _: Tensor, *, name: str) -> None:
@@ -113,7 +113,7 @@ def _looked_at(gated: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Ten
 
 
 def _set_order(layer: GatedConv, strength: Tensor) -> Tensor:
-    """Evenly spaced saliencies in the order of `strength`, undone by the batch norm."""
+    """Set evenly spaced saliencies in the order of `strength`, undone by the batch norm."""
     bias, norm = layer.gate.excite.bias, layer.norm
     assert isinstance(norm, _NormBase)
     steps = torch.linspace(1 - SPREAD, 1 + SPREAD, len(bias), dtype=torch.float64, device=bias.device)
@@ -126,7 +126,7 @@ def _set_order(layer: GatedConv, strength: Tensor) -> Tensor:
 
 
 def _sites(gated: nn.Module) -> list[Site]:
-    """The convolutions and linear layers that are no part of a gate."""
+    """Return the convolutions and linear layers that are no part of a gate."""
     layers = dict(gated_layers(gated))
     gates = {id(part) for layer in layers.values() for part in layer.gate.modules()}
     norms = {id(layer.layer): f"{name}.norm" for name, layer in layers.items() if _keeps_mean(layer.norm)}

@@ -1,4 +1,4 @@
-"""Which share of its channels each layer keeps, where layers differ in what a channel is worth and what it costs."""
+"""Share of its channels that each layer keeps, where layers differ in what a channel is worth and what it costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NARROWEST = 0.25  # of a layer's channels: what a linear view says of many chann
 
 
 def shares(strengths: Mapping[str, Tensor], cost: DynamicCost, keep: float) -> dict[str, float]:
-    """The share of each layer, by name, for at most the MACs that the share `keep` of every layer costs.
+    """Return the share of each layer, by name, for at most the MACs that the share `keep` of every layer costs.
 
     Channels go by their worth for each MAC that they save: `strengths` `(channels,)` of each layer, which must be
     comparable between layers, over what one channel less saves.

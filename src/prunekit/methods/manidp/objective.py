@@ -69,7 +69,7 @@ class ManifoldObjective(Objective):
         self._watching.enter_context(hooked(hook for layer in self._layers.values() for hook in self._watch(layer)))
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, and its logits."""
+        """Return the loss of a batch, and its logits."""
         loss, logits = super().__call__(output, images, labels)
         pi, maps = [p.float() for p in self._pi], [m.float() for m in self._maps]
         self._pi, self._maps = [], []
@@ -91,7 +91,7 @@ class ManifoldObjective(Objective):
         self._mean_loss.fill_(mean_loss())
 
     def end_epoch(self, epoch: int, epochs: int, world: World) -> None:
-        """A new mean cross-entropy, from what all processes saw in this epoch."""
+        """Set the mean cross-entropy anew, from what all processes saw in this epoch."""
         del epoch, epochs
         losses = world.summed(self._losses)
         self._mean_loss.copy_(losses[0] / losses[1])
@@ -100,7 +100,7 @@ class ManifoldObjective(Objective):
         self._kept.zero_()
 
     def end_step(self, progress: float, epochs: int, world: World) -> None:
-        """New thresholds, `renew` times an epoch; the first time nothing is pruned yet."""
+        """Set new thresholds, `renew` times an epoch; the first time nothing is pruned yet."""
         times = math.floor(progress * self._recipe.renew + 1e-9)
         if times <= int(self._renewed):
             return
@@ -118,13 +118,13 @@ class ManifoldObjective(Objective):
         self._sums.zero_()
 
     def figures(self) -> dict[str, float]:
-        """The share of channels that images kept, and of the MACs that they cost, in this epoch so far (this process)
-        or, at its end, in all of it.
+        """Return the share of channels that images kept, and of the MACs that they cost, in this epoch so far (this
+        process) or, at its end, in all of it.
         """
         return self._figures or self._measured(None)
 
     def state(self) -> dict[str, Tensor]:
-        """The sums so far, the mean cross-entropy of the epoch before, and how often thresholds were set."""
+        """Return the sums so far, the mean cross-entropy of the epoch before, and how often thresholds were set."""
         names = ("mean_loss", "losses", "sums", "kept", "renewed", "relative")
         return {name: getattr(self, f"_{name}") for name in names}
 
@@ -177,18 +177,18 @@ class ManifoldObjective(Objective):
 
 
 def pooled(layer: GatedConv, y: Tensor) -> Tensor:
-    """The layer's feature map just before masking, averaged over positions, `(N, C, ...)` -> `(N, C)`; with the ReLU
-    that follows, where one does.
+    """Return the layer's feature map just before masking, averaged over positions, `(N, C, ...)` -> `(N, C)`; with the
+    ReLU that follows, where one does.
     """
     return (F.relu(y) if layer.made_by.rectified else y).flatten(2).mean(2)
 
 
 def unlikeness(features: Tensor, pi: Tensor) -> Tensor:
-    """`|R - T|^2 / N^2` of the cosine Gram matrices of pooled features and saliencies, each `(N, C)`."""
+    """Return `|R - T|^2 / N^2` of the cosine Gram matrices of pooled features and saliencies, each `(N, C)`."""
     return (gram(features) - gram(pi)).square().mean()
 
 
 def gram(rows: Tensor) -> Tensor:
-    """Cosines between rows, `(N, C)` -> `(N, N)`."""
+    """Return the cosines between rows, `(N, C)` -> `(N, N)`."""
     unit = F.normalize(rows, dim=1)
     return unit @ unit.t()

@@ -1,4 +1,4 @@
-"""What is said of many images at once."""
+"""Rank correlation: what is said of many images at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def ranks(values: Tensor) -> Tensor:
-    """The rank of each of `(N,)` values, from 0; equal values share the mean of theirs."""
+    """Return the rank of each of `(N,)` values, from 0; equal values share the mean of theirs."""
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     middle: Tensor = last - (counts.double() + 1) / 2
@@ -15,7 +15,7 @@ def ranks(values: Tensor) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two `(N,)` series; 0 where one of them is constant."""
+    """Return Spearman's rank correlation of two `(N,)` series; 0 where one of them is constant."""
     both = torch.stack([ranks(a), ranks(b)])
     centred = both - both.mean(1, keepdim=True)
     norms = centred.norm(dim=1)

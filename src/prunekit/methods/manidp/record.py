@@ -17,7 +17,7 @@ from prunekit.surgery.execution.hooks import hooked
 
 @dataclass(frozen=True)
 class Record:
-    """What was seen, image by image, on the CPU.
+    """Record of what was seen, image by image, on the CPU.
 
     `kept` `(N, layers)` counts the channels each image kept, `used` holds for each layer how many images kept each
     channel, `macs` `(N,)` is their cost without gates, `losses` `(N,)` the cross-entropy in nats and `correct` `(N,)`
@@ -83,7 +83,7 @@ def observe(
 
 @contextlib.contextmanager
 def watched(layers: Iterable[GatedConv]) -> Iterator[list[Tensor]]:
-    """A list that gets the saliencies `(N, c)` of each layer in turn, whenever the network runs inside."""
+    """Yield a list that gets the saliencies `(N, c)` of each layer in turn, whenever the network runs inside."""
     seen: list[Tensor] = []
     with hooked(layer.gate.register_forward_hook(lambda _, __, pi: seen.append(pi)) for layer in layers):
         yield seen

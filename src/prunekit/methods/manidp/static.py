@@ -1,4 +1,4 @@
-"""Channels that no image ever keeps are removed for good."""
+"""Removal, for good, of channels that no image ever keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunekit.spec import origin_of, remember
 
 
 def prune_static(view: GatedView, record: Record) -> tuple[nn.Module, Plan]:
-    """A copy of the gated network without the channels that were off for every image of `record`, and the plan.
+    """Return a copy of the gated network without the channels that were off for every image of `record`, and the plan.
 
     Channels of streams stay: other layers add to them. Stored thresholds stay as they are; for the images of `record`
     the network computes what it did.

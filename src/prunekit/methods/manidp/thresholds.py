@@ -46,7 +46,7 @@ class Calibration:
     kept: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         return dict(vars(self))
 
 
@@ -114,7 +114,7 @@ def _search(view: GatedView, batches: Batches, target: float) -> Calibration:
 
 
 def _shift(family: Thresholds, saliencies: tuple[Tensor, ...], cost: DynamicCost, aim: float) -> float:
-    """The shift at which these saliencies would cost at most `aim` MACs on average."""
+    """Return the shift at which these saliencies would cost at most `aim` MACs on average."""
     low, high = -SPAN, SPAN
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -138,7 +138,7 @@ class Thresholds:
 
     @classmethod
     def around(cls, view: GatedView, record: Record) -> Thresholds:
-        """Around the present thresholds of a network, whose saliencies `record` holds."""
+        """Return thresholds around the present ones of a network, whose saliencies `record` holds."""
         ordered = tuple(pi.flatten().sort().values for pi in record.saliencies)
         odds = []
         for layer, values in zip(view.layers.values(), ordered, strict=True):
@@ -147,7 +147,7 @@ class Thresholds:
         return cls(ordered, tuple(odds))
 
     def at(self, shift: float) -> list[float]:
-        """The threshold of each layer; past its last saliency, more than any."""
+        """Return the threshold of each layer; past its last saliency, more than any."""
         places = [
             int(_share(odds + shift) * len(values) + 1e-6) for values, odds in zip(self.ordered, self.odds, strict=True)
         ]
@@ -157,7 +157,7 @@ class Thresholds:
         ]
 
     def quantile(self, shift: float) -> float:
-        """The mean of the layers' quantiles."""
+        """Return the mean of the layers' quantiles."""
         return sum(_share(odds + shift) for odds in self.odds) / len(self.odds)
 
 

@@ -53,7 +53,7 @@ def add_buckets(view: GatedView, images: Tensor, count: int, *, seed: int = 0) -
 
 
 def bucketed(model: nn.Module) -> Bucketed:
-    """The sub-networks and the router of a gated `model` that has a table; each is a plain, smaller network.
+    """Return the sub-networks and the router of a gated `model` that has a table; each is a plain, smaller network.
 
     Raises:
         InputError: it has none.
@@ -72,7 +72,7 @@ def bucketed(model: nn.Module) -> Bucketed:
 
 
 class Bucketed(nn.Module):
-    """Runs each image through the sub-network that the router chooses, one batch a bucket; `macs` are theirs."""
+    """Network that runs each image through the sub-network its router chooses, a batch a bucket; `macs` are theirs."""
 
     def __init__(self, router: nn.Module, networks: Iterable[nn.Module], macs: Iterable[int] = ()) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Bucketed(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` -> `(N, classes)`."""
+        """Return the answers: `(N, C, H, W)` -> `(N, classes)`."""
         routes = self.router(x).argmax(1)
         if len(x) == 1:
             alone: Tensor = self.networks[int(routes)](x)
@@ -97,7 +97,7 @@ class Bucketed(nn.Module):
 
 
 def _constant(kept: Tensor) -> Tensor:
-    """Constant saliencies `(c,)` for images that keep `(n, c)`: means, of as many channels as they keep on average."""
+    """Return constant saliencies `(c,)` for images that keep `(n, c)`: means, of as many channels as they keep."""
     if not len(kept):
         return torch.zeros(kept.size(1))
     means = kept.mean(0)
@@ -106,14 +106,14 @@ def _constant(kept: Tensor) -> Tensor:
 
 
 def _static(model: nn.Module, scales: Mapping[str, Tensor]) -> nn.Module:
-    """A copy with constant saliencies, by layer, in place of the gates."""
+    """Return a copy with constant saliencies, by layer, in place of the gates."""
     subject = copied(model)
     delattr(subject, NAME)
     return remove_gates(subject, scales)
 
 
 def _cut(model: nn.Module, graph: Graph, scales: Mapping[str, Tensor]) -> tuple[nn.Module, int]:
-    """The sub-network with these constant saliencies, sliced, verified and folded, and its MACs."""
+    """Return the sub-network with these constant saliencies, sliced, verified and folded, and its MACs."""
     plan = Plan(_keeps(graph, scales), example=graph.example_shapes)
     small = surgery.edit(model, plan, graph)
     surgery.verify(model, small, plan, graph)
@@ -122,7 +122,7 @@ def _cut(model: nn.Module, graph: Graph, scales: Mapping[str, Tensor]) -> tuple[
 
 
 def _keeps(graph: Graph, scales: Mapping[str, Tensor]) -> list[Keep]:
-    """Removals of the channels that are zero, in the layers whose channels nobody else adds to."""
+    """Return removals of the channels that are zero, in the layers whose channels nobody else adds to."""
     keeps = []
     for name, scale in scales.items():
         group = next((g for g in graph.groups if name in {m.module for m in (*g.producers, *g.followers)}), None)
@@ -135,7 +135,7 @@ def _keeps(graph: Graph, scales: Mapping[str, Tensor]) -> list[Keep]:
 
 
 def k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The cluster of each of `(N, d)` points, `(N,)`; k-means++ starts (Arthur & Vassilvitskii, 2007)."""
+    """Return the cluster of each of `(N, d)` points, `(N,)`; k-means++ starts (Arthur & Vassilvitskii, 2007)."""
     centres = points[torch.randint(len(points), (1,), generator=generator)]
     while len(centres) < count:
         distance = torch.cdist(points, centres).min(1).values.square()
@@ -150,7 +150,7 @@ def k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def train_router(router: Router, images: Tensor, home: Tensor, generator: torch.Generator) -> float:
-    """Teach the router, in place, the bucket of each image; the share that it then gets right."""
+    """Teach the router, in place, the bucket of each image; return the share that it then gets right."""
     with torch.random.fork_rng([]), torch.enable_grad():
         torch.manual_seed(generator.initial_seed())
         for module in router.children():

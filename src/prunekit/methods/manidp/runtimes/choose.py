@@ -1,4 +1,4 @@
-"""From the name of a runtime to a network that runs that way."""
+"""Runtimes by name, and networks that run that way."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _TIMINGS = 15
 def accelerate(
     model: nn.Module, runtime: str, *, batch: int = 1, view: GatedView | None = None
 ) -> tuple[nn.Module, str]:
-    """A copy of the gated `model` that runs as `runtime` says, for inference with `batch` images at a time, and the
-    name of its runtime: with `auto`, of the fastest one, measured here on random images. `view` is what has been read
-    of the network, if that is at hand.
+    """Return a copy of the gated `model` that runs as `runtime` says, for inference with `batch` images at a time, and
+    the name of its runtime: with `auto`, of the fastest one, measured here on random images. `view` is what has been
+    read of the network, if that is at hand.
 
     Raises:
         InputError: no such runtime, no gates, or (`buckets`) no sub-networks are stored in the network.
@@ -50,12 +50,12 @@ def accelerate(
 
 
 def available(model: nn.Module, batch: int) -> list[str]:
-    """The runtimes that the gated `model` has for `batch` images at a time."""
+    """Return the runtimes that the gated `model` has for `batch` images at a time."""
     return ["masked", *(["gather"] if batch == 1 else []), *(["buckets"] if hasattr(model, NAME) else [])]
 
 
 def dense(model: nn.Module, batch: int = 1) -> nn.Module:
-    """The gated `model`, **changed in place**, without its gates: what a runtime is to be faster than."""
+    """Return the gated `model`, **changed in place**, without its gates: a runtime is to be faster than this."""
     if hasattr(model, NAME):
         delattr(model, NAME)
     ones = {name: torch.ones_like(layer.gate.excite.bias.detach()) for name, layer in gated_layers(model)}
@@ -64,22 +64,22 @@ def dense(model: nn.Module, batch: int = 1) -> nn.Module:
 
 
 def masked(model: nn.Module, graph: Graph, batch: int = 1) -> nn.Module:
-    """A copy of any network, which `graph` was traced from, for inference: batch norms folded, in the layout that is
-    faster for such batches.
+    """Return a copy of any network, which `graph` was traced from, for inference: batch norms folded, in the layout
+    that is faster for such batches.
     """
     folded, _ = fold_batch_norms(model, graph)
     return in_best_layout(folded, images_like(model, batch))
 
 
 def medians(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str, float]:
-    """The median seconds of a forward pass of each network."""
+    """Return the median seconds of a forward pass of each network."""
     runs = {name: partial(network, images) for name, network in networks.items()}
     times = in_turns(runs, images.device, rounds=_TIMINGS)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def images_like(model: nn.Module, batch: int) -> Tensor:
-    """Random images of the shape that a network reads, `(batch, C, H, W)`, channels-last, the same ones each time."""
+    """Return random images of the shape a network reads, `(batch, C, H, W)`, channels-last, the same each time."""
     origin, like = origin_of(model), next(model.parameters())
     shape = origin.input.shape if origin and origin.input else ()
     images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(like)

@@ -60,7 +60,7 @@ def export_buckets(
     options: ExportOptions | None = None,
     images: Iterable[Batch] | None = None,
 ) -> ExportedBuckets:
-    """The sub-networks of the gated `model` and their router as files, checked one by one and all together.
+    """Return the sub-networks of the gated `model` and their router as files, checked one by one and all together.
 
     `images` are normalised batches, with their labels where known; without them inputs are random.
 

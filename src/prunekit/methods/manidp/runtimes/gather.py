@@ -33,14 +33,14 @@ _SHARES = (0.25, 0.5, 0.75, 0.9)  # of the channels, at which gathering is timed
 
 @dataclass
 class Wire:
-    """Which channels of a layer a compact feature map holds; None for all, in order. Set on every call."""
+    """Channels of a layer that a compact feature map holds; None for all, in order. Set on every call."""
 
     width: int
     index: Tensor | None = None
 
 
 def gathered(view: GatedView, example: Tensor) -> nn.Module:
-    """A copy of the gated network, for inference, that runs one image at a time and computes what it keeps.
+    """Return a copy of the gated network, for inference, that runs one image at a time and computes what it keeps.
 
     `example` is one typical image, `(1, C, H, W)`, to time the layers with.
 
@@ -66,14 +66,14 @@ def gathered(view: GatedView, example: Tensor) -> nn.Module:
 
 
 class OneImage(nn.Module):
-    """Runs images one by one: gates differ between them."""
+    """Network that runs images one by one: gates differ between them."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` -> `(N, classes)`."""
+        """Return the answers: `(N, C, H, W)` -> `(N, classes)`."""
         if x.size(0) == 1:
             result: Tensor = self.network(x)
             return result
@@ -95,14 +95,14 @@ class GatheredConv(nn.Module):
         self.limit = self.width  # of kept channels, up to which gathering is faster than the dense layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """The feature map of the kept channels."""
+        """Return the feature map of the kept channels."""
         pi = self.gate.of_pooled(_spread(x.mean((2, 3)), self.source))
         kept = pi * (pi >= self.threshold).to(pi.dtype)
         count = min(self.width, max(1, -(-int(torch.count_nonzero(kept)) // _MULTIPLE)) * _MULTIPLE)
         return self.gather(x, kept, count) if count <= self.limit else self.dense(x, kept)
 
     def gather(self, x: Tensor, kept: Tensor, count: int) -> Tensor:
-        """The outputs with the `count` largest saliencies, alone."""
+        """Return the outputs with the `count` largest saliencies, alone."""
         index = kept[0].topk(count, sorted=False).indices.sort().values  # ascending, for the memory's sake
         y = self._thin(x, index) * kept[0, index].reshape(1, -1, 1, 1)
         if self.sink is not None:
@@ -111,7 +111,7 @@ class GatheredConv(nn.Module):
         return _scatter(y, index, self.width)
 
     def dense(self, x: Tensor, kept: Tensor) -> Tensor:
-        """All outputs, each times its saliency or zero."""
+        """Return all outputs, each times its saliency or zero."""
         if self.sink is not None:
             self.sink.index = None
         if self.source is not None and self.source.index is not None:
@@ -120,7 +120,7 @@ class GatheredConv(nn.Module):
         return y * kept[:, :, None, None]
 
     def _thin(self, x: Tensor, index: Tensor) -> Tensor:
-        """The convolution's outputs `index`; in a chain every convolution has these channels."""
+        """Return the convolution's outputs `index`; in a chain every convolution has these channels."""
         columns = None if self.source is None else self.source.index
         for number, module in enumerate(self.chain):
             if module not in self.weights:
@@ -142,7 +142,7 @@ class ColumnConv(nn.Module):
         self.weights = Rows(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        """All output channels, from the input channels that are there."""
+        """Return all output channels, from the input channels that are there."""
         if self.source.index is None:
             result: Tensor = self.conv(x)
             return result
@@ -163,7 +163,7 @@ class Rows:
         self.bias = None if conv.bias is None else conv.bias.detach()
 
     def __call__(self, x: Tensor, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
-        """The convolution's `outputs` (all: None), where `x` holds only its `inputs` (all: None).
+        """Return the convolution's `outputs` (all: None), where `x` holds only its `inputs` (all: None).
 
         A depthwise convolution's inputs are its outputs.
         """
@@ -181,14 +181,14 @@ class Rows:
 
 
 def _spread(pooled: Tensor, source: Wire | None) -> Tensor:
-    """Pooled compact features `(1, k)` at their places among all channels."""
+    """Return pooled compact features `(1, k)` at their places among all channels."""
     if source is None or source.index is None:
         return pooled
     return pooled.new_zeros(1, source.width).index_copy_(1, source.index, pooled)
 
 
 def _scatter(y: Tensor, index: Tensor, width: int) -> Tensor:
-    """The channels of `y` at their places among `width`, zeros elsewhere; channels-last."""
+    """Return the channels of `y` at their places among `width`, zeros elsewhere; channels-last."""
     full = torch.empty(
         (1, width, *y.shape[2:]), dtype=y.dtype, device=y.device, memory_format=torch.channels_last
     ).zero_()
@@ -196,7 +196,7 @@ def _scatter(y: Tensor, index: Tensor, width: int) -> Tensor:
 
 
 def _wires(view: GatedView) -> dict[str, tuple[str, Wire]]:
-    """For each gated layer whose output a single layer reads, and can read compactly: that layer, and the wire."""
+    """Return, for each gated layer whose output one layer alone reads, and can compactly, that layer and the wire."""
     gated, cost = view.layers, view.cost
     wires: dict[str, tuple[str, Wire]] = {}
     for number, name in enumerate(cost.layers):
@@ -210,7 +210,7 @@ def _wires(view: GatedView) -> dict[str, tuple[str, Wire]]:
 
 
 def _consumers(graph: Graph, name: str, gated: Mapping[str, GatedConv]) -> set[str]:
-    """The layers that read the outputs of a gated layer; it itself where other layers make or scale them too."""
+    """Return the layers that read the outputs of a gated layer; itself where other layers make or scale them too."""
     group = channels_of(graph, name)
     others = [m.module for m in (*group.producers, *group.followers) if _home(m.module, gated) != name]
     return {name} if others else {_home(member.module, gated) for member in group.consumers}

@@ -11,7 +11,7 @@ from prunekit.evaluation.latency import least_seconds
 
 
 class InLayout(nn.Module):
-    """Runs a network in one memory layout, whatever that of its input is."""
+    """Network that runs in one memory layout, whatever that of its input is."""
 
     def __init__(self, network: nn.Module, layout: torch.memory_format) -> None:
         super().__init__()
@@ -19,13 +19,13 @@ class InLayout(nn.Module):
         self.layout = layout
 
     def forward(self, x: Tensor) -> Tensor:
-        """The network's output."""
+        """Return the network's output."""
         result: Tensor = self.network(x.contiguous(memory_format=self.layout))
         return result
 
 
 def in_best_layout(network: nn.Module, images: Tensor) -> InLayout:
-    """`network`, changed in place, in the layout in which it reads these `images` `(N, C, H, W)` faster."""
+    """Return `network`, changed in place, in the layout in which it reads these `images` `(N, C, H, W)` faster."""
     times: dict[torch.memory_format, float] = {}
     for layout in (torch.channels_last, torch.contiguous_format):
         candidate = InLayout(network, layout)
