@@ -1,4 +1,4 @@
-"""What restoration knows of activations: the function, and which of its inputs it cannot tell from one another."""
+"""Activations as restoration knows them: the function, and which of its inputs it cannot tell from one another."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Activation:
 
     @property
     def hides(self) -> bool:
-        """Whether some inputs look alike to it."""
+        """True if some inputs look alike to it."""
         return self.low > -math.inf or self.high < math.inf
 
 
 def activation_of(model: nn.Module, node: Node) -> Activation | None:
-    """The activation that an op is, as it was called; None where it is none that is known.
+    """Return the activation that an op is, as it was called; None where it is none that is known.
 
     It reads one value; beside it at most a parameter, of one entry or one for each channel.
     """
@@ -59,7 +59,7 @@ def _elu(settings: Mapping[str, Any]) -> Activation:
 
 
 def _plain(function: Callable[..., Tensor], low: float = -math.inf, high: float = math.inf) -> Any:
-    """An activation that is called with its settings by name."""
+    """Return an activation that is called with its settings by name."""
     return lambda settings: Activation(partial(function, **settings), low, high)
 
 

@@ -15,14 +15,14 @@ from prunekit.surgery.copying import copied
 
 
 def norms_of(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """The batch norms that hold running statistics, by name."""
+    """Yield the batch norms that hold running statistics, by name."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             yield name, module
 
 
 def aligned(model: nn.Module, images: Tensor) -> nn.Module:
-    """A copy whose batch norms hold the statistics of `images` `(N, C, H, W)`: each sees what it was made to give."""
+    """Return a copy whose norms hold the statistics of `images` `(N, C, H, W)`: each sees what it was made to give."""
     subject = copied(model).eval()
     for _, norm in norms_of(subject):
         norm.momentum = 1.0
@@ -35,7 +35,7 @@ def aligned(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def refit_norms(model: nn.Module, graph: Graph, plan: Plan, images: Tensor) -> Plan:
-    """`plan`, with running statistics moved by how those of the two networks differ on `images`.
+    """Return `plan`, with running statistics moved by how those of the two networks differ on `images`.
 
     Both are measured on the same images, so few of them suffice: what is a matter of the sample is in both.
 

@@ -37,7 +37,7 @@ def calibrate(
     memory: int = MEMORY,
     seed: int = 0,
 ) -> Plan:
-    """`plan` with refits for the layers whose inputs it changes; its removals and folds are what they start from.
+    """Return `plan` with refits for the layers whose inputs it changes; they start from its removals and folds.
 
     `images` are normalised, `(N, C, H, W)` or batches of them; labels are never asked for. They pass in batches, which
     wait for one another at each layer and there hold up to `memory` bytes; where that is too little for all of them,
@@ -66,7 +66,7 @@ def calibrate(
 
 
 def _too_few(model: nn.Module, rows: Mapping[str, int], images: int) -> str | None:
-    """A warning where layers have more inputs than there are positions to learn from."""
+    """Return a warning where layers have more inputs than there are positions to learn from."""
     inputs = {name: model.get_parameter(f"{name}.weight" if name else "weight")[0].numel() for name in rows}
     starved = sorted((name for name in rows if rows[name] < inputs[name]), key=lambda name: rows[name] - inputs[name])
     if not starved:

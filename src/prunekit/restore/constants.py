@@ -39,7 +39,7 @@ class Constants:
 
 
 def constant_folds(model: nn.Module, graph: Graph, keeps: Mapping[str, Sequence[int]]) -> Constants:
-    """A fold with `A = 0`, `b` = the constant of each removed input, for every consumer that loses inputs.
+    """Return a fold with `A = 0`, `b` = the constant of each removed input, for every consumer that loses inputs.
 
     Where an operation cannot carry a constant (`surgery/carriers.py`), no fold is claimed.
     """
@@ -63,7 +63,7 @@ def constant_folds(model: nn.Module, graph: Graph, keeps: Mapping[str, Sequence[
 
 
 def _losing(graph: Graph, keeps: Mapping[str, Sequence[int]], kept: Mask) -> dict[Key, str]:
-    """The weights through which removed channels are read, and one of the groups that each loses some of."""
+    """Return the weights through which removed channels are read, and one of the groups that each loses some of."""
     read = {(node.read.parameter, node.read.dim) for node in graph.nodes if node.read is not None}
     losing = {key: (~kept[graph.slots[key]]).nonzero()[0] for key in sorted(read & graph.slots.keys())}
     losing = {key: gone for key, gone in losing.items() if gone.size}
@@ -81,7 +81,7 @@ def _losing(graph: Graph, keeps: Mapping[str, Sequence[int]], kept: Mask) -> dic
 
 
 def _silenced(model: nn.Module, graph: Graph, kept: Mask) -> nn.Module:
-    """A copy in which every batch norm multiplies the removed channels by zero."""
+    """Return a copy in which every batch norm multiplies the removed channels by zero."""
     tensors = named_tensors(model)
     replaced: dict[int, Any] = dict(aliases(model))
     for node in graph.nodes:
@@ -96,7 +96,7 @@ def _silenced(model: nn.Module, graph: Graph, kept: Mask) -> nn.Module:
 
 
 def _input_constants(model: nn.Module, graph: Graph, gone: Mapping[Key, Ids], kept: Mask) -> dict[Key, Tensor]:
-    """For each weight the constants of the removed channels read through it, zero where these follow the input.
+    """Return, for each weight, the constants of removed channels read through it, zero where these follow the input.
 
     Each has an entry for every channel of the activation, in double precision. Two runs on the example's own shapes
     tell what follows the input: an input may be a list of images.
@@ -120,7 +120,7 @@ def _input_constants(model: nn.Module, graph: Graph, gone: Mapping[Key, Ids], ke
 
 
 class _ReadConstants(FollowWeights):
-    """Notes what removed channels are where they are read: for each call `(channels, places)`.
+    """Mode that notes what removed channels are where they are read: for each call `(channels, places)`.
 
     `removed` tells which channels of the activation these are.
     """
@@ -139,7 +139,7 @@ class _ReadConstants(FollowWeights):
         key: Key,
         line: Tensor,
     ) -> tuple[Any, Tensor | None]:
-        """Read them off."""
+        """Note what the removed channels are where an op reads them."""
         x, width = args[reading.activation], line.numel()
         removed = torch.isin(line, torch.from_numpy(self._gone[key])).repeat(x.size(reading.channels) // width)
         self.removed[key] = removed
@@ -149,7 +149,7 @@ class _ReadConstants(FollowWeights):
 
 
 def _constant(a: Tensor, b: Tensor) -> Tensor:
-    """The mean of each row of what was read in two runs, zero where it differs between them."""
+    """Return the mean of each row of what was read in two runs, zero where it differs between them."""
     a, b = a.double(), b.double()
     if a.shape == b.shape:
         moves = (a - b).abs().amax(1)
@@ -161,7 +161,7 @@ def _constant(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _common(constants: Sequence[Tensor]) -> Tensor:
-    """What all calls of a layer agree on, zero elsewhere."""
+    """Return what all calls of a layer agree on, zero elsewhere."""
     first = constants[0]
     same = torch.stack([one == first for one in constants]).all(0)
     return torch.where(same, first, 0.0)

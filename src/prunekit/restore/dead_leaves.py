@@ -18,7 +18,7 @@ _SHADING = 0.5
 
 
 def dead_leaves(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """`count` pictures `(count, C, H, W)`, each colour channel of mean 0 and variance 1 over all of them.
+    """Return `count` pictures `(count, C, H, W)`, each colour channel of mean 0 and variance 1 over all of them.
 
     Leaves are shaded ellipses and boxes; the density of radii falls as `r^-3`, which makes the pictures look the same
     at every scale.
@@ -45,7 +45,7 @@ def _colours(count: int, channels: int, generator: torch.Generator) -> Tensor:
 
 
 def _place(y: Tensor, x: Tensor, count: int, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Coordinates of every pixel along a leaf's two axes, in its radii: `(count, H, W)` each."""
+    """Return coordinates of every pixel along a leaf's two axes, in its radii: `(count, H, W)` each."""
 
     def uniform() -> Tensor:
         return torch.rand(count, generator=generator)[:, None, None]

@@ -57,7 +57,7 @@ class Frontier:
                 one.walk.close()
 
     def arrivals(self) -> Iterator[tuple[Site, list[Arrival]]]:
-        """Each site, in execution order, with what arrives there of each batch; none where a pass does not come by."""
+        """Yield each site, in execution order, and what arrives there of each batch; none where a pass misses it."""
         room = self._room()
         for number, site in enumerate(self._sites):
             for pair in self._pairs:
@@ -113,7 +113,7 @@ class Frontier:
             ) from error
 
     def _room(self) -> list[int]:
-        """How many images may be at each site and at all behind it, by what one holds there in the original."""
+        """Return how many images may be at each site and all behind it, by what one holds there in the original."""
         if self._memory >= 8 * len(self._images) * bytes_per_image(self._graph):
             return [len(self._images)] * len(self._sites)
         alone, held = self._pass(self._networks[0], self._images[:1], late=True), []

@@ -23,7 +23,7 @@ _DENSITY = torch.exp(-_GRID.square() / 2) / math.sqrt(2 * math.pi) * (_GRID[1] -
 
 
 def hermite(gamma: Tensor, beta: Tensor, activation: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """`h_0 ... h_8`, `(9, C)`, and the variance, `(C,)`, of `activation(gamma u + beta)` for a standard normal `u`."""
+    """Return `h_0 ... h_8`, `(9, C)`, and the variance, `(C,)`, of `activation(gamma u + beta)`, `u ~ N(0, 1)`."""
     values = activation(gamma[:, None] * _GRID + beta[:, None]) * _DENSITY  # (C, grid)
     before, now, found = torch.zeros_like(_GRID), torch.ones_like(_GRID), []
     for n in range(_TERMS + 1):
@@ -43,12 +43,12 @@ class Filters:
 
     @property
     def flat(self) -> Tensor:
-        """`(outputs, inputs, taps)`, in double precision."""
+        """Weights of shape `(outputs, inputs, taps)`, in double precision."""
         weight = self.weight.detach().double().cpu()
         return weight.reshape(weight.size(0), weight.size(1), -1)
 
     def distances(self, shift: tuple[int, ...]) -> Tensor:
-        """How far kernel taps `t` and, `shift` outputs further, `s` are apart: `(taps, taps)`."""
+        """Return how far kernel taps `t` and, `shift` outputs further, `s` are apart: `(taps, taps)`."""
         total = torch.zeros(1, 1, dtype=torch.float64)
         for axis, step in enumerate(shift):
             taps = torch.arange(self.weight.size(2 + axis), dtype=torch.float64) * self.dilation[axis]
@@ -60,7 +60,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a layer's channels behind batch norm and activation, before they are correlated: what `covariances` needs.
+    """Moments of a layer's channels behind norm and activation, before they are correlated: input of `covariances`.
 
     `terms` are the Hermite coefficients, `(9, C)`, the first the mean, `variance` `(C,)`, and `rho`, `(shifts, C, C)`,
     the correlations in front of the activation. `apart` tells how far one place is from the next, in places of the
@@ -74,11 +74,11 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """`(C,)`."""
+        """Mean of each channel, `(C,)`."""
         return self.terms[0]
 
     def covariances(self) -> Tensor:
-        """`(shifts, C, C)`; the first shift is none."""
+        """Return the covariances, `(shifts, C, C)`; the first shift is none."""
         power, total = torch.ones_like(self.rho), torch.zeros_like(self.rho)
         for term in self.terms[1:]:
             power = power * self.rho
@@ -89,7 +89,7 @@ class Moments:
 
 
 def correlations(filters: Filters, shifts: list[tuple[int, ...]]) -> Tensor:
-    """Correlation of a layer's outputs `i` at some place and `j` at that place plus each shift: `(shifts, C, C)`."""
+    """Return the correlation of outputs `i` at some place and `j` at that place plus each shift: `(shifts, C, C)`."""
     weight = filters.flat
     fading = [torch.pow(_fading(), filters.distances(shift)) for shift in shifts]
     spreads = [torch.einsum("ict,ts->ics", weight, one).flatten(1) for one in fading]
@@ -101,7 +101,7 @@ def correlations(filters: Filters, shifts: list[tuple[int, ...]]) -> Tensor:
 
 
 def depthwise_correlations(before: Moments, filters: Filters) -> Tensor:
-    """Correlation of what a depthwise convolution makes of channels, `(1, C, C)`.
+    """Return the correlation of what a depthwise convolution makes of channels, `(1, C, C)`.
 
     Between places these are as alike as at one place, times what fades. With `W` the filters and `F_n` the fading of
     the taps to the power `n`, each term of Mehler's formula comes times `W F_n W^T`; what the series leaves out is
@@ -120,7 +120,7 @@ def depthwise_correlations(before: Moments, filters: Filters) -> Tensor:
 
 
 def activated(norm: Any, activation: Callable[[Tensor], Tensor], rho: Tensor, apart: tuple[int, ...] = ()) -> Moments:
-    """Moments behind a batch norm and an activation of what correlates as `rho`, `(shifts, C, C)`, in front of them.
+    """Return moments behind a batch norm and an activation of what correlates as `rho`, `(shifts, C, C)`, before them.
 
     Statistics that are no numbers are the caller's care.
     """

@@ -18,7 +18,7 @@ MEMORY = 4 << 30  # bytes of activations
 
 
 def gather(images: Images, model: nn.Module, graph: Graph, most: int | None = None) -> Tensor:
-    """The images in the model's type and on its device, or `most` of them.
+    """Return the images in the model's type and on its device, or `most` of them.
 
     `images` are normalised, `(N, C, H, W)`: one tensor, or batches.
 
@@ -40,7 +40,7 @@ def gather(images: Images, model: nn.Module, graph: Graph, most: int | None = No
 
 
 def reads_images(graph: Graph) -> bool:
-    """Whether the network's input is one tensor, as a batch of images is."""
+    """Return whether the network's input is one tensor, as a batch of images is."""
     return len(graph.example) == 1 and isinstance(graph.example[0], Tensor)
 
 
@@ -57,7 +57,7 @@ def _checked(batch: object, shape: tuple[int, ...]) -> Tensor:
 
 
 def bytes_per_image(graph: Graph) -> int:
-    """The most that one image's activations take at any moment of a forward pass, by the lifetimes of its values."""
+    """Return the most that an image's activations take at any moment of a forward, by the lifetimes of its values."""
     last = {value: node.index for node in graph.nodes for value in (*node.inputs, *node.outputs)}
     size: dict[int, int] = {}
     live = most = 0

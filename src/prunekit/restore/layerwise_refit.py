@@ -65,7 +65,7 @@ def refit_in_order(
 
 
 def _holdable(arrival: Arrival) -> int:
-    """How many positions of a grouped layer can be held: it has few inputs for each output, and needs no more."""
+    """Return how many positions of a grouped layer can be held: it has few inputs an output, and needs no more."""
     call = arrival.small.call
     each = call.weight[0].numel() * call.groups * call.x.element_size()
     return max(2000, HELD // each) if call.groups > 1 else sys.maxsize
@@ -86,11 +86,11 @@ class _Sample:
         self._kept = site.kept
 
     def original(self) -> Tensor:
-        """`(rows, C)`: what the original gave on the kept channels."""
+        """Return what the original gave on the kept channels, `(rows, C)`."""
         return torch.cat([self._cut(outputs_at(_output(arrival), own)) for arrival, own in self.parts])
 
     def missing(self) -> Tensor:
-        """`(rows, C)`: what the pruned network's residual stream lacks of the original's."""
+        """Return what the pruned network's residual stream lacks of the original's, `(rows, C)`."""
         parts = []
         for arrival, own in self.parts:
             was, now = (_as_output(stop.stream, _output(arrival)) for stop in (arrival.original, arrival.small))
@@ -98,7 +98,7 @@ class _Sample:
         return torch.cat(parts)
 
     def inputs(self, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """What the pruned network reads there, a slice of rows at a time: `(groups, n, inputs)`."""
+        """Yield what the pruned network reads there, a slice of rows at a time: `(groups, n, inputs)`."""
         start = 0
         for arrival, own in self.parts:
             for rows, part in inputs_at(arrival.small.call, own):
@@ -115,7 +115,7 @@ def _output(arrival: Arrival) -> Tensor:
 
 
 def _as_output(stream: Tensor | None, output: Tensor) -> Tensor:
-    """A stream in the shape of what is added to it: a product of matrices gives rows."""
+    """Return a stream in the shape of what is added to it: a product of matrices gives rows."""
     assert stream is not None
     return stream.reshape(-1, stream.size(-1)) if output.dim() == 2 else stream
 
@@ -129,7 +129,7 @@ def _joins(arrival: Arrival) -> bool:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a layer of the pruned network should give at the sampled positions, `(rows, C)`, before its batch norm.
+    """Outputs wanted of a layer of the pruned network at the sampled positions, `(rows, C)`, before its batch norm.
 
     An activation that reads `scale * output + offset`, and nothing else does, may not tell numbers from one another: a
     ReLU negative ones, say. Then nothing is wanted where those of both networks look alike to it, which are all up to
@@ -142,7 +142,7 @@ class Wanted:
     offset: Tensor | None = None
 
     def relaxed(self, rows: slice, given: Tensor) -> Tensor:
-        """What is wanted of a layer that gives `given`, `(rows, C)`: its loss bounds that behind the activation."""
+        """Return what is wanted of a layer that gives `given`, `(rows, C)`: its loss bounds that of the activation."""
         assert self.scale is not None
         assert self.offset is not None
         wanted = self.output[rows].to(given)
@@ -156,7 +156,7 @@ class Wanted:
 
 
 def _wanted(small: nn.Module, site: Site, sample: _Sample) -> Wanted:
-    """The original's output, and what brings a residual stream back to the original's."""
+    """Return the original's output, and what brings a residual stream back to the original's."""
     output = sample.original()
     if site.join and sample.joined:
         return Wanted(output + sample.missing() / scale_of(small, site.join.norm))
@@ -166,7 +166,7 @@ def _wanted(small: nn.Module, site: Site, sample: _Sample) -> Wanted:
 
 
 def _affine(small: nn.Module, norm: str | None) -> tuple[Tensor, Tensor]:
-    """Scale and offset of a batch norm; one and zero without."""
+    """Return scale and offset of a batch norm; one and zero without."""
     scale = scale_of(small, norm)
     if norm is None:
         return scale, torch.zeros_like(scale)
@@ -176,7 +176,7 @@ def _affine(small: nn.Module, norm: str | None) -> tuple[Tensor, Tensor]:
 
 
 def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float) -> list[Refit]:
-    """The refits of a layer, and of the batch norm that takes its constant, to give what is wanted of it.
+    """Return the refits of a layer, and of the batch norm that takes its constant, to give what is wanted of it.
 
     Raises:
         FloatingPointError: the layer's input, or what is wanted of it, is not finite.
@@ -212,7 +212,7 @@ def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float) -> list
 
 
 def _chunks(sample: _Sample, wide: torch.dtype) -> Chunks:
-    """The layer's inputs at these places; held, unless they take too much, since each round asks for them again."""
+    """Return the layer's inputs at these places; held, unless they take too much: each round asks for them again."""
     call = sample.parts[0][0].small.call
     if sample.rows * call.weight[0].numel() * call.groups * wide.itemsize > HELD:
         return lambda: sample.inputs(wide)

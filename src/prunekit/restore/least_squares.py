@@ -43,7 +43,7 @@ class _Sums:
         self._factor = _factor(moments)
 
     def solve(self, parts: Iterable[tuple[slice, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Coefficients `(blocks, inputs, outputs)` and constants `(blocks, 1, outputs)`, from rows of `x` and `y`."""
+        """Return coefficients `(blocks, inputs, outputs)` and constants `(blocks, 1, outputs)`, from rows `x`, `y`."""
         cross, mean = torch.zeros(()), torch.zeros(())
         for _, x, y in parts:
             cross = cross + ((x - self._origin).transpose(1, 2) @ y).double() / self._rows
@@ -67,7 +67,7 @@ class _Rows:
         self._factor = _factor(moments)
 
     def solve(self, parts: Iterable[tuple[slice, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """As `_Sums.solve`: `X^T (X X^T + rows penalty)^-1 Y`."""
+        """Return the same as `_Sums.solve`: `X^T (X X^T + rows penalty)^-1 Y`."""
         y = torch.cat([part.double() for _, _, part in parts], 1)
         mean = _mean(y, self._centred)
         beta = self._x.transpose(1, 2) @ torch.cholesky_solve(y - mean, self._factor)
@@ -102,7 +102,7 @@ def fit_towards(
     fit: Fit | None = None
 
     def residuals() -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """What the present weights leave to explain."""
+        """Yield what the present weights leave to explain."""
         for part, x in chunks():
             y = wanted[:, part].to(x)
             if fit is not None and relax is not None:
@@ -119,13 +119,13 @@ def fit_towards(
 
 
 def _mean(side: Tensor, centred: bool) -> Tensor:
-    """Over the rows, in float64; zeros where there is to be no constant."""
+    """Return the mean over the rows, in float64; zeros where there is to be no constant."""
     mean = side.mean(1, keepdim=True, dtype=torch.float64)
     return mean if centred else torch.zeros_like(mean)
 
 
 def _penalty(spread: Tensor, ridge: float) -> Tensor:
-    """`(blocks,)`: inputs that never vary keep their weights."""
+    """Return the penalty, `(blocks,)`: inputs that never vary keep their weights."""
     return torch.where(spread > 0, ridge * spread, 1.0)
 
 

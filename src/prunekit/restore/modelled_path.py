@@ -1,4 +1,4 @@
-"""What stands between a layer and its consumers where its statistics can be modelled: batch norms, activations and
+"""Path between a layer and its consumers where its statistics can be modelled: batch norms, activations and
 depthwise convolutions.
 """
 
@@ -32,7 +32,7 @@ class Stage:
 
 
 def stages(model: nn.Module, graph: Graph, group: ChannelGroup) -> tuple[list[Stage], str | None]:
-    """The stages of a group: its layer's, and those of depthwise convolutions behind; and why no more can be modelled.
+    """Return the stages of a group: its layer's, and those of depthwise convolutions; and why no more can be modelled.
 
     The reason is None where nothing but pooling and views is left between the last stage and the consumers.
     """
@@ -65,7 +65,7 @@ def _stage(model: nn.Module, graph: Graph, layer: Node) -> Stage | str:
 
 
 def _depthwise_behind(graph: Graph, group: ChannelGroup, value: int) -> Node | None:
-    """The depthwise convolution that alone reads a value, if one does: channel by channel of the group."""
+    """Return the depthwise convolution that alone reads a value, if any does: channel by channel of the group."""
     readers = graph.readers(value)
     while len(readers) == 1 and readers[0].op in _AS_IT_IS:
         readers = graph.readers(readers[0].outputs[0])

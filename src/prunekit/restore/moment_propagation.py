@@ -1,4 +1,4 @@
-"""How much each value of a network varies, as far as its batch norms tell: moments carried along the graph."""
+"""Variation of each value of a network, as far as its batch norms tell: moments carried along the graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEEP_MOMENTS = frozenset((*COPIES, "native_dropout", "constant_pad_nd", *AVERAG
 
 
 def spreads(model: nn.Module, graph: Graph) -> dict[int, tuple[Tensor, Tensor]]:
-    """Mean and variance of each channel, `(C,)` both, for the values of the graph that batch norms tell of.
+    """Return the mean and variance of each channel, `(C,)` both, for the values of the graph that batch norms tell of.
 
     Channels are Gaussian before an activation, and what an addition joins is independent; of an addend that nothing is
     known of, nothing is counted.

@@ -33,12 +33,12 @@ _LARGEST = 5000  # inputs of a consumer that are solved for at once; beyond, all
 
 
 def obstacle_to_moments(model: nn.Module, graph: Graph, group: ChannelGroup) -> str | None:
-    """Why what the consumers of a group read cannot be modelled, or None."""
+    """Return why what the consumers of a group read cannot be modelled, or None."""
     return stages(model, graph, group)[1]
 
 
 def modelled(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup]) -> dict[str, Reading]:
-    """The readings of the groups whose statistics can be modelled, by name."""
+    """Return the readings of the groups whose statistics can be modelled, by name."""
     found, varying = {}, spreads(model, graph)
     for group in groups:
         if len(group.producers) == 1 and obstacle_to_moments(model, graph, group) is None:
@@ -59,7 +59,7 @@ def modelled(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup]) -> 
 def moment_refits(
     model: nn.Module, graph: Graph, kept: Mapping[str, Sequence[int]], groups: Iterable[str]
 ) -> list[Refit]:
-    """New weights and statistics for every consumer of `groups`, in the shapes after the removal of all but `kept`.
+    """Return new weights and statistics for every consumer of `groups`, in the shapes that are left by `kept`.
 
     Raises:
         InputError: statistics that are no numbers.
@@ -74,7 +74,7 @@ def moment_refits(
 
 
 def _behind(model: nn.Module, graph: Graph, group: ChannelGroup, reach: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariances of a group in front of its consumers, shifted by up to `reach` along both axes.
+    """Return mean and covariances of a group in front of its consumers, shifted by up to `reach` along both axes.
 
     Behind a depthwise convolution there are none but those at one place.
     """
@@ -95,7 +95,7 @@ def _filters(model: nn.Module, stage: Stage) -> Filters:
 
 
 def _norm(model: nn.Module, stage: Stage) -> Any:
-    """The batch norm of a stage.
+    """Return the batch norm of a stage.
 
     Raises:
         InputError: it, or the weights in front of it, are no numbers.
@@ -108,7 +108,7 @@ def _norm(model: nn.Module, stage: Stage) -> Any:
 
 
 def _shifts(axes: int, reach: int) -> list[tuple[int, ...]]:
-    """All shifts, none first."""
+    """Return all shifts, none first."""
     if axes < 1:
         return [()]
     grid = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * axes).reshape(-1, axes)
@@ -148,7 +148,7 @@ def _refit(
 
 
 def _sees_neighbours(model: nn.Module, graph: Graph, group: ChannelGroup, consumer: Node) -> bool:
-    """Whether the consumer is a 2-d convolution right behind the activation, and small enough."""
+    """Return whether the consumer is a 2-d convolution right behind the activation, and small enough."""
     assert consumer.read is not None
     found, _ = stages(model, graph, group)
     taps = graph.shapes[consumer.read.parameter][2:]
@@ -160,7 +160,7 @@ def _sees_neighbours(model: nn.Module, graph: Graph, group: ChannelGroup, consum
 
 
 def _patches(covariance: Tensor, size: int, step: int) -> Tensor:
-    """Covariance of all that a kernel sees, from that of shifted channels: `(units * taps, units * taps)`."""
+    """Return the covariance of all a kernel sees, from that of shifted channels: `(units * taps, units * taps)`."""
     units = covariance.size(1)
     number = {shift: i for i, shift in enumerate(_shifts(2, (size - 1) * step))}
     taps = [(y, x) for y in range(size) for x in range(size)]
@@ -169,7 +169,7 @@ def _patches(covariance: Tensor, size: int, step: int) -> Tensor:
 
 
 def _solve(columns: Tensor, patch: Tensor, index: Tensor) -> Tensor:
-    """Ridge regression towards the present weights on the kept inputs."""
+    """Solve the ridge regression towards the present weights on the kept inputs."""
     kept = patch[index][:, index]
     present = columns[:, index]
     spread = float(patch.diagonal().mean())
@@ -181,7 +181,7 @@ def _solve(columns: Tensor, patch: Tensor, index: Tensor) -> Tensor:
 
 
 def _write(weight: Tensor, solved: Tensor, places: Tensor, kept: list[int], *, whole: bool) -> Tensor:
-    """The full-width weights with the kept units' replaced."""
+    """Return the full-width weights with the kept units' replaced."""
     new = weight.clone()
     if whole:
         new[:, places[kept, 0]] = solved.reshape(weight.size(0), len(kept), *weight.shape[2:])
@@ -193,12 +193,12 @@ def _write(weight: Tensor, solved: Tensor, places: Tensor, kept: list[int], *, w
 
 
 def _output_mean(weight: Tensor, mean: Tensor, shares: Tensor) -> Tensor:
-    """The mean of each output, `(outputs,)`, for inputs of these means."""
+    """Return the mean of each output, `(outputs,)`, for inputs of these means."""
     return torch.einsum("oct,c,t->o", weight.reshape(*weight.shape[:2], -1), mean, shares)
 
 
 def _shares(graph: Graph, consumer: Node) -> Tensor:
-    """For each kernel tap the share of output positions where it is not on zeros, of its own or put around before."""
+    """Return, for each kernel tap, the share of output positions where it is not on zeros, padded here or before."""
     assert consumer.read is not None
     value, before = _unpadded(graph, consumer.inputs[0])
     made = graph.maker(value)
@@ -213,7 +213,7 @@ def _shares(graph: Graph, consumer: Node) -> Tensor:
 
 
 def _unpadded(graph: Graph, value: int) -> tuple[int, tuple[int, ...]]:
-    """What a value was before zeros were put around it, and how many in front, along each axis of an image."""
+    """Return the value before zeros were put around it, and how many in front, along each axis of an image."""
     made = graph.maker(value)
     pad = made.settings["pad"] if made and made.op == "constant_pad_nd" and not made.settings.get("value") else ()
     if made is None or len(pad) != 2 * (len(made.shape) - 2):
@@ -224,7 +224,7 @@ def _unpadded(graph: Graph, value: int) -> tuple[int, tuple[int, ...]]:
 def _as_refits(
     model: nn.Module, graph: Graph, name: str, weight: Tensor, shift: Tensor, ratio: Tensor, stays: Mapping[Any, Any]
 ) -> list[Refit]:
-    """The values in the shapes that are left: the shift goes into the norm's running mean, or into the bias."""
+    """Return the values in the shapes that are left: the shift goes into the norm's running mean, or into the bias."""
     consumer: Any = model.get_submodule(name)
     norm_name = norm_behind(model, graph, name)
     rows = stays.get((f"{name}.weight", 0))

@@ -82,7 +82,7 @@ def scaling_batch_norm(
 
 
 def _compare(filters: Tensor, kept: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine similarity and ratio of norms of each removed filter with each kept one, `(removed, kept)`."""
+    """Return cosine similarity and ratio of norms of each removed filter with each kept one, `(removed, kept)`."""
     flat = filters.flatten(1).double()
     norms = flat.norm(dim=1)
     unit = flat / norms.clamp_min(1e-30).unsqueeze(1)
@@ -91,7 +91,7 @@ def _compare(filters: Tensor, kept: Tensor, removed: Tensor) -> tuple[Tensor, Te
 
 
 def _min_max(distance: Tensor, usable: Tensor) -> Tensor:
-    """Each row scaled to `[0, 1]` over its usable entries; all zero where they are equal (a single kept channel)."""
+    """Return each row scaled to `[0, 1]` over its usable entries; zero where they are equal (one kept channel)."""
     low = torch.where(usable, distance, torch.inf).amin(dim=1, keepdim=True)
     high = torch.where(usable, distance, -torch.inf).amax(dim=1, keepdim=True)
     span = high - low

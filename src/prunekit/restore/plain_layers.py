@@ -1,4 +1,4 @@
-"""Which weights are those of plain layers: a module's own `weight`, read as it is by convolutions or products."""
+"""Weights of plain layers: a module's own `weight`, read as it is by convolutions or products."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 def weight_of(module: str) -> str:
-    """The full name of a module's weight."""
+    """Return the full name of a module's weight."""
     return f"{module}.weight" if module else "weight"
 
 
 def bias_of(module: str) -> str:
-    """The full name of a module's bias."""
+    """Return the full name of a module's bias."""
     return f"{module}.bias" if module else "bias"
 
 
 def reads(graph: Graph, module: str) -> list[Node]:
-    """The convolutions and matrix products that use a module's weight, in execution order."""
+    """Return the convolutions and matrix products that use a module's weight, in execution order."""
     calls = {node.index: node for node in graph.calls(module)}  # one node may use several of a module's parameters
     return [n for n in calls.values() if n.op in LAYER_OPS and weight_of(module) in n.parameters]
 
 
 def obstacle(model: nn.Module, graph: Graph, member: Member) -> str | None:
-    """Why channels do not sit in the weight of a plain layer there; None where they do."""
+    """Return why channels do not sit in the weight of a plain layer there; None where they do."""
     if member.parameter != weight_of(member.module):
         return f"'{member.parameter}' is not the weight of a layer"
     return obstacle_to_layer(model, graph, member.module)
 
 
 def obstacle_to_layer(model: nn.Module, graph: Graph, name: str) -> str | None:
-    """Why a module's weight is not what convolutions or matrix products read their input through; None where it is."""
+    """Return why a module's weight is not what convolutions or matrix products read through; None where it is."""
     module, weight = model.get_submodule(name), weight_of(name)
     calls = reads(graph, name)
     if weight not in graph.parameters or not (calls or graph.uses(weight)):
@@ -60,13 +60,13 @@ def _no_layer(module: nn.Module) -> str:
 
 
 def is_plain_norm(model: nn.Module, graph: Graph, name: str) -> bool:
-    """Whether a module is a batch norm that uses running statistics, which may then be shifted."""
+    """Return whether a module is a batch norm that uses running statistics, which may then be shifted."""
     module = model.get_submodule(name)
     return isinstance(module, _BatchNorm) and f"{name}.running_mean" in graph.shapes
 
 
 def possible_biases(model: nn.Module, graph: Graph) -> dict[str, list[str]]:
-    """For each group the layers without a bias that would get one for a constant of its channels."""
+    """Return, for each group, the layers without a bias that would get one for a constant of its channels."""
     carriers, found = CarrierFinder(model, graph), dict[str, list[str]]()
     for group in graph.groups:
         for member in group.consumers:

@@ -1,4 +1,4 @@
-"""Which layers of a pruned network can be refitted, and what must be known of each."""
+"""Layers of a pruned network that can be refitted, and what must be known of each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Site:
 
 
 def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], dict[str, str]]:
-    """The layers whose inputs `plan` changes, in execution order; and those that cannot be refitted, why."""
+    """Return the layers whose inputs `plan` changes, in execution order; and those that cannot be refitted, and why."""
     kept = resolve(graph, plan).indices
     sites: list[Site] = []
     left: dict[str, str] = {}
@@ -55,7 +55,7 @@ def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], 
 
 
 def _changed(graph: Graph, plan: Plan) -> list[str]:
-    """The convolutions and linear layers that lose inputs, or read what has passed through one that does."""
+    """Return the convolutions and linear layers that lose inputs, or read what has passed through one that does."""
     resolved = resolve(graph, plan)
     losing = {name for name, dim in resolved.indices if graph.roles[name, dim] == "in"}
     values: set[int] = set()
@@ -82,14 +82,14 @@ def _obstacle(model: nn.Module, graph: Graph, name: str) -> str | None:
 
 
 def norm_behind(model: nn.Module, graph: Graph, layer: str) -> str | None:
-    """The batch norm behind a layer, if it serves this layer alone and has a running mean to be shifted."""
+    """Return the batch norm behind a layer, if it serves this layer alone and has a running mean to be shifted."""
     norm = graph.batch_norm_after(layer)
     alone = norm is not None and len({node.index for node in graph.calls(norm) if is_batch_norm(node.op)}) == 1
     return private_norm(model, graph, norm) if norm is not None and alone else None
 
 
 def _flat(model: nn.Module, graph: Graph, layer: str, norm: str | None) -> tuple[float, float] | None:
-    """What all that read a layer, behind its norm, cannot tell from one another; None where there is nothing."""
+    """Return the bounds past which all readers of a layer, behind its norm, see no difference; None without any."""
     node = reads(graph, layer)[0]
     if norm is not None:
         node = next(node for node in graph.calls(norm) if is_batch_norm(node.op))

@@ -1,4 +1,4 @@
-"""What a layer reads and writes at a sample of positions, as the rows of a regression."""
+"""Inputs and outputs of a layer at a sample of positions, as the rows of a regression."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LayerCall:
 
     @classmethod
     def of(cls, op: str, args: Sequence[Any]) -> LayerCall:
-        """From the arguments of a `convolution`, `addmm` or `mm`."""
+        """Return a call, from the arguments of a `convolution`, `addmm` or `mm`."""
         if op == "convolution":
             return cls(args[0], args[1], args[3], args[4], args[5], args[8])
         x, matrix = args[-2:] if op == "mm" else args[1:3]
@@ -39,12 +39,12 @@ class LayerCall:
 
 
 def rows_of(output: Tensor) -> int:
-    """How many output vectors a layer has given: of a convolution `(N, C, ...)` one for each image and place."""
+    """Return how many output vectors a layer gave: of a convolution `(N, C, ...)` one for each image and place."""
     return output.numel() // max(1, output.size(1))
 
 
 def positions(total: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """At most `wanted` of a layer's `total` output vectors, ascending: one drawn from each of as many stretches."""
+    """Return at most `wanted` of a layer's `total` output vectors, ascending: one drawn from each equal stretch."""
     if total <= wanted:
         return torch.arange(total)
     draws = torch.rand(wanted, generator=generator, dtype=torch.float64)
@@ -52,13 +52,13 @@ def positions(total: int, wanted: int, generator: torch.Generator) -> Tensor:
 
 
 def outputs_at(output: Tensor, where: Tensor) -> Tensor:
-    """`(rows, C)`: the output `(N, C, ...)` at `positions`."""
+    """Return the output `(N, C, ...)` at `positions`: `(rows, C)`."""
     flat, where = output.flatten(2) if output.dim() > 2 else output[:, :, None], where.to(output.device)
     return flat[where // flat.size(2), :, where % flat.size(2)]
 
 
 def inputs_at(call: LayerCall, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The inputs that make the output at `positions`, a slice of them at a time: `(groups, n, inputs)`.
+    """Yield the inputs that make the output at `positions`, a slice of them at a time: `(groups, n, inputs)`.
 
     The order of the inputs is that of the layer's flattened weights: channels of the group, then kernel taps.
     """
@@ -74,7 +74,7 @@ def inputs_at(call: LayerCall, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _patches(call: LayerCall, where: Tensor) -> Tensor:
-    """What the kernel sees at each output position: `(n, taps, channels)`."""
+    """Return what the kernel sees at each output position: `(n, taps, channels)`."""
     kernel = call.weight.shape[2:]
     sizes = zip(call.x.shape[2:], call.padding, kernel, call.dilation, call.stride, strict=True)
     shape = [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, p, k, d, t in sizes]

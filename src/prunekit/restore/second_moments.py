@@ -1,4 +1,4 @@
-"""What the layers behind a channel group read of it: second moments, and how much they make of each channel.
+"""Second moments of what the layers behind a channel group read of it, and how much they make of each channel.
 
 With `S` the covariance of the removed channels that the kept ones leave unexplained, a consumer with weights `W` loses
 `tr(W^T W S)` of its output's variance. Divided by the variance of what its output becomes part of (a residual stream,
@@ -41,7 +41,7 @@ class Reading:
 
 
 def gram_of(weight: Tensor, member: Member, size: int, scale: Tensor) -> Tensor:
-    """`W^T W` between units, summed over outputs (each times `scale`), kernel taps and places: `(size, size)`."""
+    """Return `W^T W` between units, summed over outputs (times `scale`), kernel taps and places: `(size, size)`."""
     columns = weight.detach().double().movedim(member.dim, -1)
     columns = columns * scale.double().reshape(-1, *[1] * (columns.dim() - 1))
     places = torch.from_numpy(places_of(member, size)).to(weight.device)
@@ -50,7 +50,7 @@ def gram_of(weight: Tensor, member: Member, size: int, scale: Tensor) -> Tensor:
 
 
 def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], images: Tensor) -> dict[str, Reading]:
-    """The readings of these groups on `images`, by name; without those whose consumers cannot be watched."""
+    """Return the readings of these groups on `images`, by name; without those whose consumers cannot be watched."""
     model = copied(model).eval()  # the caller's keeps its mode and its running statistics
     gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(model, graph, group)]
     generator = torch.Generator().manual_seed(0)
@@ -67,14 +67,14 @@ def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], imag
 
 
 class _Reads(Watch):
-    """Shows gauges what their layers read and give."""
+    """Watch that shows gauges what their layers read and give."""
 
     def __init__(self, model: nn.Module, graph: Graph, gauges: Sequence[_Gauge], generator: torch.Generator) -> None:
         super().__init__(model, graph, [g.member.module for g in gauges], [g.join for g in gauges])
         self._gauges, self._generator = gauges, generator
 
     def after(self, layer: str, call: LayerCall, output: Tensor) -> None:
-        """Show it."""
+        """Show the gauges of this layer what it has read and given."""
         for gauge in self._gauges:
             if gauge.member.module == layer:
                 gauge.read(call.x, self._generator)
@@ -126,6 +126,6 @@ class _Gauge:
         return self._second / self.rows - torch.outer(mean, mean)
 
     def gram(self) -> Tensor:
-        """Relative to the variance of the output."""
+        """Return the products of the weights, relative to the variance of the output."""
         gram = gram_of(self.weight, self.member, self.group.size, self.scale)
         return gram / (self._given / self._batches).clamp_min(1e-30)

@@ -35,7 +35,7 @@ class Join:
 
 
 def find_join(model: nn.Module, graph: Graph, layer: str) -> Join | None:
-    """Where a layer adds into a stream that is there before the layer runs; None where it does not."""
+    """Return where a layer adds into a stream that is there before the layer runs; None where it does not."""
     call = reads(graph, layer)[0]
     value, norm = call.outputs[0], None
     while True:
@@ -58,13 +58,13 @@ def find_join(model: nn.Module, graph: Graph, layer: str) -> Join | None:
 
 
 def private_norm(model: nn.Module, graph: Graph, norm: str) -> str | None:
-    """The batch norm, if it has running statistics and channels of its own, not a selection from a shared stream."""
+    """Return the batch norm, if it has running statistics and channels of its own, not a stream's selection."""
     selecting = any(link.norm == norm for link in graph.links)
     return None if selecting or not is_plain_norm(model, graph, norm) else norm
 
 
 def scale_of(model: nn.Module, name: str | None) -> Tensor:
-    """By how much a batch norm multiplies each channel, `(C,)`, one without; infinite where that is next to nothing."""
+    """Return each channel's factor in a batch norm, `(C,)`, one without; infinite where that is next to nothing."""
     if name is None:
         return torch.ones(1, device=next(model.parameters()).device)
     norm: Any = model.get_submodule(name)
@@ -75,7 +75,7 @@ def scale_of(model: nn.Module, name: str | None) -> Tensor:
 
 
 class Watch(DispatchMode):
-    """Follows a forward pass along the graph's nodes: holds the streams that some layers add into, and meets layers.
+    """Follower of a forward pass along the graph's nodes: holds the streams that layers add into, and meets layers.
 
     A layer is met where an op reads its weight, whatever has called it. Where a pass leaves the recorded path it is
     lost, and no stream is held from there on.
@@ -93,7 +93,7 @@ class Watch(DispatchMode):
             self._layers[model.get_parameter(weight_of(name))] = name
 
     def take(self, join: Join | None) -> Tensor | None:
-        """The stream of a join, once for each layer that joins it; None where it was not seen."""
+        """Return the stream of a join, once for each layer that joins it; None where it was not seen."""
         if join is None or join.stream not in self._streams:
             return None
         self._readers[join.stream] -= 1
@@ -104,10 +104,10 @@ class Watch(DispatchMode):
         return func(*args, **kwargs)
 
     def before(self, layer: str, call: LayerCall) -> None:
-        """A layer is about to run."""
+        """Handle a layer that is about to run."""
 
     def after(self, layer: str, call: LayerCall, output: Tensor) -> None:
-        """A layer has run."""
+        """Handle a layer that has run."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op and look at what it is."""
@@ -128,7 +128,7 @@ class Watch(DispatchMode):
         return out
 
     def _layer(self, weight: Any) -> str | None:
-        """The layer whose weight, or view of it, that is."""
+        """Return the layer whose weight, or view of it, that is."""
         found: str | None = self._layers.get(weight) if isinstance(weight, Tensor) else None
         return found
 

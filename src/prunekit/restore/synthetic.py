@@ -32,7 +32,7 @@ class Synthesis:
     aligned: nn.Module
 
     def restored(self, model: nn.Module, graph: Graph, plan: Plan) -> Plan:
-        """`plan` with refits from the images, for `model` with its own statistics."""
+        """Return `plan` with refits from the images, for `model` with its own statistics."""
         found = calibrate(self.aligned, graph, plan, self.images)
         true, made = (dict(norms_of(edit(network, plan, graph))) for network in (model, self.aligned))
         operations = [_moved(op, true, made) if isinstance(op, Refit) else op for op in found.operations]
@@ -44,7 +44,7 @@ class Synthesis:
 def _moved(
     refit: Refit, true: dict[str, nn.modules.batchnorm._BatchNorm], made: dict[str, nn.modules.batchnorm._BatchNorm]
 ) -> Refit:
-    """A running mean that the fit has shifted, shifted as far from the true one."""
+    """Return a running mean that the fit has shifted, shifted as far from the true one."""
     if "running_mean" not in refit.values:
         return refit
     before, start = made[refit.layer].running_mean, true[refit.layer].running_mean
@@ -54,7 +54,7 @@ def _moved(
 
 
 def obstacle_to_synthesis(model: nn.Module, graph: Graph) -> str | None:
-    """Why no images can be made for a network, or None."""
+    """Return why no images can be made for a network, or None."""
     if not reads_images(graph) or graph.example[0].dim() != 4:
         return "images can only be made for a network with a single input (N, C, H, W)"
     if not any(norms_of(model)):

@@ -29,7 +29,7 @@ class Stop:
 
 
 class _Closed(BaseException):
-    """Thrown into a forward pass that is not to go on."""
+    """Exception thrown into a forward pass that is not to go on."""
 
 
 class Walk(Watch):
@@ -67,7 +67,7 @@ class Walk(Watch):
             self._answer = message()
 
     def close(self) -> None:
-        """Go no further."""
+        """Close the walk: it goes no further."""
         self._closed = True
         self._turn.release()
         self._thread.join()
@@ -101,7 +101,7 @@ class Walk(Watch):
         return out
 
     def live_bytes(self) -> int:
-        """What the forward holds at this moment, of all that it has computed."""
+        """Return what the forward holds at this moment, of all that it has computed, in bytes."""
         alive = [tensor for tensor in (made() for made in self._made) if tensor is not None]
         sizes = {part.data_ptr(): part.nbytes() for part in (tensor.untyped_storage() for tensor in alive)}
         own = {tensor.untyped_storage().data_ptr() for tensor in named_tensors(self._model).values()}
