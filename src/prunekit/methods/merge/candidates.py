@@ -1,4 +1,4 @@
-"""Which layers `merge` may narrow: those that the layers behind them can make up for, by the way of restoration."""
+"""Layers that `merge` may narrow: those that the layers behind them can make up for, by the way of restoration."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Layer:
         return self.by_unit(weight)
 
     def by_unit(self, values: Tensor) -> Tensor:
-        """What the layer holds for each output, `(C, ...)`, by units: `(units, ...)`."""
+        """Return what the layer holds for each output, `(C, ...)`, by units: `(units, ...)`."""
         places = torch.from_numpy(places_of(self.producer, self.group.size))
         found = values.detach()[places.to(values.device)]  # (units, places, ...)
         return found.squeeze(1) if places.size(1) == 1 else found.flatten(1)
 
 
 def candidates(model: nn.Module, graph: Graph, restore: str, scope: str) -> tuple[list[Layer], dict[str, str]]:
-    """The layers to narrow, and for the other groups why not.
+    """Return the layers to narrow, and for the other groups why not.
 
     With `scope` "inner" these are the layers that can be made up for, or, where `restore` is `BEST`, all that are no
     residual streams; with "all", residual streams and all others too.
@@ -76,7 +76,7 @@ def candidates(model: nn.Module, graph: Graph, restore: str, scope: str) -> tupl
 
 
 def _way(model: nn.Module, graph: Graph, group: ChannelGroup, restore: str) -> tuple[str, str | None]:
-    """How a layer is made up for, and why it cannot be, if it cannot."""
+    """Return how a layer is made up for, and why it cannot be, if it cannot."""
     if restore != BEST:
         return restore, _obstacle(model, graph, group, restore)
     reasons = {way: _obstacle(model, graph, group, way) for way in ("moments", "paper")}
@@ -85,7 +85,7 @@ def _way(model: nn.Module, graph: Graph, group: ChannelGroup, restore: str) -> t
 
 
 def _maker(group: ChannelGroup) -> Member:
-    """Where the first layer that makes all of these channels, if any does, makes them."""
+    """Return the place where the first layer that makes all of these channels, if any does, makes them."""
     whole = (m for m in group.producers if len(np.unique(m.units)) == group.size)
     return next(whole, group.producers[0])
 
@@ -97,7 +97,7 @@ def _norm_behind(model: nn.Module, graph: Graph, layer: str) -> _BatchNorm | Non
 
 
 def _ruled_out(model: nn.Module, graph: Graph, group: ChannelGroup, maker: Member) -> str | None:
-    """What no restoration helps against: these channels stay."""
+    """Return what no restoration helps against, so that these channels stay, or None."""
     if group.frozen:
         return next(iter(group.frozen.values()))
     producer = model.get_submodule(maker.module)
@@ -142,7 +142,7 @@ def _obstacle(model: nn.Module, graph: Graph, group: ChannelGroup, restore: str)
 
 
 def _path(graph: Graph, group: ChannelGroup) -> Path:
-    """The way from the group's layer to its consumers, of all its calls: the first that is blocked, or the last."""
+    """Return the way from the group's layer to its consumers, of all its calls: the first blocked one, or the last."""
     consumers = {member.parameter for member in group.consumers}
     found = [path_of(graph, call, consumers) for call in reads(graph, group.producers[0].module)]
     return next((path for path in found if path.blocks), found[-1])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Merge(Method):
-    """Prune the same share of every layer that can be compensated, and merge what goes into what stays."""
+    """Method that prunes the same share of every layer that can be compensated, and merges what goes into the rest."""
 
     name: ClassVar[str] = "merge"
     summary: ClassVar[str] = "Neuron Merging: prune filters and compensate for them in the next layer; needs no data."

@@ -1,4 +1,4 @@
-"""What stands between a layer and its consumers, and whether a scale passes it: a merged channel is another's multiple.
+"""Path between a layer and its consumers, and whether a scale passes it: a merged channel is another's multiple.
 
 Behind a batch norm that follows an activation a merged channel is the multiple of another one and a constant.
 """
@@ -21,7 +21,7 @@ from prunekit.surgery.ops import CONSTANT_STAYS, HOMOGENEOUS, is_batch_norm
 
 @dataclass(frozen=True)
 class Path:
-    """What a merged channel passes: what `blocks` it, if anything does, and the batch norm `late` on its way, if any.
+    """Path of a merged channel: what `blocks` it, if anything does, and the batch norm `late` on its way, if any.
 
     `late` stands behind an activation; the one right behind the layer does not count.
     """
@@ -31,7 +31,7 @@ class Path:
 
 
 def path_of(graph: Graph, producer: Node, consumers: set[str]) -> Path:
-    """The way from a layer to its consumers, given by their parameters."""
+    """Return the way from a layer to its consumers, given by their parameters."""
     waiting = [(reader, "first") for reader in graph.readers(producer.outputs[0])]
     seen, late = set(), None
     while waiting:
@@ -53,7 +53,7 @@ def path_of(graph: Graph, producer: Node, consumers: set[str]) -> Path:
 
 
 def obstacle_to_late_norm(model: nn.Module, graph: Graph, group: ChannelGroup, norm: str) -> str | None:
-    """Why the constants that a batch norm behind an activation makes have nowhere to go, or None."""
+    """Return why the constants that a batch norm behind an activation makes have nowhere to go, or None."""
     if not is_plain_norm(model, graph, norm):
         return f"'{norm}' has no statistics"
     own = next((member for member in group.followers if member.module == norm), None)
@@ -68,7 +68,7 @@ def obstacle_to_late_norm(model: nn.Module, graph: Graph, group: ChannelGroup, n
 
 
 def behind_late_norm(scaling: Tensor, norm: _BatchNorm, kept: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
-    """What multiples become behind a batch norm: `(removed, kept)`, and the constant that each row adds, `(removed,)`.
+    """Return multiples behind a batch norm: `(removed, kept)`, and the constant that each row adds, `(removed,)`.
 
     With `x = a y + c` of each channel, `y_r = s y_k` becomes `x_r = (s a_r / a_k) (x_k - c_k) + c_r`. Kept channels
     that the norm hardly scales stand for none.

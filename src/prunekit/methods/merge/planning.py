@@ -1,4 +1,4 @@
-"""How `merge` decides: which layers can be compensated, which filters stay, and what the next layers take over."""
+"""Decisions of `merge`: which layers can be compensated, which filters stay, and what the next layers take over."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CRITERION = {"paper": "l1-norm", "none": "l1-norm", "moments": "l2-norm"}  # el
 
 @dataclass(frozen=True)
 class _Source:
-    """What the statistics come from: a network and images for it. Both None where there are no images."""
+    """Source of the statistics: a network and images for it. Both None where there are no images."""
 
     model: nn.Module
     images: Tensor | None
@@ -48,7 +48,7 @@ class _Source:
 
 
 def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Images | None = None) -> Plan:
-    """The plan of Neuron Merging and its relatives; see `Merge.plan`."""
+    """Return the plan of Neuron Merging and its relatives; see `Merge.plan`."""
     restore = restoration(config.restore, images, BEST)
     if config.refit_bn and images is None and restore != "synthetic":
         raise InputError("--refit-bn needs images", hint="name some with --data, or take --restore synthetic")
@@ -70,7 +70,7 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
 
 
 def _further(model: nn.Module, graph: Graph, layers: Sequence[Layer], config: MergeConfig) -> str:
-    """What to ask for where these layers are not enough."""
+    """Return what to ask for where these layers are not enough."""
     usual = len(candidates(model, graph, BEST, config.scope)[0]) if config.restore else 0
     if usual > len(layers):
         return f"without --restore {config.restore} {usual} layers can be narrowed instead of {len(layers)}"
@@ -86,7 +86,7 @@ def _with_warning(plan: Plan, warning: str) -> Plan:
 
 
 def _refusal(model: nn.Module, graph: Graph, restore: str, scope: str, left: Mapping[str, str]) -> InputError:
-    """Why nothing can be merged, and another way of restoration that can make up for some layers, if there is one."""
+    """Return why nothing can be merged, and another way of restoration that can make up for some layers, if any."""
     graph = trace(model, graph.example)  # with sizes that are written into the code looked for
     reason = next(iter(left.values()), "it has no convolution or linear layer")
     possible = {
@@ -107,7 +107,7 @@ def _refusal(model: nn.Module, graph: Graph, restore: str, scope: str, left: Map
 
 
 def _is_refitted(model: nn.Module, graph: Graph, layer: Layer) -> bool:
-    """Whether any layer that reads these channels can be refitted."""
+    """Return whether any layer that reads these channels can be refitted."""
     return any(obstacle(model, graph, member) is None for member in layer.group.consumers)
 
 
@@ -121,7 +121,7 @@ def _source(model: nn.Module, graph: Graph, restore: str, images: Images | None,
 def _select(
     graph: Graph, layers: Sequence[Layer], config: MergeConfig, restore: str, source: _Source
 ) -> tuple[Kept, dict[str, Any]]:
-    """The kept filters, and what they were chosen by."""
+    """Return the kept filters, and what they were chosen by."""
     criterion = config.criterion or _CRITERION.get(restore, "pivot")
     uniform = restore in ("paper", "none") or isinstance(config.ratio, dict)
     widths = config.widths or ("uniform" if uniform else "loss")
@@ -155,7 +155,7 @@ def _restored(
     restore: str,
     source: _Source,
 ) -> Plan:
-    """The plan with what makes up for its removals, by the way asked for."""
+    """Return the plan with what makes up for its removals, by the way asked for."""
     if restore == "calibrate" and source.images is not None:
         return calibrate(model, graph, plan, source.images)
     if source.made is not None:
@@ -170,7 +170,7 @@ def _restored(
 def _merged(
     graph: Graph, plan: Plan, layers: Mapping[str, Layer], kept: Mapping[str, Sequence[int]], config: MergeConfig
 ) -> Plan:
-    """The paper's folds, and how many merges they make."""
+    """Return the paper's folds, and how many merges they make."""
     operations: list[Operation] = list(plan.operations)
     merged = negative = 0
     for name, units in kept.items():
@@ -200,7 +200,7 @@ def _values(tensor: Tensor) -> Tensor:
 
 
 def _folds(graph: Graph, layer: Layer, scaling: Scaling, kept: Sequence[int]) -> list[Fold]:
-    """The same matrix for every layer that reads these channels, and the constants of a batch norm on the way."""
+    """Return the same matrix for every layer that reads these channels, and the constants of a norm on the way."""
     group, matrix = layer.group, scaling.matrix
     if layer.late is None:
         consumers = dict.fromkeys(graph.address(member.parameter) for member in group.consumers)

@@ -1,4 +1,4 @@
-"""Which channels stay, and how many in each layer, judged by the loss that the kept ones leave unexplained.
+"""Selection of the channels that stay, and of their number in each layer, by the loss that they leave unexplained.
 
 Of the covariance `S` of all channels, a kept channel explains `s s^T / (S_ii + ridge)` with `s` its column: one step of
 a pivoted Cholesky factorisation. What a layer then loses is `tr(gram S)` (`prunekit.restore.second_moments`).
@@ -19,7 +19,7 @@ _RIDGE = 1e-3  # of the mean variance: below that, channels are alike
 
 
 def pivoted(reading: Reading) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """All units, each the one that explains most of what the consumers read once those before it are kept.
+    """Return all units, each the one that explains most of what the consumers read once those before it are kept.
 
     Also, what is lost with the first `n` of them kept, as `losses` tells.
     """
@@ -32,7 +32,7 @@ def pivoted(reading: Reading) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 def losses(reading: Reading, order: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-    """The relative loss with the first `n` units of `order` kept, for `n` from 0 to all: `(units + 1,)`."""
+    """Return the relative loss with the first `n` units of `order` kept, for `n` from 0 to all: `(units + 1,)`."""
     unexplained = _Unexplained(reading)
     found = [unexplained.loss()]
     for unit in order:
@@ -63,7 +63,7 @@ class _Unexplained:
         self._loss = float(product.diagonal().sum())
 
     def best(self) -> int:
-        """The unit that lowers the loss most."""
+        """Return the unit that lowers the loss most."""
         gains = self._gains / (self._diagonal.clamp_min(0) + self._ridge)
         gains[self._kept] = -torch.inf
         return int(gains.argmax())
@@ -85,12 +85,12 @@ class _Unexplained:
         return unit
 
     def loss(self) -> float:
-        """`tr(gram S)`."""
+        """Return `tr(gram S)`."""
         return max(0.0, self._loss)
 
 
 def removals(curves: Sequence[NDArray[np.float64]], costs: Sequence[float], least: Sequence[int]) -> list[int]:
-    """In which order to narrow the layers, one channel at a time: the number of the layer, for each step.
+    """Return the order in which to narrow the layers, one channel at a time: the number of the layer, for each step.
 
     `curves[i][n]` is what layer `i` loses with `n` channels, `costs[i]` what a channel of it costs. Steps go by loss
     per cost along the lower convex hull of each curve, which is what is best for every budget; layer `i` keeps at
@@ -105,7 +105,7 @@ def removals(curves: Sequence[NDArray[np.float64]], costs: Sequence[float], leas
 
 
 def _hull_slopes(loss: NDArray[np.float64]) -> list[float]:
-    """The slopes of the lower convex hull of `loss` over 0, 1, 2, ..., one for each step."""
+    """Return the slopes of the lower convex hull of `loss` over 0, 1, 2, ..., one for each step."""
     corners = [0]
     for point in range(1, len(loss)):
         while len(corners) > 1 and _slope(loss, corners[-2], corners[-1]) >= _slope(loss, corners[-1], point):

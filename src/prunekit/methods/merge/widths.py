@@ -45,12 +45,12 @@ class Ranked:
         return self.layer.group.name
 
     def best(self, number: int) -> list[int]:
-        """The best units, ascending."""
+        """Return the best units, ascending."""
         return sorted(int(unit) for unit in self.order[:number])
 
 
 def rank(layers: Sequence[Layer], criterion: str, readings: Mapping[str, Reading]) -> list[Ranked]:
-    """Each layer's units by the criterion; by `l2-norm` where `pivot` has no reading of them."""
+    """Return each layer's units by the criterion; by `l2-norm` where `pivot` has no reading of them."""
     ranked = []
     for layer in layers:
         reading = readings.get(layer.group.name)
@@ -63,7 +63,7 @@ def rank(layers: Sequence[Layer], criterion: str, readings: Mapping[str, Reading
 
 
 def importance(weight: Tensor, criterion: str) -> NDArray[np.float64]:
-    """A score for each filter, `(C,)`: `l1-norm`, `l2-norm`, or `l2-GM`, the sum of distances to all filters."""
+    """Return a score for each filter, `(C,)`: `l1-norm`, `l2-norm`, or `l2-GM`, the sum of distances to all filters."""
     flat = weight.flatten(1).double().cpu()
     if criterion == "l2-GM":
         scores = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
@@ -74,7 +74,7 @@ def importance(weight: Tensor, criterion: str) -> NDArray[np.float64]:
 
 
 def choose(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading]) -> Kept:
-    """The kept units of every layer that loses some.
+    """Return the kept units of every layer that loses some.
 
     With `readings`, widths follow the loss that they predict, within the parameters and MACs that the same ratio of
     every layer would leave; without, every layer loses the same share.
@@ -89,7 +89,7 @@ def choose(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings
 
 
 def shortfall(graph: Graph, kept: Kept, config: MergeConfig) -> str | None:
-    """What is to be said where less than half of the asked share of the MACs goes; None elsewhere."""
+    """Return what to say where less than half of the asked share of the MACs goes; None elsewhere."""
     whole = predict(graph, graph.kept_classes({}))
     budget = None if isinstance(config.ratio, dict) else read_budget(config, whole)
     if budget is None or budget.kind != "ratio":
@@ -151,14 +151,14 @@ class _Descent:
     order: Sequence[int] = ()
 
     def by(self, part: float) -> _Descent:
-        """With the order in which least is lost for what is saved: `part` of it counted in MACs, the rest in
+        """Return it with the order in which least is lost for what is saved: `part` of it counted in MACs, the rest in
         parameters.
         """
         costs = ((1 - part) * self.costs[0] + part * self.costs[1]).tolist()
         return replace(self, order=removals(self.curves, costs, self.least))
 
     def keeps_at(self, count: int) -> Kept:
-        """What stays after so many steps."""
+        """Return what stays after so many steps."""
         gone = zip(self.known, self._gone(count), strict=True)
         kept = {one.name: one.best(one.layer.group.size - int(n)) for one, n in gone if n}
         pace = count / max(1, len(self.order))
@@ -167,7 +167,7 @@ class _Descent:
         return _rounded([*self.known, *self.blind], kept, self.config)
 
     def loss(self, count: int) -> float:
-        """What the layers together are predicted to have lost by then."""
+        """Return what the layers together are predicted to have lost by then."""
         return sum(float(curve[len(curve) - 1 - n]) for curve, n in zip(self.curves, self._gone(count), strict=True))
 
     def _gone(self, count: int) -> NDArray[np.int64]:
@@ -191,7 +191,7 @@ def _descent(
 
 
 def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> NDArray[np.float64]:
-    """What one unit of each layer costs, as a share of all parameters and of all MACs: `(2, layers)`."""
+    """Return the cost of one unit of each layer, as a share of all parameters and of all MACs: `(2, layers)`."""
     whole, costs = predict(graph, graph.kept_classes({})), []
     for one in ranked:
         size = one.layer.group.size
@@ -202,7 +202,7 @@ def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> NDArray[np.float64]:
 
 
 def _steps_to(graph: Graph, budget: Budget, limit: int, keeps_at: Callable[[int], Kept]) -> int:
-    """The fewest steps whose network meets the target.
+    """Return the fewest steps whose network meets the target.
 
     Raises:
         InputError: even the last one leaves more.
@@ -232,7 +232,7 @@ def _by_group(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig) -> Ke
 
 
 def _largest(one: Ranked, ratio: float, least: int) -> list[int] | None:
-    """The filters that stay, ascending. The paper truncates the number for convolutions, rounds it for linear ones."""
+    """Return the filters that stay, ascending. The paper truncates the number for convolutions, else rounds it."""
     size = one.layer.group.size
     wanted = size * (1 - ratio)
     number = max(least, 1, round(wanted) if isinstance(one.layer.module, nn.Linear) else int(wanted))
