@@ -1,4 +1,4 @@
-"""Look at a network, apply a plan, prove the result: what needs no method."""
+"""Functions that need no method: look at a network, apply a plan, prove the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prune with a method: trace, plan, edit, verify."""
+"""Pruning with a method: trace, plan, edit, verify."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _prune(
 
 
 def make_config(name: str, **settings: Any) -> Config:
-    """The config of method `name` with these settings.
+    """Return the config of method `name` with these settings.
 
     Raises:
         InputError: a setting that the method does not have.

@@ -1,4 +1,4 @@
-"""What the functions of the Python face return."""
+"""Results that the functions of the Python face return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunekit.surgery import ChannelGroup, Cost, Graph
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found in a network.
+    """Result of `inspect` on a network.
 
     Attributes:
         graph: The recorded network: what methods and plans work on.
@@ -73,5 +73,5 @@ class Pruned:
     verify_seconds: float
 
     def __iter__(self) -> Iterator[Any]:
-        """The model, then the plan."""
+        """Yield the model, then the plan."""
         return iter((self.model, self.plan))

@@ -1,4 +1,4 @@
-"""What the functions of the Python face do alike: unwrap networks, find example inputs, explain failures."""
+"""Common parts of the functions of the Python face: unwrap networks, find example inputs, explain failures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Subject:
         return cls(model, surgery.materialised(model))
 
     def proven(self, plan: Plan, graph: Graph) -> tuple[Result, float, float]:
-        """The pruned network, the largest difference in its proof, and when that began."""
+        """Return the pruned network, the largest difference in its proof, and when that began."""
         result = surgery.pruned(self.model, self.plain, plan, graph)
         edited = time.perf_counter()
         difference = surgery.verify(self.plain, result.plain, plan, graph)
@@ -49,7 +49,7 @@ class Subject:
 
 @contextlib.contextmanager
 def at_work(model: nn.Module, x: Any) -> Iterator[None]:
-    """Without compilation and inference mode, and with what is behind some failures said.
+    """Run without compilation and inference mode, and explain some failures.
 
     An exported program may be refused where its network is not, and a forward may fail on the type of `x`.
     """
@@ -82,7 +82,7 @@ def plain_examples(examples: Iterable[Any]) -> list[Any]:
 
 
 def example_input(model: nn.Module, x: Any, plan: Plan | None = None) -> Any:
-    """The example input: as given, or as the plan or the model remembers it."""
+    """Return the example input: as given, or as the plan or the model remembers it."""
     from prunekit.programs.program import filled
 
     if x is not None:
