@@ -78,6 +78,7 @@ def warn_of_unseen(graph: Graph) -> None:
 
 
 def plain_examples(examples: Iterable[Any]) -> list[Any]:
+    """Return further example inputs as tensors of no special kind; see `surgery.plain_example`."""
     return [surgery.plain_example(one) for one in examples]
 
 
