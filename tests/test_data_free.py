@@ -23,11 +23,11 @@ from prunekit import api, models, surgery
 from prunekit.errors import InputError
 from prunekit.methods.merge.selection import losses, pivoted, removals
 from prunekit.plan import Keep, Plan
-from prunekit.restore import batch_norm_statistics, synthetic
-from prunekit.restore.activations import activation_of
-from prunekit.restore.dead_leaves import dead_leaves
-from prunekit.restore.gaussian import Filters, activated, correlations, depthwise_correlations, hermite
-from prunekit.restore.second_moments import Reading, measure
+from prunekit.restoration import batch_norm_statistics, synthetic
+from prunekit.restoration.activations import activation_of
+from prunekit.restoration.dead_leaves import dead_leaves
+from prunekit.restoration.gaussian import Filters, activated, correlations, depthwise_correlations, hermite
+from prunekit.restoration.second_moments import Reading, measure
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def test_activations_under_a_gaussian(name: str) -> None:
 
 def test_moments_of_white_inputs_are_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """On independent pixels the model holds: means and covariances, also between places, as simulated."""
-    monkeypatch.setattr("prunekit.restore.gaussian.FADING", 0.0)
+    monkeypatch.setattr("prunekit.restoration.gaussian.FADING", 0.0)
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12)).double().eval()
     nn.init.uniform_(layers[1].weight, 0.5, 1.5)
@@ -137,7 +137,7 @@ def test_moments_of_white_inputs_are_the_networks(monkeypatch: pytest.MonkeyPatc
 
 
 def test_moments_behind_a_depthwise_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunekit.restore.gaussian.FADING", 0.0)
+    monkeypatch.setattr("prunekit.restoration.gaussian.FADING", 0.0)
     torch.manual_seed(0)
     layers = nn.Sequential(
         *(nn.Conv2d(4, 10, 1, bias=False), nn.BatchNorm2d(10), nn.ReLU6()),

@@ -22,7 +22,7 @@ from networks import lively
 from prunekit import surgery
 from prunekit.errors import SurgeryError
 from prunekit.plan import Fold, Keep, Plan
-from prunekit.restore.constants import Constants, constant_folds
+from prunekit.restoration.constants import Constants, constant_folds
 from prunekit.surgery.execution.outputs import tensors_of
 
 

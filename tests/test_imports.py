@@ -18,7 +18,7 @@ ROOT = Path(prunekit.__file__).parent
 ROOMS = {
     "": [
         *("lazy", "errors", "spec", "plan", "files", "nn", "surgery", "models", "data", "programs", "exporting"),
-        *("checkpoint", "evaluation", "training", "restore", "methods", "api", "workflows", "report", "cli"),
+        *("checkpoint", "evaluation", "training", "restoration", "methods", "api", "workflows", "report", "cli"),
     ],
     "surgery": [
         *("ops", "copying", "unwrap", "execution", "graph", "editing", "tracing", "proof", "cost"),

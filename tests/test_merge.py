@@ -17,7 +17,7 @@ import prunekit as pk
 from networks import lively
 from prunekit import models
 from prunekit.errors import InputError
-from prunekit.restore.paper import BatchNormStatistics, scaling_batch_norm, scaling_linear
+from prunekit.restoration.paper import BatchNormStatistics, scaling_batch_norm, scaling_linear
 
 PARAMETERS = {0.1: 759_632, 0.2: 678_650, 0.3: 590_180, 0.4: 509_198, 0.5: 430_826, 0.6: 334_688}
 PUBLISHED = {  # criterion, ratio -> accuracy in percent after pruning alone, and after merging

@@ -17,13 +17,13 @@ from prunekit.checkpoint import load
 from prunekit.errors import InputError
 from prunekit.nn.channels import SelectedNorm
 from prunekit.plan import Keep, Plan, Refit
-from prunekit.restore import frontier, refit_targets
-from prunekit.restore.calibration import calibrate
-from prunekit.restore.images import bytes_per_image
-from prunekit.restore.least_squares import Chunks, fit_towards
-from prunekit.restore.plain_layers import obstacle_to_layer
-from prunekit.restore.samples import LayerCall, inputs_at, outputs_at, positions, rows_of
-from prunekit.restore.streams import Watch, find_join
+from prunekit.restoration import frontier, refit_targets
+from prunekit.restoration.calibration import calibrate
+from prunekit.restoration.images import bytes_per_image
+from prunekit.restoration.least_squares import Chunks, fit_towards
+from prunekit.restoration.plain_layers import obstacle_to_layer
+from prunekit.restoration.samples import LayerCall, inputs_at, outputs_at, positions, rows_of
+from prunekit.restoration.streams import Watch, find_join
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prunekit.methods.ranking import round_widths
     from prunekit.methods.scoring import plan_by_scores
     from prunekit.plan import Fold, Gate, Keep, Plan, Refit
-    from prunekit.restore.images import Images
+    from prunekit.restoration.images import Images
     from prunekit.spec import InputSpec
     from prunekit.surgery import ChannelGroup, Cost, Graph
     from prunekit.surgery.tracing.rules.custom import OpCall, set_op_rule
@@ -44,7 +44,7 @@ _HOME = {
     "prunekit.methods.ranking": ("round_widths",),
     "prunekit.methods.scoring": ("plan_by_scores",),
     "prunekit.plan": ("Fold", "Gate", "Keep", "Plan", "Refit"),
-    "prunekit.restore.images": ("Images",),
+    "prunekit.restoration.images": ("Images",),
     "prunekit.spec": ("InputSpec",),
     "prunekit.surgery": ("ChannelGroup", "Cost", "Graph"),
     "prunekit.surgery.tracing.rules.custom": ("OpCall", "set_op_rule"),

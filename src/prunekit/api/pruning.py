@@ -20,7 +20,7 @@ from prunekit.methods.merge.config import MergeConfig
 from prunekit.methods.slim.config import SlimConfig
 from prunekit.nn.gated import gated_layers
 from prunekit.plan import Plan
-from prunekit.restore.images import Images
+from prunekit.restoration.images import Images
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost, Graph
 

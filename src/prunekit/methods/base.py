@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from prunekit.plan import Plan
-    from prunekit.restore.images import Images
+    from prunekit.restoration.images import Images
     from prunekit.surgery import Graph
 
 

@@ -19,7 +19,7 @@ from prunekit import api
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.latency import Latency
 from prunekit.evaluation.score import EvalResult
-from prunekit.restore.images import Images
+from prunekit.restoration.images import Images
 
 _Record = TypeVar("_Record", "SweepPoint", EvalResult, Latency)
 

@@ -23,9 +23,9 @@ from prunekit.methods.manidp.difficulty import hardness, lean
 from prunekit.methods.manidp.keep_ratios import shares
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, gated_layers
-from prunekit.restore.frontier import MEMORY, Frontier
-from prunekit.restore.layerwise_refit import refit_in_order
-from prunekit.restore.refit_targets import Site
+from prunekit.restoration.frontier import MEMORY, Frontier
+from prunekit.restoration.layerwise_refit import refit_in_order
+from prunekit.restoration.refit_targets import Site
 from prunekit.surgery.copying import copied
 from prunekit.surgery.execution.hooks import hooked
 

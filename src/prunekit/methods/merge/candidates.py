@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.methods.merge.paths import Path, obstacle_to_late_norm, path_of
-from prunekit.restore.moments import obstacle_to_moments
-from prunekit.restore.plain_layers import reads, weight_of
+from prunekit.restoration.moments import obstacle_to_moments
+from prunekit.restoration.plain_layers import reads, weight_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.editing.compensation import places_of
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit.restore.plain_layers import is_plain_norm, possible_biases
+from prunekit.restoration.plain_layers import is_plain_norm, possible_biases
 from prunekit.surgery import ChannelGroup, Graph
 from prunekit.surgery.editing.carriers import CarrierFinder
 from prunekit.surgery.graph.recording import Node

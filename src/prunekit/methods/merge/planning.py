@@ -15,14 +15,14 @@ from prunekit.methods.merge.candidates import BEST, Layer, candidates
 from prunekit.methods.merge.paths import behind_late_norm
 from prunekit.methods.merge.widths import Kept, choose, rank, shortfall
 from prunekit.plan import Fold, Keep, Operation, Plan
-from prunekit.restore.batch_norm_statistics import refit_norms
-from prunekit.restore.calibration import calibrate
-from prunekit.restore.images import Images, gather, reads_images
-from prunekit.restore.moments import modelled, moment_refits
-from prunekit.restore.paper import BatchNormStatistics, Scaling, scaling_batch_norm, scaling_linear
-from prunekit.restore.plain_layers import obstacle
-from prunekit.restore.second_moments import Reading, measure
-from prunekit.restore.synthetic import Synthesis, obstacle_to_synthesis, synthesise
+from prunekit.restoration.batch_norm_statistics import refit_norms
+from prunekit.restoration.calibration import calibrate
+from prunekit.restoration.images import Images, gather, reads_images
+from prunekit.restoration.moments import modelled, moment_refits
+from prunekit.restoration.paper import BatchNormStatistics, Scaling, scaling_batch_norm, scaling_linear
+from prunekit.restoration.plain_layers import obstacle
+from prunekit.restoration.second_moments import Reading, measure
+from prunekit.restoration.synthetic import Synthesis, obstacle_to_synthesis, synthesise
 from prunekit.surgery import Graph, trace
 from prunekit.surgery.editing.compensation import places_of
 

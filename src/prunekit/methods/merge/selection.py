@@ -1,7 +1,7 @@
 """Selection of the channels that stay, and of their number in each layer, by the loss that they leave unexplained.
 
 Of the covariance `S` of all channels, a kept channel explains `s s^T / (S_ii + ridge)` with `s` its column: one step of
-a pivoted Cholesky factorisation. What a layer then loses is `tr(gram S)` (`prunekit.restore.second_moments`).
+a pivoted Cholesky factorisation. What a layer then loses is `tr(gram S)` (`prunekit.restoration.second_moments`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prunekit.restore.second_moments import Reading
+from prunekit.restoration.second_moments import Reading
 
 _RIDGE = 1e-3  # of the mean variance: below that, channels are alike
 

@@ -17,7 +17,7 @@ from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
 from prunekit.methods.merge.candidates import Layer
 from prunekit.methods.merge.selection import losses, pivoted, removals
 from prunekit.methods.ranking import round_widths
-from prunekit.restore.second_moments import Reading
+from prunekit.restoration.second_moments import Reading
 from prunekit.surgery import Cost, Graph, predict
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from prunekit.methods.base import restoration
 from prunekit.methods.scoring import lowest_removed
 from prunekit.methods.slim import gamma_histogram
 from prunekit.plan import Keep, Plan
-from prunekit.restore.calibration import calibrate
-from prunekit.restore.constants import constant_folds
-from prunekit.restore.images import Images
-from prunekit.restore.plain_layers import possible_biases, weight_of
-from prunekit.restore.synthetic import synthesise
+from prunekit.restoration.calibration import calibrate
+from prunekit.restoration.constants import constant_folds
+from prunekit.restoration.images import Images
+from prunekit.restoration.plain_layers import possible_biases, weight_of
+from prunekit.restoration.synthetic import synthesise
 from prunekit.surgery import ChannelGroup, Graph
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from prunekit.restore.plain_layers import is_plain_norm, reads, weight_of
-from prunekit.restore.samples import LayerCall
+from prunekit.restoration.plain_layers import is_plain_norm, reads, weight_of
+from prunekit.restoration.samples import LayerCall
 from prunekit.surgery import Graph
 from prunekit.surgery.execution.dispatch import DispatchMode, op_name
 from prunekit.surgery.ops import LAYER_OPS, RESHAPES, is_batch_norm

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from prunekit.plan import Plan
-from prunekit.restore.frontier import MEMORY, Frontier
-from prunekit.restore.images import Images, gather
-from prunekit.restore.layerwise_refit import refit_in_order
-from prunekit.restore.refit_targets import find_sites
+from prunekit.restoration.frontier import MEMORY, Frontier
+from prunekit.restoration.images import Images, gather
+from prunekit.restoration.layerwise_refit import refit_in_order
+from prunekit.restoration.refit_targets import find_sites
 from prunekit.surgery import Graph, edit
 from prunekit.surgery.copying import copied
 
@@ -41,8 +41,8 @@ def calibrate(
 
     `images` are normalised, `(N, C, H, W)` or batches of them; labels are never asked for. They pass in batches, which
     wait for one another at each layer and there hold up to `memory` bytes; where that is too little for all of them,
-    the first layers see fewer (`prunekit.restore.frontier`). Besides, for one layer at a time, `rows` vectors of its
-    input and output are held, and the square of its fan-in, or of `rows` if that is smaller. `notes["calibration"]`
+    the first layers see fewer (`prunekit.restoration.frontier`). Besides, for one layer at a time, `rows` vectors of
+    its input and output are held, and the square of its fan-in, or of `rows` if that is smaller. `notes["calibration"]`
     tells the number of images and of refitted layers, and which layers were left, and why. The same images, seed,
     machine and number of threads give the same bits.
 

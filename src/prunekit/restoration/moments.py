@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.plan import Refit
-from prunekit.restore.gaussian import Filters, activated, correlations, depthwise_correlations
-from prunekit.restore.modelled_path import Stage, stages
-from prunekit.restore.moment_propagation import spreads
-from prunekit.restore.plain_layers import reads
-from prunekit.restore.refit_targets import norm_behind
-from prunekit.restore.second_moments import Reading, gram_of
-from prunekit.restore.streams import find_join, scale_of
+from prunekit.restoration.gaussian import Filters, activated, correlations, depthwise_correlations
+from prunekit.restoration.modelled_path import Stage, stages
+from prunekit.restoration.moment_propagation import spreads
+from prunekit.restoration.plain_layers import reads
+from prunekit.restoration.refit_targets import norm_behind
+from prunekit.restoration.second_moments import Reading, gram_of
+from prunekit.restoration.streams import find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.editing.compensation import places_of
 from prunekit.surgery.graph.recording import Node

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.plan import Plan
-from prunekit.restore.activations import activation_of
-from prunekit.restore.plain_layers import bias_of, obstacle_to_layer, reads, weight_of
-from prunekit.restore.streams import Join, find_join, private_norm
+from prunekit.restoration.activations import activation_of
+from prunekit.restoration.plain_layers import bias_of, obstacle_to_layer, reads, weight_of
+from prunekit.restoration.streams import Join, find_join, private_norm
 from prunekit.surgery import Graph, resolve
 from prunekit.surgery.graph.labels import Ids
 from prunekit.surgery.ops import LAYER_OPS, is_batch_norm

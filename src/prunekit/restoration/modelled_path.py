@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunekit.restore.activations import Activation, activation_of
-from prunekit.restore.plain_layers import obstacle, reads
-from prunekit.restore.refit_targets import norm_behind
+from prunekit.restoration.activations import Activation, activation_of
+from prunekit.restoration.plain_layers import obstacle, reads
+from prunekit.restoration.refit_targets import norm_behind
 from prunekit.surgery import ChannelGroup, Graph
 from prunekit.surgery.graph.recording import Node
 from prunekit.surgery.ops import COPIES, HAND_ON, POOLS, is_batch_norm

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunekit.restore.samples import LayerCall
-from prunekit.restore.streams import Join, Watch
+from prunekit.restoration.samples import LayerCall
+from prunekit.restoration.streams import Join, Watch
 from prunekit.surgery import Graph
 from prunekit.surgery.copying import copied, named_tensors
 

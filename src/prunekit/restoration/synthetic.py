@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.plan import Plan, Refit
-from prunekit.restore.batch_norm_statistics import aligned, norms_of
-from prunekit.restore.calibration import calibrate
-from prunekit.restore.dead_leaves import dead_leaves
-from prunekit.restore.images import MEMORY, bytes_per_image, reads_images
+from prunekit.restoration.batch_norm_statistics import aligned, norms_of
+from prunekit.restoration.calibration import calibrate
+from prunekit.restoration.dead_leaves import dead_leaves
+from prunekit.restoration.images import MEMORY, bytes_per_image, reads_images
 from prunekit.surgery import Graph, edit
 
 COUNT = 500

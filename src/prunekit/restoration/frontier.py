@@ -14,10 +14,10 @@ from types import TracebackType
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, SurgeryError
-from prunekit.restore.images import bytes_per_image
-from prunekit.restore.plain_layers import reads
-from prunekit.restore.refit_targets import Site
-from prunekit.restore.walk import Stop, Walk
+from prunekit.restoration.images import bytes_per_image
+from prunekit.restoration.plain_layers import reads
+from prunekit.restoration.refit_targets import Site
+from prunekit.restoration.walk import Stop, Walk
 from prunekit.surgery import Graph
 
 BATCH = 128  # images that pass at a time, at most

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit.restore.activations import activation_of
-from prunekit.restore.gaussian import hermite
+from prunekit.restoration.activations import activation_of
+from prunekit.restoration.gaussian import hermite
 from prunekit.surgery import Graph
 from prunekit.surgery.ops import AVERAGE_POOLS, COPIES, MAX_POOLS, is_batch_norm
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunekit.restore.images import MEMORY, bytes_per_image
-from prunekit.restore.plain_layers import obstacle, reads
-from prunekit.restore.refit_targets import norm_behind
-from prunekit.restore.samples import LayerCall
-from prunekit.restore.streams import Watch, find_join, scale_of
+from prunekit.restoration.images import MEMORY, bytes_per_image
+from prunekit.restoration.plain_layers import obstacle, reads
+from prunekit.restoration.refit_targets import norm_behind
+from prunekit.restoration.samples import LayerCall
+from prunekit.restoration.streams import Watch, find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.copying import copied
 from prunekit.surgery.editing.compensation import places_of

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.plan import Plan, Refit
-from prunekit.restore.frontier import Arrival, Frontier
-from prunekit.restore.least_squares import Chunks, fit_towards
-from prunekit.restore.refit_targets import Site
-from prunekit.restore.samples import inputs_at, outputs_at, positions, rows_of
-from prunekit.restore.streams import scale_of
+from prunekit.restoration.frontier import Arrival, Frontier
+from prunekit.restoration.least_squares import Chunks, fit_towards
+from prunekit.restoration.refit_targets import Site
+from prunekit.restoration.samples import inputs_at, outputs_at, positions, rows_of
+from prunekit.restoration.streams import scale_of
 from prunekit.surgery.editing.editor import refit
 from prunekit.surgery.execution.dispatch import unfused_attention
 
