@@ -17,7 +17,20 @@ ROOT = Path(prunekit.__file__).parent
 # Whoever stands further down may import what stands further up: rooms, and the rooms in them.
 ROOMS = {
     "": [
-        *("lazy", "errors", "spec", "plan", "files", "nn", "surgery", "models", "data", "programs", "exporting"),
+        *(
+            "lazy",
+            "errors",
+            "plugins",
+            "spec",
+            "plan",
+            "files",
+            "nn",
+            "surgery",
+            "models",
+            "data",
+            "programs",
+            "exporting",
+        ),
         *("checkpoint", "evaluation", "training", "restoration", "methods", "api", "workflows", "report", "cli"),
     ],
     "surgery": [

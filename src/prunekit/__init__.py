@@ -11,7 +11,7 @@ from prunekit.lazy import lazily
 
 if TYPE_CHECKING:
     from prunekit import models, surgery
-    from prunekit.api import Inspection, Pruned, apply, export, inspect, load, merge, prune, slim, verify
+    from prunekit.api import Inspection, Pruned, apply, export, inspect, load, merge, prune, restore, slim, verify
     from prunekit.checkpoint import save
     from prunekit.data import ImageSet, open_data
     from prunekit.errors import CheckFailed, InputError, Interrupted, PrunekitError, SurgeryError, TrainingError
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from prunekit.methods.ranking import round_widths
     from prunekit.methods.scoring import plan_by_scores
     from prunekit.plan import Fold, Gate, Keep, Plan, Refit
+    from prunekit.restoration.base import Evidence, Restoration
     from prunekit.restoration.images import Images
+    from prunekit.restoration.registry import restorations
     from prunekit.spec import InputSpec
     from prunekit.surgery import ChannelGroup, Cost, Graph
     from prunekit.surgery.tracing.rules.custom import OpCall, set_op_rule
@@ -34,7 +36,19 @@ if TYPE_CHECKING:
     from prunekit.workflows.sweeps import SweepPoint, Variant, sweep
 
 _HOME = {
-    "prunekit.api": ("Inspection", "Pruned", "apply", "export", "inspect", "load", "merge", "prune", "slim", "verify"),
+    "prunekit.api": (
+        "Inspection",
+        "Pruned",
+        "apply",
+        "export",
+        "inspect",
+        "load",
+        "merge",
+        "prune",
+        "restore",
+        "slim",
+        "verify",
+    ),
     "prunekit.checkpoint": ("save",),
     "prunekit.data": ("ImageSet", "open_data"),
     "prunekit.errors": ("CheckFailed", "InputError", "Interrupted", "PrunekitError", "SurgeryError", "TrainingError"),
@@ -44,7 +58,9 @@ _HOME = {
     "prunekit.methods.ranking": ("round_widths",),
     "prunekit.methods.scoring": ("plan_by_scores",),
     "prunekit.plan": ("Fold", "Gate", "Keep", "Plan", "Refit"),
+    "prunekit.restoration.base": ("Evidence", "Restoration"),
     "prunekit.restoration.images": ("Images",),
+    "prunekit.restoration.registry": ("restorations",),
     "prunekit.spec": ("InputSpec",),
     "prunekit.surgery": ("ChannelGroup", "Cost", "Graph"),
     "prunekit.surgery.tracing.rules.custom": ("OpCall", "set_op_rule"),
@@ -66,6 +82,7 @@ __all__ = [
     "Cost",
     "EpochEvent",
     "EvalResult",
+    "Evidence",
     "Fold",
     "Gate",
     "Graph",
@@ -83,6 +100,7 @@ __all__ = [
     "Pruned",
     "PrunekitError",
     "Refit",
+    "Restoration",
     "SaveEvent",
     "StartEvent",
     "StepEvent",
@@ -106,6 +124,8 @@ __all__ = [
     "option",
     "plan_by_scores",
     "prune",
+    "restorations",
+    "restore",
     "round_widths",
     "save",
     "sensitivity",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunekit.api.by_hand import apply, inspect, verify
+from prunekit.api.by_hand import apply, inspect, restore, verify
 from prunekit.api.files import export, load
 from prunekit.api.pruning import make_config, merge, prune, slim
 from prunekit.api.results import Inspection, Pruned
@@ -17,6 +17,7 @@ __all__ = [
     "make_config",
     "merge",
     "prune",
+    "restore",
     "slim",
     "verify",
 ]

@@ -1,8 +1,8 @@
-"""Functions that need no method: look at a network, apply a plan, prove the result."""
+"""Functions that need no method: look at a network, restore and apply a plan, prove the result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,7 +10,14 @@ from torch import nn
 from prunekit import surgery
 from prunekit.api.results import Inspection
 from prunekit.api.subject import Subject, at_work, example_input, plain_examples, warn_of_unseen
+from prunekit.errors import InputError
 from prunekit.plan import Plan
+from prunekit.restoration import registry
+from prunekit.restoration.base import Restoration
+from prunekit.restoration.guarded import guarded, restored
+from prunekit.restoration.images import Images
+from prunekit.restoration.ways import ClosedForm
+from prunekit.surgery import Graph
 
 
 def inspect(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = ()) -> Inspection:
@@ -78,6 +85,75 @@ def apply(model: nn.Module, plan: Plan, x: Any = None, *, examples: Iterable[Any
         small = subject.proven(plan, graph)[0].model
     warn_of_unseen(graph)
     return small
+
+
+def restore(
+    model: nn.Module,
+    plan: Plan,
+    x: Any = None,
+    *,
+    images: Images | None = None,
+    way: str | Restoration | None = None,
+    examples: Iterable[Any] = (),
+    graph: Graph | None = None,
+    **settings: Any,
+) -> Plan:
+    """Make up for what a plan removes: in the layers that stay, from images or without any.
+
+    Args:
+        model: The network; it stays as it is.
+        plan: What is removed, by a method or by hand. Folds and refits that are there already are where this begins.
+        x: An example input, as for `apply`.
+        images: Unlabelled, normalised images `(N, C, H, W)`, or batches of them.
+        way: How: one of `restorations()`, or an object of a class of your own. By default `calibrate` with images,
+            `closed-form` without.
+        examples: Further inputs, for what `x` does not reach (see `inspect`).
+        graph: The network as it was read already, where that is at hand: `inspect(model).graph`, or what a method was
+            given. `x` and `examples` are not needed then.
+        **settings: Those of a way that is named, such as `seed=1` of `synthetic`.
+
+    Returns:
+        The same removals with what makes up for them, for `apply`. The note `restore` names the way, `plain` the
+        channel groups that it can do nothing for.
+
+    Raises:
+        InputError: There is no such way, it needs images, or it can do nothing for this plan.
+        SurgeryError: The plan does not fit the network, or the way of another package returns one that does not.
+
+    Examples:
+        >>> import torch, prunekit as pk
+        >>> model, images = pk.load("prunekit:vgg_digits"), torch.rand(64, 1, 8, 8)
+        >>> plan = pk.Plan([pk.Keep("features.0", range(0, 32, 2))])
+        >>> restored = pk.restore(model, plan, images=images)
+        >>> [refit.layer for refit in restored.refits], restored.notes["restore"]
+        (['features.3', 'features.4'], 'calibrate')
+        >>> def error(plan):
+        ...     return (pk.apply(model, plan)(images) - model(images)).square().mean()
+        >>> bool(error(restored) < error(plan))
+        True
+    """
+    found = _way(way, images is not None, settings)
+    with at_work(model, x):
+        plain = surgery.materialised(surgery.unwrapped(model))
+        if graph is None:
+            graph = surgery.trace(plain, example_input(plain, x, plan), examples=plain_examples(examples))
+        before = Plan(plan.operations, {key: said for key, said in plan.notes.items() if key != "plain"}, plan.example)
+        after = restored(plain, graph, before, found, found.evidence(plain, graph, images))
+        nothing_for = after.notes.get("plain", {})
+        if nothing_for and nothing_for.keys() == surgery.resolve(graph, plan).keeps.keys():
+            name, reason = next(iter(nothing_for.items()))
+            hint = "calibrate takes a few hundred images, without labels; none leaves the plan as it is"
+            raise InputError(f"'{found.name}' can make up for nothing here, not for '{name}': {reason}", hint=hint)
+        return after.made_on(graph.example_shapes)
+
+
+def _way(way: str | Restoration | None, images: bool, settings: Mapping[str, Any]) -> Restoration:
+    if not isinstance(way, Restoration):
+        return registry.chosen(way, ClosedForm.name, images=images, **settings)
+    if settings:
+        raise InputError(f"settings of '{way.name}' are given to itself", hint=f"{type(way).__name__}(...)")
+    registry.check_images(way, images)
+    return guarded(way)
 
 
 def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None, *, examples: Iterable[Any] = ()) -> float:

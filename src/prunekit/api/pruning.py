@@ -155,7 +155,7 @@ def slim(
     min_channels: int = 1,
     scope: Literal["all", "inner"] = "all",
     aggregate: Literal["max", "mean", "sum"] = "max",
-    restore: Literal["calibrate", "synthetic", "constants", "none"] | None = None,
+    restore: str | None = None,
 ) -> Pruned:
     """Prune with Network Slimming: channels whose batch-norm gamma is small go, by one threshold for all layers.
 
@@ -175,9 +175,10 @@ def slim(
         min_channels: Leave at least this many channels in every layer.
         scope: `inner` leaves channels alone that several layers share by addition.
         aggregate: How the gammas of coupled channels become one score.
-        restore: `calibrate` refits what stays to `images` (the default where there are some), `synthetic` to images
-            made from the network itself; `constants` folds what a removed channel is worth on average, act(beta), into
-            the next layer (the default without images); `none` drops it, as the paper's release does.
+        restore: One of `restorations()`. `calibrate` refits what stays to `images` (the default where there are some),
+            `synthetic` to images made from the network itself; `constants` folds what a removed channel is worth on
+            average, act(beta), into the next layer (the default without images, and where every other way begins);
+            `none` drops it, as the paper's release does.
 
     Returns:
         The new network, the plan and figures; `model, plan = pk.slim(...)` unpacks the first two.
@@ -220,7 +221,7 @@ def merge(
     round_to: int = 1,
     min_channels: int = 1,
     criterion: Literal["l1-norm", "l2-norm", "l2-GM", "pivot"] | None = None,
-    restore: Literal["calibrate", "synthetic", "moments", "paper", "none"] | None = None,
+    restore: str | None = None,
     widths: Literal["uniform", "loss"] | None = None,
     scope: Literal["inner", "all"] = "inner",
     refit_bn: bool = False,
@@ -247,9 +248,10 @@ def merge(
         criterion: Which filters stay: those of the largest norms, of the largest sums of distances to all others
             (`l2-GM`), or those that explain best what the next layers read (`pivot`). By default `pivot` where
             activations are measured, `l2-norm` for `moments`, else the paper's `l1-norm`.
-        restore: `paper` merges each removed filter into a kept one (the default without images); `moments` solves for
-            the next layer's weights in closed form; `synthetic` refits to images made from the network itself;
-            `calibrate` refits to `images` (the default where there are some); `none` only prunes.
+        restore: One of `restorations()`. `paper` merges each removed filter into a kept one; `moments` solves for the
+            next layer's weights in closed form; `closed-form` takes the better of the two for each layer (the default
+            without images); `synthetic` refits to images made from the network itself; `calibrate` refits to `images`
+            (the default where there are some); `none` only prunes.
         widths: `uniform` takes the same share of every layer; `loss` takes most where least is lost, within the
             parameters and MACs of the same uniform ratio. By default `uniform` for `paper` and `none`, else `loss`.
         scope: `inner` narrows only layers that can be made up for; `all` also residual streams and the rest.

@@ -33,7 +33,7 @@ _AFTER_METHODS = {
     "sweep": "Methods over ratios: accuracy against cost, as a table, a picture or a page; resumable.",
     "export": "A file that needs neither prunekit nor the model's code: ONNX or .pt2, compared with the model first.",
     "convert": "From any model file to prunekit's own, .safetensors or a plain state dict.",
-    "methods": "The installed pruning methods, their settings, and the packages that they come from.",
+    "methods": "The installed pruning methods and ways of restoring, and the packages that they come from.",
     "completion": "The script that teaches bash, zsh or fish the commands, flags and choices.",
     "demo": "The whole story on the bundled digits: train, slim, merge, evaluate.",
 }

@@ -9,7 +9,8 @@ The module of a method must import without torch (import it inside `plan`), so t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prunekit.errors import InputError, unknown_name
@@ -22,13 +23,18 @@ if TYPE_CHECKING:
     from prunekit.surgery import Graph
 
 
-def option(default: Any = MISSING, *, help: str, choices: tuple[str, ...] = (), flag: str | None = None) -> Any:
+Choices = Iterable[str] | Callable[[], Iterable[str]]
+"""Values that a setting may have, or a function that lists them when they are asked for."""
+
+
+def option(default: Any = MISSING, *, help: str, choices: Choices = (), flag: str | None = None) -> Any:
     """Declare a setting of a method: a dataclass field that carries its help text and choices to the command line.
 
     Args:
         default: Its value unless another is given; without one it must be given.
         help: What the command's help says.
-        choices: The values that it may have, where they can be listed.
+        choices: The values that it may have, where they can be listed: themselves, or a function that returns them,
+            such as `restorations`.
         flag: The command's flag, where it is another than the field's name.
 
     Examples:
@@ -48,6 +54,12 @@ def option(default: Any = MISSING, *, help: str, choices: tuple[str, ...] = (), 
     if flag:
         metadata["flag"] = flag
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def choices_of(field: Field[Any]) -> tuple[str, ...]:
+    """Return the values that a setting may have; none where they are not listed."""
+    listed = field.metadata.get("choices") or ()
+    return tuple(listed() if callable(listed) else listed)
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            choices, value = item.metadata.get("choices"), getattr(self, item.name)
+            choices, value = choices_of(item), getattr(self, item.name)
             if choices and value not in choices and not (value is None and item.default is None):
                 raise unknown_name(item.name.replace("_", "-"), str(value), choices)
         for name in ("round_to", "min_channels"):
@@ -123,18 +135,3 @@ class Method(ABC):
         Raises:
             InputError: The settings cannot be used with this network, or there is nothing to prune.
         """
-
-
-def restoration(asked: str | None, images: Images | None, otherwise: str) -> str:
-    """Return how to restore: as asked for; otherwise `calibrate` where there are images, and `otherwise` without.
-
-    Raises:
-        InputError: `calibrate` was asked for, and there are no images.
-    """
-    if asked == "calibrate" and images is None:
-        raise InputError(
-            "--restore calibrate needs images, and none were given",
-            hint="name a data set or a folder with --data (from Python: images=...); a thousand are enough, "
-            "their labels are not read",
-        )
-    return asked or ("calibrate" if images is not None else otherwise)

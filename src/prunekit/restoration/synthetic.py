@@ -8,13 +8,12 @@ means and variances are those of the training images. Only what the fit changed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.plan import Plan, Refit
+from prunekit.restoration.base import Evidence
 from prunekit.restoration.batch_norm_statistics import aligned, norms_of
 from prunekit.restoration.calibration import calibrate
 from prunekit.restoration.dead_leaves import dead_leaves
@@ -24,21 +23,15 @@ from prunekit.surgery import Graph, edit
 COUNT = 500
 
 
-@dataclass(frozen=True)
-class Synthesis:
-    """Images `(N, C, H, W)`, and a copy of the network whose batch norms hold their statistics."""
-
-    images: Tensor
-    aligned: nn.Module
-
-    def restored(self, model: nn.Module, graph: Graph, plan: Plan) -> Plan:
-        """Return `plan` with refits from the images, for `model` with its own statistics."""
-        found = calibrate(self.aligned, graph, plan, self.images)
-        true, made = (dict(norms_of(edit(network, plan, graph))) for network in (model, self.aligned))
-        operations = [_moved(op, true, made) if isinstance(op, Refit) else op for op in found.operations]
-        notes = {**found.notes, "synthetic": found.notes["calibration"]}
-        del notes["calibration"]
-        return Plan(operations, notes, found.example)
+def refitted_to(made: Evidence, model: nn.Module, graph: Graph, plan: Plan) -> Plan:
+    """Return `plan` with refits to the images that were `made`, for `model` with its own statistics."""
+    assert made.images is not None
+    found = calibrate(made.model, graph, plan, made.images)
+    true, shown = (dict(norms_of(edit(network, plan, graph))) for network in (model, made.model))
+    operations = [_moved(op, true, shown) if isinstance(op, Refit) else op for op in found.operations]
+    notes = {**found.notes, "synthetic": found.notes["calibration"]}
+    del notes["calibration"]
+    return Plan(operations, notes, found.example)
 
 
 def _moved(
@@ -62,8 +55,8 @@ def obstacle_to_synthesis(model: nn.Module, graph: Graph) -> str | None:
     return None
 
 
-def synthesise(model: nn.Module, graph: Graph, *, count: int = COUNT, seed: int = 0) -> Synthesis:
-    """Make images for `model`, as many as `count` and memory allow.
+def synthesise(model: nn.Module, graph: Graph, *, count: int = COUNT, seed: int = 0) -> Evidence:
+    """Make images for `model`, as many as `count` and memory allow, and bring its statistics in line with them.
 
     Raises:
         InputError: the network does not read one image, or it has no batch norm whose statistics tell of its data.
@@ -76,4 +69,4 @@ def synthesise(model: nn.Module, graph: Graph, *, count: int = COUNT, seed: int 
     channels, height, width = graph.example[0].shape[1:]
     generator = torch.Generator().manual_seed(seed)
     images = dead_leaves(count, (channels, height, width), generator).to(like)
-    return Synthesis(images, aligned(model, images))
+    return Evidence(aligned(model, images), images)

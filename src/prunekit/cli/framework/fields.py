@@ -4,7 +4,7 @@ The same code serves a method's `Config`, the training settings and the option g
 of a field is all optional:
 
     help      description of the flag
-    choices   allowed values; another is an error that suggests the nearest
+    choices   allowed values, or a function that lists them; another is an error that suggests the nearest
     flag      name on the command line, where it is not `--` and the field's name; several separated by commas
     metavar   placeholder of the value in the help
     section   heading of the flag in the help
@@ -25,6 +25,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import typer
 
 from prunekit.errors import InputError, unknown_name
+from prunekit.methods.base import choices_of
 
 _METAVARS = {float: "NUMBER", int: "COUNT", str: "TEXT"}
 
@@ -66,7 +67,7 @@ def collect(settings: type, values: Mapping[str, Any]) -> Any:
         if field.name not in values or form is None or field.metadata.get("hidden"):
             continue
         value = values[field.name]
-        choices = field.metadata.get("choices")
+        choices = choices_of(field)
         if choices and value is not None and value not in choices:
             raise unknown_name(flags_of(field)[0].lstrip("-"), str(value), choices)
         chosen[field.name] = _many(field, form, value) if form.many and value is not None else value
@@ -135,7 +136,7 @@ def flags_of(field: dataclasses.Field[Any], given: str | None = None) -> list[st
 
 def _option(field: dataclasses.Field[Any], form: Form, section: str | None, flag: str | None) -> inspect.Parameter:
     metadata, kind = field.metadata, str if form.many else form.kind
-    default, flags, choices = _default(field), flags_of(field, flag), metadata.get("choices")
+    default, flags, choices = _default(field), flags_of(field, flag), choices_of(field)
     if form.many and default not in (None, ...):
         default = ",".join(map(str, default))
     if kind is bool and default is True:
@@ -146,7 +147,7 @@ def _option(field: dataclasses.Field[Any], form: Form, section: str | None, flag
         help=_sentence(metadata.get("help", "")),
         metavar=None if kind is bool else metadata.get("metavar") or _metavar(form, choices),
         show_default=kind is not bool and default not in (None, ""),
-        autocompletion=_completion(choices) if choices else None,
+        autocompletion=_completion(field) if choices else None,
         rich_help_panel=metadata.get("section") or section,
         parser=_number_of_flag if kind is float else None,
     )
@@ -154,7 +155,7 @@ def _option(field: dataclasses.Field[Any], form: Form, section: str | None, flag
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
 
 
-def _metavar(form: Form, choices: tuple[str, ...] | None) -> str:
+def _metavar(form: Form, choices: tuple[str, ...]) -> str:
     one = "|".join(map(str, choices)) if choices else _METAVARS[form.kind]
     return f"{one},..." if form.many else one
 
@@ -164,9 +165,9 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", ")")) or not text else ".")
 
 
-def _completion(choices: tuple[str, ...]) -> Any:
+def _completion(field: dataclasses.Field[Any]) -> Any:
     def complete(incomplete: str) -> list[str]:
-        return [str(choice) for choice in choices if str(choice).startswith(incomplete)]
+        return [str(choice) for choice in choices_of(field) if str(choice).startswith(incomplete)]
 
     return complete
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunekit.errors import InputError
 from prunekit.methods.base import Config, option
+from prunekit.restoration.registry import restorations
+from prunekit.restoration.ways import Paper
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ class MergeConfig(Config):
     )
     restore: str | None = option(
         None,
-        help="'moments' solves for the next layer's weights in closed form; 'paper' merges each removed filter into a "
-        "kept one; 'synthetic' refits to images made from the network itself; none of these needs data. 'calibrate' "
-        "refits to unlabelled images (the default when there are any); 'none' only prunes. Default without images: "
-        "moments for each layer that they can be modelled for, else the paper's way, else plain pruning.",
-        choices=("calibrate", "synthetic", "moments", "paper", "none"),
+        help="Any installed way of restoring (`prunekit methods` lists them): 'moments' solves for the next layer's "
+        "weights in closed form; 'paper' merges each removed filter into a kept one; 'closed-form' takes the better of "
+        "the two for each layer, or prunes it plainly (the default without images); 'synthetic' refits to images made "
+        "from the network itself; 'constants' keeps what removed channels are worth on average; none of these needs "
+        "data. 'calibrate' refits to unlabelled images (the default when there are any); 'none' only prunes.",
+        choices=restorations,
     )
     widths: str | None = option(
         None,
@@ -41,14 +43,13 @@ class MergeConfig(Config):
     )
     refit_bn: bool = option(False, help="Then re-estimate batch-norm statistics on the images (given or made).")
     seed: int = option(0, help="Seed of everything random, such as the images that --restore synthetic makes.")
-    threshold: float = option(0.1, help="Least cosine similarity of two filters that are merged (the paper's t).")
+    threshold: float = option(
+        Paper.threshold, help="Least cosine similarity of two filters that are merged (the paper's t)."
+    )
     lam: float = option(
-        0.85, help="Weight of the cosine against the batch-norm bias distance (lambda).", flag="--lambda"
+        Paper.lam, help="Weight of the cosine against the batch-norm bias distance (lambda).", flag="--lambda"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("threshold", -1.0), ("lam", 0.0)):
-            if not low <= getattr(self, name) <= 1:
-                flag = "lambda" if name == "lam" else name
-                raise InputError(f"--{flag} must lie between {low:g} and 1, not {getattr(self, name)}")
+        Paper(self.threshold, self.lam)  # which checks them

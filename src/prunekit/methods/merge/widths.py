@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
-from prunekit.methods.merge.candidates import Layer
+from prunekit.methods.merge.candidates import Candidate
 from prunekit.methods.merge.selection import losses, pivoted, removals
 from prunekit.methods.ranking import round_widths
 from prunekit.restoration.second_moments import Reading
@@ -35,7 +35,7 @@ _MIXES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 class Ranked:
     """A layer, its units from the best to the worst, and what it loses with the first `n` of them, if that is known."""
 
-    layer: Layer
+    layer: Candidate
     order: NDArray[np.int64]
     curve: NDArray[np.float64] | None = None
 
@@ -49,7 +49,7 @@ class Ranked:
         return sorted(int(unit) for unit in self.order[:number])
 
 
-def rank(layers: Sequence[Layer], criterion: str, readings: Mapping[str, Reading]) -> list[Ranked]:
+def rank(layers: Sequence[Candidate], criterion: str, readings: Mapping[str, Reading]) -> list[Ranked]:
     """Return each layer's units by the criterion; by `l2-norm` where `pivot` has no reading of them."""
     ranked = []
     for layer in layers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunekit.methods.base import Config, option
+from prunekit.restoration.registry import restorations
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class SlimConfig(Config):
     )
     restore: str | None = option(
         None,
-        help="'calibrate' refits what stays to unlabelled images (the default when there are any), 'synthetic' to "
-        "images made from the network itself; 'constants' folds what a removed channel is worth on average, act(beta), "
-        "into the next layer (the default without images); 'none' drops it as the paper's release does.",
-        choices=("calibrate", "synthetic", "constants", "none"),
+        help="Any installed way of restoring (`prunekit methods` lists them): 'calibrate' refits what stays to "
+        "unlabelled images (the default when there are any), 'synthetic' to images made from the network itself; "
+        "'constants' folds what a removed channel is worth on average, act(beta), into the next layer (the default "
+        "without images, and where every other way begins); 'none' drops it as the paper's release does.",
+        choices=restorations,
     )

@@ -11,15 +11,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import InputError
-from prunekit.methods.base import restoration
 from prunekit.methods.scoring import lowest_removed
 from prunekit.methods.slim import gamma_histogram
 from prunekit.plan import Keep, Plan
-from prunekit.restoration.calibration import calibrate
-from prunekit.restoration.constants import constant_folds
+from prunekit.restoration import registry
+from prunekit.restoration.base import Evidence
+from prunekit.restoration.guarded import restored
 from prunekit.restoration.images import Images
 from prunekit.restoration.plain_layers import possible_biases, weight_of
-from prunekit.restoration.synthetic import synthesise
+from prunekit.restoration.ways import Constants, Nothing
 from prunekit.surgery import ChannelGroup, Graph
 
 if TYPE_CHECKING:
@@ -30,23 +30,19 @@ _REDUCE = {"max": np.fmax, "sum": np.add, "mean": np.add}
 
 def plan_slimming(model: nn.Module, graph: Graph, config: SlimConfig, images: Images | None = None) -> Plan:
     """Return the plan of one pass of Network Slimming; see `Slim.plan`."""
-    restore = restoration(config.restore, images, "constants")
-    given = {} if restore == "none" else possible_biases(model, graph)
+    way = registry.chosen(config.restore, Constants.name, images=images is not None, config=config)
+    given = {} if isinstance(way, Nothing) else possible_biases(model, graph)
     scores = gamma_scores(model, graph, config.aggregate)
     groups = _prunable(graph, scores, config.scope)
     kept = lowest_removed(graph, groups, scores, config, given)
     keeps = kept.units
-    constants = None if restore == "none" else constant_folds(model, graph, keeps)
     threshold = _threshold(groups, scores, keeps)
     warning = gamma_histogram.warning(np.concatenate([scores[group.name] for group in groups]), threshold)
-    notes = {"restore": restore, "protected": list(kept.protected), "threshold": threshold, "warning": warning}
-    if constants and constants.lost:
-        notes["constants_lost"] = dict(constants.lost)
-    folds = constants.folds if constants else ()
-    plan = Plan([*(Keep(name, index) for name, index in keeps.items()), *folds], notes)
-    if restore == "synthetic":
-        return synthesise(model, graph).restored(model, graph, plan)
-    return calibrate(model, graph, plan, images) if restore == "calibrate" and images is not None else plan
+    notes = {"protected": list(kept.protected), "threshold": threshold, "warning": warning}
+    plan = Plan([Keep(name, index) for name, index in keeps.items()], notes)
+    if not isinstance(way, Nothing | Constants):  # whatever way is taken, what is constant is no loss
+        plan = restored(model, graph, plan, Constants(), Evidence(model, None))
+    return restored(model, graph, plan, way, way.evidence(model, graph, images))
 
 
 def gamma_scores(model: nn.Module, graph: Graph, aggregate: str) -> dict[str, NDArray[np.float64]]:

@@ -1,0 +1,209 @@
+"""The ways of restoring that come with prunekit, as restorations; the work is done elsewhere in this room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from prunekit.errors import InputError
+from prunekit.plan import Fold, Plan
+from prunekit.restoration.base import Evidence, Restoration
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prunekit.restoration.images import Images
+    from prunekit.surgery import ChannelGroup, Graph
+
+
+class Nothing(Restoration):
+    """The plan as it is."""
+
+    name: ClassVar[str] = "none"
+    summary: ClassVar[str] = "Prune only."
+
+    def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan as it is."""
+        del model, graph, evidence
+        return plan
+
+
+class Constants(Restoration):
+    """What removed channels are worth where batch norms scale them by (nearly) zero; see `restoration.constants`.
+
+    The folds take the place of others that the same layers have for the same channels.
+    """
+
+    name: ClassVar[str] = "constants"
+    summary: ClassVar[str] = "Fold what a removed channel is worth on average, act(beta), into the next layer."
+
+    def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with these folds; the note `constants_lost` names layers that cannot take them, and why."""
+        from prunekit.restoration.constants import constant_folds
+
+        del evidence
+        found = constant_folds(model, graph, {keep.group: keep.index for keep in plan.keeps})
+        lost = {"constants_lost": dict(found.lost)} if found.lost else {}
+        taken = {(fold.consumer, fold.group) for fold in found.folds}
+        others = [op for op in plan if not (isinstance(op, Fold) and (op.consumer, op.group) in taken)]
+        return Plan([*others, *found.folds], {**plan.notes, **lost}, plan.example)
+
+
+@dataclass(frozen=True)
+class Paper(Restoration):
+    """Neuron Merging (Kim et al., NeurIPS 2020): each removed filter becomes a multiple of one kept filter.
+
+    Attributes:
+        threshold: Least cosine similarity, -1 to 1, of two filters that are merged (the paper's t).
+        lam: Weight, 0 to 1, of the cosine against the batch-norm bias distance (the paper's lambda).
+    """
+
+    name: ClassVar[str] = "paper"
+    summary: ClassVar[str] = "Neuron Merging: each removed filter becomes a multiple of one kept filter."
+    threshold: float = 0.1
+    lam: float = 0.85
+
+    def __post_init__(self) -> None:
+        for name, low in (("threshold", -1.0), ("lam", 0.0)):
+            if not low <= getattr(self, name) <= 1:
+                flag = "lambda" if name == "lam" else name
+                raise InputError(f"--{flag} must lie between {low:g} and 1, not {getattr(self, name)}")
+
+    def obstacle(self, model: nn.Module, graph: Graph, group: ChannelGroup) -> str | None:
+        """Return why the layers behind a group cannot read multiples of other channels, or None."""
+        from prunekit.restoration.paper_folds import obstacle_to_folds
+
+        return obstacle_to_folds(model, graph, group)
+
+    def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with the paper's folds, and their number as the notes `merged` and `negative_scales`."""
+        del evidence
+        return self.folded(model, graph, plan, _able(self, model, graph, plan))
+
+    def folded(self, model: nn.Module, graph: Graph, plan: Plan, groups: Iterable[str]) -> Plan:
+        """Return the plan with the folds for some of the groups that it narrows."""
+        from prunekit.restoration.paper_folds import paper_folds
+
+        return paper_folds(model, graph, plan, groups, self.threshold, self.lam)
+
+
+class Moments(Restoration):
+    """Least squares on what batch norms tell of the activations; see `restoration.moments`."""
+
+    name: ClassVar[str] = "moments"
+    summary: ClassVar[str] = "Solve for the next layer's weights in closed form, by the statistics of batch norms."
+
+    def obstacle(self, model: nn.Module, graph: Graph, group: ChannelGroup) -> str | None:
+        """Return why what the layers behind a group read cannot be modelled, or None."""
+        from prunekit.restoration.makers import obstacle_to_making_up
+        from prunekit.restoration.moments import obstacle_to_moments
+
+        return obstacle_to_making_up(model, graph, group) or obstacle_to_moments(model, graph, group)
+
+    def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with new weights and statistics for the layers behind all groups that can be modelled."""
+        del evidence
+        return self.refitted(model, graph, plan, _able(self, model, graph, plan))
+
+    def refitted(self, model: nn.Module, graph: Graph, plan: Plan, groups: Iterable[str]) -> Plan:
+        """Return the plan with new weights and statistics for the layers behind some of the groups that it narrows."""
+        from prunekit.restoration.moments import moment_refits
+        from prunekit.surgery import resolve
+
+        refits = moment_refits(model, graph, resolve(graph, plan).keeps, groups)
+        return Plan([*plan.operations, *refits], plan.notes, plan.example)
+
+
+@dataclass(frozen=True)
+class ClosedForm(Restoration):
+    """The best that needs no data, group by group: `moments` where these can be modelled, else `paper`, else nothing.
+
+    Attributes:
+        threshold: As of `Paper`.
+        lam: As of `Paper`.
+    """
+
+    name: ClassVar[str] = "closed-form"
+    summary: ClassVar[str] = "Group by group the best that needs no data: moments, else paper, else nothing."
+    threshold: float = Paper.threshold
+    lam: float = Paper.lam
+
+    @property
+    def parts(self) -> tuple[Moments, Paper]:
+        """The ways that it takes, the best first."""
+        return Moments(), Paper(self.threshold, self.lam)
+
+    def obstacle(self, model: nn.Module, graph: Graph, group: ChannelGroup) -> str | None:
+        """Return why none of its ways can make up for a group, or None."""
+        reasons = [part.obstacle(model, graph, group) for part in self.parts]
+        return None if None in reasons else reasons[-1]
+
+    def part_for(self, model: nn.Module, graph: Graph, group: ChannelGroup) -> str:
+        """Return the name of the way that it takes for a group, `none` where it has none."""
+        return next((part.name for part in self.parts if part.obstacle(model, graph, group) is None), Nothing.name)
+
+    def leading(self, model: nn.Module, graph: Graph, groups: Iterable[ChannelGroup]) -> str:
+        """Return the name of the best way that it takes for any of these groups."""
+        taken = {self.part_for(model, graph, group) for group in groups}
+        return next((part.name for part in self.parts if part.name in taken), Nothing.name)
+
+    def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with folds and refits; the note `restore` names the best way that was taken."""
+        from prunekit.surgery import resolve
+
+        del evidence
+        moments, paper = self.parts
+        part = {name: self.part_for(model, graph, graph.group(name)) for name in resolve(graph, plan).keeps}
+        plan = paper.folded(model, graph, plan, [name for name, way in part.items() if way == paper.name])
+        plan = moments.refitted(model, graph, plan, [name for name, way in part.items() if way == moments.name])
+        best = next((way.name for way in self.parts if way.name in part.values()), Nothing.name)
+        return Plan(plan.operations, {**plan.notes, "restore": best}, plan.example)
+
+
+@dataclass(frozen=True)
+class Synthetic(Restoration):
+    """Refit to images that are made from the network itself; see `restoration.synthetic`.
+
+    Attributes:
+        seed: Seed of the images.
+    """
+
+    name: ClassVar[str] = "synthetic"
+    summary: ClassVar[str] = "Refit what stays, layer by layer, to images made from the network itself."
+    seed: int = 0
+
+    def evidence(self, model: nn.Module, graph: Graph, images: Images | None) -> Evidence:
+        """Return the images that it makes, whatever was given."""
+        from prunekit.restoration.synthetic import synthesise
+
+        del images
+        return synthesise(model, graph, seed=self.seed)
+
+    def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with refits."""
+        from prunekit.restoration.synthetic import refitted_to
+
+        return refitted_to(evidence, model, graph, plan)
+
+
+class Calibrate(Restoration):
+    """Refit to unlabelled images; see `restoration.calibration`."""
+
+    name: ClassVar[str] = "calibrate"
+    summary: ClassVar[str] = "Refit what stays, layer by layer, to unlabelled images."
+    needs_images: ClassVar[bool] = True
+
+    def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with refits."""
+        from prunekit.restoration.calibration import calibrate
+
+        assert evidence.images is not None
+        return calibrate(model, graph, plan, evidence.images)
+
+
+def _able(way: Restoration, model: nn.Module, graph: Graph, plan: Plan) -> Sequence[str]:
+    """Return the groups that a plan narrows and a way can make up for."""
+    from prunekit.surgery import resolve
+
+    return [name for name in resolve(graph, plan).keeps if way.obstacle(model, graph, graph.group(name)) is None]
