@@ -68,6 +68,26 @@ def test_a_method_from_another_package_is_a_command(plugin: str, tmp_path: Path)
     prunekit("random", "net.pt", "--target-macs", "1%", status=2)
 
 
+def test_a_restoration_from_another_package_is_a_choice_of_every_method(plugin: str, tmp_path: Path) -> None:
+    def prunekit(*arguments: str, status: int = 0) -> str:
+        return output(partial(with_plugin, plugin, list(arguments)), tmp_path, status)
+
+    checkpoint.save(models.build("vgg_digits", {"config": "8-8-M-16"}), tmp_path / "net.pt")
+    listed = json.loads(prunekit("methods", "--json"))
+    schemas.check(listed)
+    found = {way["name"]: way for way in listed["restorations"]}["means"]
+    assert (found["package"], found["needs_images"]) == ("prunekit-random 0.1.0", True)
+    given = ["net.pt", "--data", "digits", "--calibration", "50", "--restore", "means", "--dry-run", "--json"]
+    for method in ("slim", "merge", "random"):
+        assert "means" in prunekit(method, "--help")
+        done = json.loads(prunekit(method, *given, "--ratio", "0.3"))
+        schemas.check({**done, "schema": "prunekit.slim"})  # that of every method
+        assert done["settings"]["restore"] == done["plan"]["notes"]["restore"] == "means"
+        assert done["plan"]["fold"]
+    assert "restore = 'means'" in prunekit("slim", "--ratio", "0.3", *given, "--print-config").replace('"', "'")
+    prunekit("slim", "net.pt", "--ratio", "0.3", "--restore", "means", status=2)  # without images
+
+
 def test_pruning_by_hand(tmp_path: Path) -> None:
     out = output(script(EXAMPLES / "prune_by_hand.py"), tmp_path)
     before, after = (int(n.replace(",", "")) for n in re.findall(r"^([\d,]+) parameters", out, re.MULTILINE))

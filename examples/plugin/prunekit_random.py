@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from prunekit import Config, Method, option
+from prunekit import Config, Method, option, restorations
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,7 @@ class RandomConfig(Config):
     """Settings of the baseline."""
 
     seed: int = option(0, help="Seed of the draw: the same seed gives the same channels.")
+    restore: str = option("none", help="How to make up for what goes.", choices=restorations)
 
 
 class RandomChannels(Method):
@@ -33,16 +34,16 @@ class RandomChannels(Method):
     Config: ClassVar[type[Config]] = RandomConfig
 
     def plan(self, model: nn.Module, graph: Graph, config: Any, images: Images | None = None) -> Plan:
-        """Give each channel a random score; the lowest go.
+        """Give each channel a random score; the lowest go, and are made up for as was asked.
 
         Raises:
             InputError: nothing can be removed, or the budget cannot be met.
         """
         import numpy as np  # here, so that `prunekit --help` stays quick
 
-        from prunekit import plan_by_scores
+        from prunekit import plan_by_scores, restore
 
-        del model, images  # chance looks at neither
         draw = np.random.default_rng(config.seed)
         scores = {group.name: draw.random(group.size) for group in graph.groups if group.free}
-        return plan_by_scores(graph, scores, config)
+        plan = plan_by_scores(graph, scores, config)
+        return restore(model, plan, graph=graph, images=images, way=config.restore)

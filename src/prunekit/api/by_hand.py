@@ -125,8 +125,8 @@ def restore(
         >>> model, images = pk.load("prunekit:vgg_digits"), torch.rand(64, 1, 8, 8)
         >>> plan = pk.Plan([pk.Keep("features.0", range(0, 32, 2))])
         >>> restored = pk.restore(model, plan, images=images)
-        >>> [refit.layer for refit in restored.refits], restored.notes["restore"]
-        (['features.3', 'features.4'], 'calibrate')
+        >>> restored.keeps == plan.keeps, len(restored.refits), restored.notes["restore"]
+        (True, 11, 'calibrate')
         >>> def error(plan):
         ...     return (pk.apply(model, plan)(images) - model(images)).square().mean()
         >>> bool(error(restored) < error(plan))

@@ -60,16 +60,19 @@ class _Guarded(Restoration):
 
     def evidence(self, model: nn.Module, graph: Graph, images: Images | None) -> Evidence:
         """Return what it knows of the data."""
+        own = copied(model)
         with self._named():
-            found = self._way.evidence(copied(model), graph, images)
+            found = self._way.evidence(own, graph, images)
         if not isinstance(found, Evidence):
             raise self._refusal(f"returns a {type(found).__name__}, where Evidence is expected")
-        return found
+        return Evidence(model, found.images) if found.model is own else found
 
     def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
         """Return its plan, which has been applied once."""
+        own = copied(model)
+        evidence = Evidence(own, evidence.images) if evidence.model is model else evidence
         with self._named():
-            found = self._way.restore(copied(model), graph, plan, evidence)
+            found = self._way.restore(own, graph, plan, evidence)
         if not isinstance(found, Plan):
             raise self._refusal(f"returns a {type(found).__name__}, where a Plan is expected")
         if set(found.keeps) != set(plan.keeps) or found.gates != plan.gates:
