@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import traceback
+import shlex
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -178,28 +178,31 @@ def root_command() -> Any:
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit status (see `prunekit.errors`); every error is shown here."""
     output = Output()
+    output.called, output.debug = shlex.join(["prunekit", *args]), "--debug" in args
+    status = BUG
     try:
         with _plain_warnings(output):
-            return _finished(_parsed_and_run(args))
+            status = _finished(_parsed_and_run(args, output))
     except (ClosedPipeError, BrokenPipeError):
         discard_stdout()
-        return 0
+        status = 0
     except KeyboardInterrupt:
         output.error("interrupted")
-        return INTERRUPTED
+        status = INTERRUPTED
     except Exception as error:
-        if "--debug" in args:
-            traceback.print_exception(error)
-        return _report(error, output)
+        status = _report(error, output)
+    finally:
+        output.close_log(status)
+    return status
 
 
-def _parsed_and_run(args: Sequence[str]) -> object:
+def _parsed_and_run(args: Sequence[str], output: Output) -> object:
     """Return the parser's exit status, or the result of the command, which has no meaning."""
     arguments = list(args) or ["--help"]
     if arguments[0] == "help":
         arguments = [*arguments[1:], "--help"]
     try:
-        return root_command().main(args=arguments, prog_name="prunekit", standalone_mode=False)
+        return root_command().main(args=arguments, prog_name="prunekit", standalone_mode=False, obj=output)
     except SystemExit as stop:  # completion scripts, and a closed pipe that the parser saw first
         if isinstance(stop.__context__, BrokenPipeError):
             raise ClosedPipeError from None
@@ -214,6 +217,8 @@ def _finished(result: object) -> int:
 
 def _report(error: Exception, output: Output) -> int:
     """Show an error in one or two lines and return its exit status."""
+    ours = not isinstance(error, PrunekitError | OSError) and not hasattr(error, "format_message")
+    output.traceback(error, bug=ours)
     if isinstance(error, PrunekitError):
         output.error(error.message, error.hint)
         return error.exit_code

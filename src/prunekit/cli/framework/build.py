@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import textwrap
@@ -15,10 +16,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from prunekit.cli.framework import config
 from prunekit.cli.framework.fields import collect, options_of
+from prunekit.cli.framework.settings import Asked, Setting, keys
 from prunekit.errors import InputError, unknown_name
 from prunekit.report.terminal.output import Output
 
 _COMMON = "Common options"
+_SETTINGS = "prunekit.settings"
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,15 @@ class CommonOptions:
     json: bool = field(default=False, metadata={"help": "One JSON document on standard output."})
     quiet: bool = field(default=False, metadata={"flag": "--quiet,-q", "help": "No notes and no progress."})
     debug: bool = field(default=False, metadata={"help": "Show the traceback of an error."})
+    log: str | None = field(
+        default=None,
+        metadata={"metavar": "FILE", "help": "Add all notes, warnings, errors and events to this file, with times."},
+    )
     config: str | None = field(default=None, metadata={"metavar": "FILE", "help": "Read settings from this TOML file."})
-    print_config: bool = field(default=False, metadata={"help": "Print all settings as such a file, and do nothing."})
+    print_config: bool = field(
+        default=False, metadata={"help": "Print all settings as such a file, with their origins, and do nothing."}
+    )
+    isolated: bool = field(default=False, metadata={"help": "Ignore PRUNEKIT_* variables and the project's file."})
 
 
 @dataclass(frozen=True)
@@ -48,20 +58,22 @@ class Command:
 
 
 class SectionedCommand(TyperCommand):
-    """A command whose settings may come from a file, and whose help has sections: its own first, common ones last."""
+    """A command with settings from elsewhere, whose help has sections: its own first, common ones last."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Parse `args`; missing settings come from the file that `--config` names."""
-        path = config.named_file(args)
-        if path is not None and not extra.get("resilient_parsing"):
-            known = parent.command.list_commands(parent) if parent is not None else [str(self.name)]
-            extra["default_map"] = config.read(path, str(self.name), self.params, known)
-        return super().make_context(info_name, args, parent, **extra)
+        """Parse `args`; missing settings come from where `prunekit.cli.framework.config` finds them."""
+        found: dict[str, Setting] = {}
+        if not extra.get("resilient_parsing") and not {"-h", "--help"} & set(args):
+            found = config.gathered(args, _asked(self, parent))
+            extra["default_map"] = {name: setting.value for name, setting in found.items()}
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[_SETTINGS] = found
+        return context
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, or show its settings where `--print-config` asks for them."""
         if ctx.params.get("print_config"):
-            Output().data(config.written(self.params, ctx.params))
+            Output().data(config.written(self.params, ctx.params, _origins(ctx)))
             return None
         return super().invoke(ctx)
 
@@ -83,6 +95,40 @@ class SectionedCommand(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+def _asked(command: SectionedCommand, parent: Any) -> Asked:
+    """Return the description of a command by which settings are looked up for it."""
+    groups: list[Any] = []
+    while parent is not None:
+        groups.insert(0, parent)
+        parent = parent.parent
+    words = (*(str(group.info_name) for group in groups[1:]), str(command.name))
+    siblings = tuple(group.command.list_commands(group) for group in groups) or (words,)
+    return Asked(words, command.params, siblings, lambda: _every_key(groups[0]) if groups else {})
+
+
+def _every_key(root: Any) -> dict[tuple[str, ...], frozenset[str]]:
+    """Return the keys of all commands, by the words that are typed for them."""
+    found: dict[tuple[str, ...], frozenset[str]] = {}
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), root.command)]
+    while waiting:
+        words, command = waiting.pop()
+        if not hasattr(command, "list_commands"):
+            found[words] = frozenset(keys(command.params))
+            continue
+        for name in command.list_commands(root):
+            # a plug-in that cannot be loaded has no settings to speak of
+            with contextlib.suppress(Exception):
+                waiting.append(((*words, name), command.get_command(root, name)))
+    return found
+
+
+def _origins(ctx: Any) -> dict[str, str]:
+    """Return the origin of each parameter that does not have its default, by its name."""
+    found = {name: setting.origin for name, setting in ctx.meta[_SETTINGS].items()}
+    typed = [name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"]
+    return found | dict.fromkeys(typed, "command line")
 
 
 def one_line_each(completions: Any) -> Any:
@@ -159,14 +205,19 @@ def _callback(command: Command) -> Callable[..., Any]:
     _extend(flat, options_of(CommonOptions, section=_COMMON))
 
     @wraps(command.run)
-    def callback(**values: Any) -> Any:
+    def callback(_context: Any, **values: Any) -> Any:
         common = collect(CommonOptions, values)
+        output = _context.obj if isinstance(_context.obj, Output) else Output()
+        output.configure(quiet=common.quiet, json=common.json, debug=common.debug)
+        if common.log is not None:
+            output.open_log(common.log)
         settings = {name: collect(group, values) for name, group in groups.items()}
         others = {p.name: values[p.name] for p in declared if p.name not in groups}
-        return command.run(Output(quiet=common.quiet, json=common.json), **settings, **others)
+        return command.run(output, **settings, **others)
 
-    callback.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
-    callback.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    context = inspect.Parameter("_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    callback.__signature__ = inspect.Signature([context, *flat])  # type: ignore[attr-defined]
+    callback.__annotations__ = {parameter.name: parameter.annotation for parameter in (context, *flat)}
     return callback
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
+from prunekit import __version__
 from prunekit.errors import InputError
 from prunekit.report.documents import dumps
+from prunekit.report.terminal.log import Log
 from prunekit.report.text import printable
 
 if TYPE_CHECKING:
@@ -26,7 +30,8 @@ class Output:
     """The output of one run of a command.
 
     `quiet` drops notes and progress, never data, warnings or errors; `json` says that the data is wanted as one JSON
-    document. Of the processes that `torchrun` starts, only the first one writes; each may report its error.
+    document; `debug`, that tracebacks are; `called` is the command line. Of the processes that `torchrun` starts, only
+    the first one writes; each may report its error.
     """
 
     def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
@@ -34,7 +39,33 @@ class Output:
         self.first = self.rank == "0"
         self.quiet = quiet or not self.first
         self.json = json
+        self.debug = False
+        self.called = "prunekit"
+        self._log: Log | None = None
         self._warned: set[str] = set()
+
+    def configure(self, *, quiet: bool, json: bool, debug: bool) -> None:
+        """Set what the options of a command ask for."""
+        self.quiet, self.json, self.debug = quiet or not self.first, json, self.debug or debug
+
+    def open_log(self, path: str) -> None:
+        """Add everything that is said from now on, notes that `quiet` drops among it, to the text file at `path`.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        self._log = Log(path, f"prunekit {__version__}, in {Path.cwd()}: {self.called}")
+
+    def close_log(self, status: int) -> None:
+        """End the log, where there is one, with the exit status."""
+        if self._log is not None:
+            self._add_to_log(f"exit status {status}")
+            self._log = None
+
+    def record(self, text: str) -> None:
+        """Add lines to the log, where there is one, and show nothing."""
+        if self.first:
+            self._add_to_log(text)
 
     @property
     def live(self) -> bool:
@@ -45,34 +76,56 @@ class Output:
         """Return a Rich console on standard error; colour follows NO_COLOR and TERM."""
         return _console(sys.stderr)
 
-    def note(self, text: str) -> None:
-        """Write one line of information."""
+    def note(self, text: str, *, console: Console | None = None) -> None:
+        """Write one line of information, above the progress bar of `console` where one is given."""
+        self.record(text)
         if not self.quiet:
-            self.people().print(_shown(text), soft_wrap=True)
+            (console or self.people()).print(_shown(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Write one line of warning, once."""
         if self.first and text not in self._warned:
             self._warned.add(text)
+            self.record(f"warning: {text}")
             self.people().print(f"[yellow]warning:[/] {_escaped(text)}", soft_wrap=True, markup=True)
 
     def error(self, message: str, hint: str | None = None) -> None:
         """Write an error and its remedy: two lines at most."""
         console = self.people()
         who = "" if self.first else f"process {self.rank}: "
+        self._add_to_log(f"error: {who}{_one_line(message)}" + (f"\nhint: {_one_line(hint)}" if hint else ""))
         console.print(f"[bold red]error:[/] {who}{_escaped(_one_line(message))}", soft_wrap=True, markup=True)
         if hint:
             console.print(f"[dim]hint:[/] {_escaped(_one_line(hint))}", soft_wrap=True, markup=True)
 
     def table(self, content: RenderableType, *, data: bool) -> None:
         """Show a table: on standard output where it is the `data` asked for, else on standard error."""
-        if not data and self.quiet:
-            return
+        if not data:
+            self.record(_rendered(content, io.StringIO()))
+            if self.quiet:
+                return
         text = _rendered(content, sys.stdout if data else sys.stderr)
         if data:
             self.data(text)
         else:
             print(text, file=sys.stderr)
+
+    def traceback(self, error: Exception, *, bug: bool) -> None:
+        """Write where an error came from: on standard error for `debug`, and of a `bug` into the log in any case."""
+        text = "".join(traceback.format_exception(error))
+        if self.debug:
+            print(text, end="", file=sys.stderr)
+        if self.debug or bug:
+            self._add_to_log(text)
+
+    def _add_to_log(self, text: str) -> None:
+        if self._log is None:
+            return
+        try:
+            self._log.write(text)
+        except InputError as error:  # hours of work do not end for a full disk
+            self._log = None
+            self.warn(f"{error.message}; nothing more is added to it")
 
     def data(self, text: str) -> None:
         """Write `text` to standard output with one final newline; bytes of a path that are not UTF-8 are kept."""

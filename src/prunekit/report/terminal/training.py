@@ -47,6 +47,8 @@ class _Watcher:
             self.last = time.monotonic()
         elif isinstance(event, StepEvent):
             self._stepped(event)
+        else:
+            self.output.record(f"saved {event.path} at step {event.step}")
 
     def _started(self, event: StartEvent) -> None:
         where = event.device + (f", {event.processes} processes" if event.processes > 1 else "")
@@ -59,6 +61,15 @@ class _Watcher:
         )
 
     def _stepped(self, event: StepEvent) -> None:
+        line = (
+            f"step {event.step}/{event.steps}  {_figures(event)}  "
+            f"{event.images_per_second:.0f} images/s, {numbers.duration(event.eta)} left"
+        )
+        if self.progress is None and time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES:
+            self.last = time.monotonic()
+            self._say(line)
+        else:
+            self.output.record(line)
         if self.progress is not None and self.task is not None:
             self.progress.update(
                 self.task,
@@ -66,18 +77,9 @@ class _Watcher:
                 total=event.steps,
                 description=f"epoch {event.epoch}/{event.epochs} {_figures(event)}",
             )
-        elif time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES:
-            self.last = time.monotonic()
-            self._say(
-                f"step {event.step}/{event.steps}  {_figures(event)}  "
-                f"{event.images_per_second:.0f} images/s, {numbers.duration(event.eta)} left"
-            )
 
     def _say(self, line: str) -> None:
-        if self.progress is not None:
-            self.progress.console.print(line, markup=False, soft_wrap=True)
-        else:
-            self.output.note(line)
+        self.output.note(line, console=self.progress.console if self.progress is not None else None)
 
 
 def _epoch(event: EpochEvent) -> str:
