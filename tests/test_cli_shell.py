@@ -63,6 +63,7 @@ ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _prunekit_completion prunekit
 ask prunekit s
 ask prunekit merge m.pt --crit
 ask prunekit merge m.pt --criterion l2
+ask prunekit inspect m.pt --arch resnet5
 """
 _FISH = """
 prunekit completion fish | source
@@ -91,6 +92,7 @@ def test_bash_completes(program: dict[str, str], tmp_path: Path) -> None:
         "slim sweep",
         "--criterion",
         "l2-norm l2-GM",
+        "resnet56_cifar resnet50",
     ]
 
 
@@ -116,7 +118,7 @@ def settings(capsys: Capture, *arguments: object) -> str:
     return re.sub(r"  # [^\n]*", "", capsys.readouterr().out)
 
 
-NAMES = [name for name in leaves() if name not in ("demo", "methods", "completion")]
+NAMES = [name for name in leaves() if name not in ("demo", "methods", "completion", "archs")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,7 +184,7 @@ def test_every_command_has_a_schema() -> None:
 
 
 def test_the_documents_of_what_is_installed(capsys: Capture) -> None:
-    for arguments in (["methods"], ["completion", "bash"]):
+    for arguments in (["methods"], ["archs"], ["completion", "bash"]):
         assert run([*arguments, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         schemas.check(found)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import schemas
 from networks import lively
@@ -31,7 +33,7 @@ from prunekit.report.documents import dumps
 from prunekit.report.pages import page
 from prunekit.report.pictures import png, svg
 from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
-from prunekit.report.terminal.output import Output
+from prunekit.report.terminal.output import Output, _rendered
 from prunekit.report.terminal.tables import csv_text, markdown, table
 from prunekit.report.text import printable
 from prunekit.spec import origin_of, remember
@@ -497,3 +499,31 @@ def test_nothing_to_be_sensitive_about() -> None:
     graph = surgery.trace(model, torch.zeros(1, 3))
     with pytest.raises((InputError, SurgeryError), match="no channels"):
         sensitivity(model, graph, open_data("digits", "test"))
+
+
+@given(
+    width=st.integers(40, 120),
+    names=st.lists(st.text("abcdefgh/._-", min_size=1, max_size=60), min_size=1, max_size=4),
+    figures=st.lists(st.integers(0, 10**12), min_size=1, max_size=10),
+)
+def test_no_width_breaks_a_figure(width: int, names: list[str], figures: list[int]) -> None:
+    """At every width each figure and each column stands in one line, and no line is longer than the terminal."""
+    columns = ["model", *(f"column {letter}" for letter, _ in zip("abcdefghij", figures, strict=False))]
+    rows = [(name, *(f"{figure + row:,} −52 %" for figure in figures)) for row, name in enumerate(names)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(width))
+        text = _rendered(table(columns, rows, title="a title"), io.StringIO())
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(any(cell in line for line in lines) for cell in columns)
+    for row in rows:
+        for cell in row[1:]:
+            assert any(re.search(rf"(?<![\d,]){re.escape(cell)}(?!\S)", line) for line in lines), cell
+    assert text.count("a title") == 1
+
+
+def test_off_a_terminal_a_table_is_as_wide_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    columns = [f"column {number}" for number in range(40)]
+    text = _rendered(table(columns, [["1,234"] * 40]), io.StringIO())
+    assert len([line for line in text.splitlines() if line]) == 3

@@ -127,6 +127,10 @@ class Interrupted(PrunekitError):
     exit_code = 130
 
 
+class Noted(UserWarning):
+    """Something that was decided for the user and is no reason to worry: a command shows it as a note."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return an `InputError` for an unknown name that suggests the nearest ones."""
     options = sorted(known)

@@ -18,7 +18,7 @@ from prunekit import models
 from prunekit.checkpoint import foreign, sniff, weights
 from prunekit.checkpoint.artefact import Header
 from prunekit.checkpoint.trusted import load_trusted
-from prunekit.errors import InputError
+from prunekit.errors import InputError, Noted
 from prunekit.files import pickles
 from prunekit.models.torchvision_zoo import check_no_download
 from prunekit.programs import archive
@@ -65,7 +65,8 @@ def load(
 
     Args:
         source: A path, a binary stream, or the name of a network without a file (`torchvision:…`, `prunekit:…`).
-        arch: The architecture of a state dict; prunekit's own files and exported programs need none.
+        arch: The architecture of a state dict; one that a single known network fits needs none, and a warning says
+            which it is. Prunekit's own files and exported programs need none either.
         arch_args: Arguments of the architecture.
         trust_pickle: Allow the file to run code, as pickles of whole networks do.
         key: Which network of a checkpoint that holds several: the keys that lead to it, joined by dots, and perhaps a
@@ -239,13 +240,12 @@ def _own_architecture(header: Header, request: Request) -> tuple[str, Mapping[st
 
 
 def _read_state_dicts(found: Mapping[str, Mapping[str, Tensor]], request: Request) -> nn.Module:
+    found = foreign.without(found, request.ignore_keys, request.name)
     if request.arch is None:
-        raise InputError(
-            f"{request.name} is a state dict, which does not say its architecture",
-            hint="arch (--arch) names it: a bundled one, torchvision's, or path/to/file.py:callable",
-        )
-    arch, found = models.canonical(request.arch), foreign.without(found, request.ignore_keys, request.name)
-    model = weights.from_state_dicts(found, arch, request.arch_args, request.name)
+        model, flags = weights.recognised(found, request.arch_args, request.name)
+        warnings.warn(f"took {flags}: the keys and shapes of {request.name} fit", Noted, stacklevel=2)
+    else:
+        model = weights.from_state_dicts(found, models.canonical(request.arch), request.arch_args, request.name)
     origin = origin_of(model)
     if origin is None or origin.input is None:
         return model

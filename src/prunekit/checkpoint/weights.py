@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,18 @@ from torch import Tensor, nn
 from prunekit import models
 from prunekit.checkpoint import foreign
 from prunekit.errors import InputError
+from prunekit.models import known
+from prunekit.models.known import Known
 from prunekit.models.unallocated import NoNormalDraws, OnlyComputed, at_most
 
 _SHOWN = 3
+_UNKNOWN = (
+    "arch (--arch) names it: a bundled one or torchvision's (prunekit archs lists them), or path/to/file.py:callable"
+)
+
+
+class MisfitError(InputError):
+    """The keys of a state dict are not those of the architecture."""
 
 
 def from_state_dicts(
@@ -48,6 +58,67 @@ def from_state_dicts(
         model: nn.Module = foreign.only(fitting, name, f"networks that fit {arch}")
         return model
     raise problems[max(parts, key=lambda place: len(parts[place]))]
+
+
+def recognised(
+    found: Mapping[str, Mapping[str, Tensor]], args: Mapping[str, Any] | None, name: str
+) -> tuple[nn.Module, str]:
+    """Return the only known network that fits a state dict in `found`, with these weights, and the flags that name it.
+
+    Args:
+        found: State dicts by their places, see `foreign`.
+        args: Arguments that the architecture is known to have.
+        name: The name of the file, for error messages.
+
+    Raises:
+        InputError: None fits, or several do; the message names the nearest, and how it differs, or all that fit.
+    """
+    for key, state in found.items():
+        check_backed(state, f"{name} at {key}" if key else name)
+    given = dict(args or {})
+    fitting: dict[str, nn.Module] = {}
+    for one in _candidates(found):
+        if all(one.args.get(key, value) == value for key, value in given.items()):
+            with contextlib.suppress(MisfitError):
+                own = {**one.args, **given}
+                fitting[_flags(one.arch, own)] = from_state_dicts(found, one.arch, own, name)
+    if len(fitting) == 1:
+        ((flags, model),) = fitting.items()
+        return model, flags
+    unsaid = f"{name} is a state dict, which does not say its architecture"
+    if fitting:
+        raise InputError(f"{unsaid}; {len(fitting)} fit", hint="say which: " + ", or ".join(fitting))
+    raise InputError(unsaid + _nearest(found, given, name), hint=_UNKNOWN)
+
+
+def _candidates(found: Mapping[str, Mapping[str, Tensor]]) -> list[Known]:
+    """Return the known networks with the shapes of a state dict, or of the part of one under some prefix."""
+    for parts in (found.values(), [part for state in found.values() for part in models.by_prefix(state).values()]):
+        candidates = [one for state in parts for one in known.fitting(_shapes(state))]
+        if candidates:
+            return list({(one.arch, str(one.args)): one for one in candidates}.values())
+    return []
+
+
+def _nearest(found: Mapping[str, Mapping[str, Tensor]], args: Mapping[str, Any], name: str) -> str:
+    """Return the end of the sentence that no known network fits: the nearest, and what differs."""
+    nearest = known.nearest(_shapes(max(found.values(), key=len)))
+    if nearest is None:
+        return ", and no known network is like it"
+    try:
+        from_state_dicts(found, nearest.arch, args, name)
+    except InputError as error:
+        return f"; the nearest is {nearest.arch}: {error.message}"
+    return f"; with --arch {nearest.arch} it fits"
+
+
+def _flags(arch: str, args: Mapping[str, Any]) -> str:
+    given = ",".join(f"{key}={value}" for key, value in args.items())
+    return f"--arch {arch}" + (f" --arch-args {given}" if given else "")
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 def from_state_dict(
@@ -141,7 +212,7 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], headline: str) -> N
     }
     found = [f"{len(keys)} {what} ({_listed(keys)})" for what, keys in differences.items() if keys]
     if found:
-        raise InputError(
+        raise MisfitError(
             f"{headline}: {'; '.join(found)}",
             hint="arch (--arch) and arch_args (--arch-args) must say exactly what network the weights are of",
         )

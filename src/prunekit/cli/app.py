@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from prunekit import __version__
 from prunekit.cli.framework.build import Command, build, build_group, one_line_each
-from prunekit.errors import InputError, PrunekitError, unknown_name
+from prunekit.errors import InputError, Noted, PrunekitError, unknown_name
 from prunekit.report.terminal.output import ClosedPipeError, Output, discard_stdout
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _AFTER_METHODS = {
     "sweep": "Methods over ratios: accuracy against cost, as a table, a picture or a page; resumable.",
     "export": "A file that needs neither prunekit nor the model's code: ONNX or .pt2, compared with the model first.",
     "convert": "From any model file to prunekit's own, .safetensors or a plain state dict.",
+    "archs": "The networks that --arch takes by name, searched, with their parameters, MACs and input sizes.",
     "methods": "The installed pruning methods and ways of restoring, and the packages that they come from.",
     "completion": "The script that teaches bash, zsh or fish the commands, flags and choices.",
     "demo": "The whole story on the bundled digits: train, slim, merge, evaluate.",
@@ -52,6 +53,9 @@ _MEANT = {
     "info": ("inspect",),
     "show": ("inspect",),
     "summary": ("inspect",),
+    "architectures": ("archs",),
+    "networks": ("archs",),
+    "models": ("archs",),
     "onnx": ("export",),
 }
 _HELP = """Make trained PyTorch networks smaller and really faster, with proof.
@@ -241,7 +245,9 @@ def _plain_warnings(output: Output) -> Iterator[None]:
     """Show a warning as one line, without file and source, and hide those that only developers can act on."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
-        if issubclass(category, UserWarning):
+        if issubclass(category, Noted):
+            output.note(str(message))
+        elif issubclass(category, UserWarning):
             output.warn(str(message))
 
     with warnings.catch_warnings():

@@ -13,15 +13,29 @@ Examples:
 
 from __future__ import annotations
 
-from prunekit.models.arguments import parse_args
-from prunekit.models.keys import classifier, match_keys, parts_that_fit
-from prunekit.models.resolve import build, canonical, default_input, is_code, names, takes
-from prunekit.models.sources import source_digests
-from prunekit.models.user_code import beside, missing_code, source_file, told
+from typing import TYPE_CHECKING
+
+from prunekit.lazy import lazily
+
+if TYPE_CHECKING:
+    from prunekit.models.arguments import parse_args
+    from prunekit.models.keys import by_prefix, classifier, match_keys, parts_that_fit
+    from prunekit.models.resolve import build, canonical, default_input, is_code, names, takes
+    from prunekit.models.sources import source_digests
+    from prunekit.models.user_code import beside, missing_code, source_file, told
+
+_HOME = {
+    "prunekit.models.arguments": ("parse_args",),
+    "prunekit.models.keys": ("by_prefix", "classifier", "match_keys", "parts_that_fit"),
+    "prunekit.models.resolve": ("build", "canonical", "default_input", "is_code", "names", "takes"),
+    "prunekit.models.sources": ("source_digests",),
+    "prunekit.models.user_code": ("beside", "missing_code", "source_file", "told"),
+}
 
 __all__ = [
     "beside",
     "build",
+    "by_prefix",
     "canonical",
     "classifier",
     "default_input",
@@ -36,3 +50,10 @@ __all__ = [
     "takes",
     "told",
 ]
+
+if not TYPE_CHECKING:  # to a type checker, it would make every name a name of this module
+    __getattr__ = lazily(__name__, _HOME)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from prunekit.models.known import COUNTERS, TRAINING_HEADS
+
 # Names that wrappers put into keys, in front of all or below what was wrapped: DataParallel, torch.compile, FSDP,
 # activation checkpointing, DeepSpeed under Lightning.
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
@@ -32,12 +34,6 @@ _ALIASES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 
-# Counters that wrappers and profilers leave in a state dict.
-_COUNTERS = frozenset({"n_averaged", "total_ops", "total_params"})
-
-# The auxiliary heads of Inception networks, used in training only.
-_TRAINING_HEADS = re.compile(r"^(aux[12]|AuxLogits)\.")
-
 
 def match_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict under the names that `model` uses, as far as they can be inferred.
@@ -49,7 +45,7 @@ def match_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
     matched: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name = _canonical(key, expected)
-        if name not in expected and (_is_counter(key) or _TRAINING_HEADS.match(name)):
+        if name not in expected and (_is_counter(key) or TRAINING_HEADS.match(name)):
             continue
         matched[key if name in matched else name] = tensor
     for key, tensor in expected.items():
@@ -74,7 +70,7 @@ def parts_that_fit(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, d
     if fits(state):
         return {"": dict(state)}
     found: dict[str, dict[str, Tensor]] = {}
-    groups = _by_prefix(state)
+    groups = by_prefix(state)
     for prefix, part in groups.items():
         if not prefix.startswith(tuple(found)) and fits(part):
             found[prefix] = part
@@ -122,7 +118,7 @@ def _unwrapped(key: str) -> list[str]:
     return names if within == names[-1] else [*names, within]
 
 
-def _by_prefix(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def by_prefix(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Group the entries by each dotted prefix of their keys, shortest first; each keeps the rest of its key."""
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
@@ -142,7 +138,7 @@ def _common(keys: Collection[str]) -> list[str]:
 
 
 def _is_counter(key: str) -> bool:
-    return key.rpartition(".")[2] in _COUNTERS
+    return key.rpartition(".")[2] in COUNTERS
 
 
 def _is_new_counter(key: str) -> bool:

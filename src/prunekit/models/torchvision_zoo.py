@@ -22,6 +22,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Image size of torchvision's vision transformers, unless an argument sets another.
+_IMAGE_SIZE = 224
+
 # Arguments of builders that ask for published weights, including those of older versions.
 _FETCHING = ("weights", "pretrained", "progress")
 
@@ -60,15 +63,23 @@ def check_no_download(name: str, args: Mapping[str, Any]) -> None:
         )
 
 
+def weight_names(name: str) -> list[str]:
+    """Return the names of the published weights of a network."""
+    from torchvision import models
+
+    return list(models.get_model_weights(name).__members__)
+
+
 def weights_args(name: str, weights: str) -> dict[str, Any]:
     """Return the arguments with which the network fits the published `weights`."""
-    meta = _weights(name, weights).meta
-    args: dict[str, Any] = {"num_classes": len(meta["categories"])}
+    return {"num_classes": len(_weights(name, weights).meta["categories"]), **variant_args(name, weights)}
+
+
+def variant_args(name: str, weights: str) -> dict[str, Any]:
+    """Return the arguments, beside the number of classes, with which the network fits the published `weights`."""
     if name in _DEFAULTS:
-        args["transform_input"] = True
-    if name.startswith("vit_"):
-        args["image_size"] = meta["min_size"][0]
-    return args
+        return {"transform_input": True}
+    return {"image_size": _weights(name, weights).meta["min_size"][0]} if name.startswith("vit_") else {}
 
 
 def download(name: str, weights: str) -> dict[str, Tensor]:
@@ -101,7 +112,9 @@ def default_input(name: str, weights: str | None, args: Mapping[str, Any]) -> In
     _check_name(name)
     entry = _weights(name, weights) if weights else models.get_model_weights(name).DEFAULT
     preset = entry.transforms()
-    size = int(args.get("image_size", preset.crop_size[0]))
+    # without weights a vision transformer takes images of the usual size, whatever its best weights take
+    usual = _IMAGE_SIZE if weights is None and name.startswith("vit_") else preset.crop_size[0]
+    size = int(args.get("image_size", usual))
     return InputSpec((3, size, size), tuple(preset.mean), tuple(preset.std))
 
 

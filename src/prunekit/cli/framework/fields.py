@@ -5,6 +5,7 @@ of a field is all optional:
 
     help      description of the flag
     choices   allowed values, or a function that lists them; another is an error that suggests the nearest
+    complete  a function that returns what a shell may complete, where `choices` does not say it
     flag      name on the command line, where it is not `--` and the field's name; several separated by commas
     metavar   placeholder of the value in the help
     section   heading of the flag in the help
@@ -19,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
@@ -147,7 +148,7 @@ def _option(field: dataclasses.Field[Any], form: Form, section: str | None, flag
         help=_sentence(metadata.get("help", "")),
         metavar=None if kind is bool else metadata.get("metavar") or _metavar(form, choices),
         show_default=kind is not bool and default not in (None, ""),
-        autocompletion=_completion(field) if choices else None,
+        autocompletion=_completion(field) if choices or "complete" in metadata else None,
         rich_help_panel=metadata.get("section") or section,
         parser=_number_of_flag if kind is float else None,
     )
@@ -166,8 +167,10 @@ def _sentence(text: str) -> str:
 
 
 def _completion(field: dataclasses.Field[Any]) -> Any:
+    found = field.metadata.get("complete") or (lambda: choices_of(field))
+
     def complete(incomplete: str) -> list[str]:
-        return [str(choice) for choice in choices_of(field) if str(choice).startswith(incomplete)]
+        return [str(value) for value in found() if str(value).startswith(incomplete)]
 
     return complete
 

@@ -34,6 +34,12 @@ ModelArgument = Annotated[
 ]
 
 
+def _architectures() -> list[str]:
+    from prunekit.models import known
+
+    return known.names()
+
+
 def option(default: Any = None, **metadata: Any) -> Any:
     """Return a dataclass field with the metadata that `prunekit.cli.framework.fields` reads."""
     return field(default=default, metadata=metadata)
@@ -45,8 +51,9 @@ class ReadingOptions:
 
     arch: str | None = option(
         metavar="NAME",
-        help="Architecture of a bare state dict: a bundled or torchvision name, path/to/file.py:callable or "
-        "package.module:callable.",
+        help="Architecture of a bare state dict: a bundled or torchvision name (prunekit archs lists them), "
+        "path/to/file.py:callable or package.module:callable. By default the one known network that its keys fit.",
+        complete=_architectures,
     )
     arch_args: str | None = option(metavar="KEY=VALUE,...", help="Arguments of the architecture.")
     trust_pickle: bool = option(

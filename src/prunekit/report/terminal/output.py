@@ -146,26 +146,29 @@ def _console(stream: TextIO, *, into: TextIO | None = None) -> Console:
     """Return a console with the properties of `stream` (colour, width), which writes there or into another one."""
     from rich.console import Console
 
-    known = stream.isatty() or "COLUMNS" in os.environ
     return Console(
         file=into or stream,
         force_terminal=True if into and stream.isatty() else None,
-        width=None if known else _WIDTH_OFF_TERMINAL,
+        width=None if _width_is_known(stream) else _WIDTH_OFF_TERMINAL,
         highlight=False,
         emoji=False,
         markup=False,  # names may contain such
     )
 
 
+def _width_is_known(stream: TextIO) -> bool:
+    return stream.isatty() or "COLUMNS" in os.environ
+
+
 def _rendered(content: RenderableType, stream: TextIO) -> str:
-    """Return the text of a table as it should look on `stream`."""
+    """Return the text of a table as it should look on `stream`; off a terminal it is as wide as its lines are."""
     from rich.measure import Measurement
 
     text = io.StringIO()
     console = _console(stream, into=text)
-    # figures are never cut: the terminal wraps what is too wide
-    least = Measurement.get(console, console.options.update(width=_WIDEST), content).minimum
-    console.width = max(console.width, least)
+    if not _width_is_known(stream):
+        least = Measurement.get(console, console.options.update(width=_WIDEST), content).minimum
+        console.width = max(console.width, least)
     console.print(content)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 

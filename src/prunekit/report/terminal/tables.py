@@ -5,36 +5,101 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from rich import box
+from rich.cells import cell_len
+from rich.measure import Measurement
 from rich.table import Table
 
 from prunekit.report import numbers
 from prunekit.report.text import for_csv, for_markdown, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
     from prunekit.evaluation.score import EvalResult
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, left: int = 1) -> Table:
-    """Return a table with `left` columns of text, then columns of figures.
+# Least width of a column of text, and of a first column that has to wrap.
+_TEXT = 20
+_NAME = 8
 
-    Names (the first column) and figures are never wrapped; other text may be.
+
+@dataclass(frozen=True)
+class FigureTable:
+    """A table that fits: where it is wider than the terminal, its columns stand in several tables under each other.
+
+    Each of these begins with the first column, which wraps only where it leaves a figure no room. A figure is never cut
+    or wrapped.
     """
-    grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    columns, cells = [*map(printable, columns)], [tuple(map(printable, row)) for row in rows]
-    for index, column in enumerate(columns):
-        wraps = 0 < index < left
-        width = 20 if wraps else max(len(text) for text in (column, *(row[index] for row in cells)))
-        side: Literal["left", "right"] = "left" if index < left else "right"
-        grid.add_column(column, justify=side, overflow="fold", no_wrap=not wraps, min_width=width)
-    for row in cells:
-        grid.add_row(*row)
-    return grid
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str | None
+    left: int
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the width of the whole, in one table."""
+        return Measurement.get(console, options, self._part(range(len(self.columns))))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the whole, or the tables that it takes."""
+        del console
+        for number, part in enumerate(self._parts(options.max_width)):
+            yield self._part(part, title=None if number else self.title, width=options.max_width)
+
+    def _parts(self, width: int) -> list[list[int]]:
+        """Return the columns of each table."""
+        parts = [[0]]
+        for index in range(1, len(self.columns)):
+            longer = [*parts[-1], index]
+            if len(parts[-1]) == 1 or self._room(longer, width) >= self._width(0):
+                parts[-1] = longer
+            else:
+                parts.append([0, index])
+        return parts
+
+    def _room(self, part: Sequence[int], width: int) -> int:
+        """Return what the others leave for the first column: three spaces stand between two, one at each end."""
+        return width - sum(self._width(index) + 3 for index in part[1:]) - 2
+
+    def _part(self, part: Sequence[int], *, title: str | None = None, width: int | None = None) -> Table:
+        grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+        room = max(_NAME, self._room(part, width)) if width is not None and len(part) > 1 else self._width(0)
+        for index in part:
+            name_wraps = index == 0 and room < self._width(0)
+            side: Literal["left", "right"] = "left" if index < self.left else "right"
+            grid.add_column(
+                self.columns[index],
+                justify=side,
+                overflow="fold",
+                no_wrap=not (name_wraps or self._wraps(index)),
+                min_width=room if name_wraps else self._width(index),
+                max_width=room if name_wraps else None,
+            )
+        for row in self.rows:
+            grid.add_row(*(row[index] for index in part))
+        return grid
+
+    def _wraps(self, index: int) -> bool:
+        return 0 < index < self.left
+
+    def _width(self, index: int) -> int:
+        longest = max(cell_len(text) for text in (self.columns[index], *(row[index] for row in self.rows)))
+        return min(longest, _TEXT) if self._wraps(index) else longest
 
 
-def results_table(results: Sequence[EvalResult], *, columns: Sequence[str] | None = None) -> Table:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, left: int = 1
+) -> FigureTable:
+    """Return a table with `left` columns of text, then columns of figures."""
+    cells = [tuple(map(printable, row)) for row in rows]
+    return FigureTable([*map(printable, columns)], cells, title, left)
+
+
+def results_table(results: Sequence[EvalResult], *, columns: Sequence[str] | None = None) -> FigureTable:
     """Return networks side by side as a table; see `result_cells`."""
     return table(*result_cells(results, columns=columns))
 
