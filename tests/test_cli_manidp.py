@@ -150,7 +150,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "too few images": (
         ["manidp", "calibrate", "{gated}", "--data", "digits", "--target-macs", "50%", "--images", "9"],
-        "9 images are too few",
+        "too few to set thresholds by: 9 images",
     ),
     "gates twice": (["manidp", "train", "{gated}", "--data", "digits"], "has gates already"),
     "no data": (["manidp", "train", "{model}"], "no data given"),

@@ -185,10 +185,17 @@ def test_the_traceback_is_for_debug(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_notes_are_said_in_words() -> None:
-    notes = {"negative_scales": 3, "merged": 0, "some_new_note": ["a", "b"], "never_ran": ["x"]}
+    notes = {
+        "negative_scales": 3,
+        "merged": 0,
+        "some_new_note": ["a", "b"],
+        "never_ran": ["x"],
+        "synthetic": {"images": 1000, "images_at_first": 250},
+    }
     pruned = types.SimpleNamespace(plan=Plan((), notes), difference=1e-7, seconds=0.1, verify_seconds=0.1)
+    restored = "restored from synthetic images: images 1000, images for the first layers 250"
     *lines, proof = pruning._remarks(pruned)  # type: ignore[arg-type]
-    assert lines == ["of these with a negative scale: 3", "some new note: a, b"]
+    assert lines == ["of these with a negative scale: 3", "some new note: a, b", restored]
     assert proof.startswith("masked and sliced agree")
 
 

@@ -432,7 +432,7 @@ def test_budgets_that_cannot_be_met_leave_the_thresholds(trained: nn.Module, dig
     before = [layer.threshold.clone() for _, layer in gated_layers(model)]
     with pytest.raises(InputError, match="the nearest found is"):
         calibrate(GatedView.of(model), lambda: digits.batches(250), 0.5 * cost.least, "tiny")
-    with pytest.raises(InputError, match="10 images are too few"):
+    with pytest.raises(InputError, match="too few to set thresholds by: 10 images"):
         calibrate(GatedView.of(model), lambda: digits.sample(10).batches(10), 0.5 * cost.dense, "half")
     assert all(torch.equal(layer.threshold, b) for (_, layer), b in zip(gated_layers(model), before, strict=True))
     assert not any("tiny" in layer.budgets for _, layer in gated_layers(model))

@@ -131,6 +131,11 @@ class Noted(UserWarning):
     """Something that was decided for the user and is no reason to worry: a command shows it as a note."""
 
 
+def counted(value: int, noun: str) -> str:
+    """Return a number with its noun: 1 image, 2 images, 1,264 images."""
+    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return an `InputError` for an unknown name that suggests the nearest ones."""
     options = sorted(known)

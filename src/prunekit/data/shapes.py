@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, counted
 from prunekit.spec import InputSpec
 
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -75,7 +75,7 @@ def _channels(values: tuple[float, ...], channels: int, what: str) -> tuple[floa
         return tuple(values) * channels
     if channels == 1:
         return _grey(values)
-    raise InputError(f"{what} has {len(values)} entries, the images have {channels} channels")
+    raise InputError(f"{what} has {len(values)} entries, the images have {counted(channels, 'channel')}")
 
 
 def _grey(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from prunekit.data import ImageSet, check_classes
-from prunekit.errors import InputError
+from prunekit.errors import InputError, counted
 from prunekit.evaluation.answers import Answers
 from prunekit.evaluation.latency import Latency, device_of, measure_latency
 from prunekit.programs.program import filled
@@ -181,7 +181,8 @@ def _logits(model: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Te
         logits = model(images)
     except torch.OutOfMemoryError:
         raise InputError(
-            f"out of memory with batches of {batch_size} images of {shape}", hint="try a smaller --batch-size"
+            f"out of memory with batches of {counted(batch_size, 'image')} of {shape}",
+            hint="try a smaller --batch-size",
         ) from None
     except RuntimeError as error:
         reason = str(error).splitlines()[0]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from prunekit.errors import CheckFailed, InputError
+from prunekit.errors import CheckFailed, InputError, counted
 from prunekit.exporting.interface import batch_of, each, named_outputs
 from prunekit.nn.buckets import Router
 from prunekit.nn.gated import gated_layers
@@ -146,13 +146,14 @@ def require(parity: Parity, tolerance: float = TOLERANCE, min_agreement: float =
             )
     if parity.undecided > max(1.0, _MOST_UNDECIDED * parity.images):
         raise CheckFailed(
-            f"{subject} decides otherwise on {parity.undecided} of {parity.images} images, where saliencies or routes "
-            "hang on rounding; nothing was written",
+            f"{subject} decides otherwise on {parity.undecided} of {counted(parity.images, 'image')}, where saliencies "
+            "or routes hang on rounding; nothing was written",
             hint="thresholds of another budget (--budget) may lie where fewer saliencies do",
         )
     if parity.agreement is not None and parity.agreement < min_agreement:
         raise CheckFailed(
-            f"{subject} names {1 - parity.agreement:.2%} of {parity.images} images otherwise; nothing was written",
+            f"{subject} names {1 - parity.agreement:.2%} of {counted(parity.images, 'image')} otherwise; "
+            "nothing was written",
             hint="--min-agreement 0.999 allows a thousandth, where two classes are as good as tied",
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prunekit.errors import counted as counted
+
 NONE = "–"
 
 
@@ -13,11 +15,6 @@ def count(value: float | None) -> str:
         if abs(value) >= size:
             return f"{value / size:.{_decimals(value / size)}f} {prefix}"
     return f"{value:g}"
-
-
-def counted(value: int, noun: str) -> str:
-    """1 image, 2 images, 1,264 images."""
-    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
 
 
 def data_size(value: int | None) -> str:

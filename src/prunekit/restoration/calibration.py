@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from prunekit.errors import counted
 from prunekit.plan import Plan
 from prunekit.restoration.frontier import MEMORY, Frontier
 from prunekit.restoration.images import Images, gather
@@ -73,6 +74,6 @@ def _too_few(model: nn.Module, rows: Mapping[str, int], images: int) -> str | No
         return None
     worst = starved[0]
     return (
-        f"{images} images give {rows[worst]:,} positions of '{worst}', fewer than its {inputs[worst]:,} inputs "
-        f"({len(starved)} of {len(rows)} layers are so): what they do not tell stays as it was; more images help"
+        f"{counted(images, 'image')} gave {rows[worst]:,} positions of '{worst}', fewer than its {inputs[worst]:,} "
+        f"inputs ({len(starved)} of {len(rows)} layers are so): what they do not tell stays as it was; more images help"
     )

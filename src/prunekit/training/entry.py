@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prunekit.data import ImageSet
-from prunekit.errors import TrainingError
+from prunekit.errors import TrainingError, counted
 from prunekit.training.config import TrainConfig
 from prunekit.training.events import EpochEvent, Scored, Sink
 from prunekit.training.forward import check_fit, is_out_of_memory
@@ -215,6 +215,6 @@ def _enough_memory(config: TrainConfig) -> Iterator[None]:
             raise
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
         raise TrainingError(
-            f"out of memory with batches of {config.batch} images{parts}",
+            f"out of memory with batches of {counted(config.batch, 'image')}{parts}",
             hint=f"--accumulate {2 * config.accumulate} computes the same in less memory, or lower --batch-size",
         ) from error

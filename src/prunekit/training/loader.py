@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit.data import ImageSet, augmentation, seeded
-from prunekit.errors import TrainingError
+from prunekit.errors import TrainingError, counted
 from prunekit.training.config import TrainConfig
 from prunekit.training.world import World
 
@@ -65,11 +65,11 @@ def _batch(config: TrainConfig, count: int, processes: int) -> int:
     parts = processes * config.accumulate
     if config.batch % parts:
         raise TrainingError(
-            f"a batch of {config.batch} images cannot be divided evenly into {parts} parts "
+            f"a batch of {counted(config.batch, 'image')} cannot be divided evenly into {parts} parts "
             f"({processes} processes, {config.accumulate} accumulated)",
             hint=f"use a batch size that is a multiple of {parts}",
         )
     batch = min(config.batch, count - count % parts)
     if not batch:
-        raise TrainingError(f"{count} training images are too few for {parts} parts of a batch")
+        raise TrainingError(f"too few for {parts} parts of a batch: {counted(count, 'training image')}")
     return batch

@@ -10,7 +10,7 @@ from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ReadingOptions, option
 from prunekit.cli.measuring import MeasureOptions, Models, measure_all
 from prunekit.cli.models import check_report, write_report
-from prunekit.errors import InputError
+from prunekit.errors import InputError, counted
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 
@@ -94,7 +94,7 @@ def _write(results: list[EvalResult], data: DataOptions, report: ReportOptions) 
 
 def _about(result: EvalResult, data: DataOptions) -> str:
     """Describe in one line how the figures were obtained."""
-    parts = [f"{result.images:,} images of {data.data}"] if data.data is not None else []
+    parts = [f"{counted(result.images, 'image')} of {data.data}"] if data.data is not None else []
     if result.latency_ms is not None:
         timing = result.latency_ms
         parts.append(

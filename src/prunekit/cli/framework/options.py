@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, counted
 from prunekit.spec import InputSpec
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class DataOptions:
             self.data, split, root=self.data_root, input_spec=spec, skip_bad=self.skip_bad, resize=resize
         )
         if images.skipped:
-            output.warn(f"{len(images.skipped)} unreadable images left out, the first: {images.skipped[0]}")
+            output.warn(f"{counted(len(images.skipped), 'unreadable image')} left out, the first: {images.skipped[0]}")
         if spec is not None and spec.assumed:
             used = images.input_spec
             mean, std = (",".join(f"{value:g}" for value in values) for values in (used.mean, used.std))
@@ -175,7 +175,9 @@ def _statistics(name: str, text: str | None, channels: int) -> tuple[float, ...]
     if len(values) == 1:
         values *= channels
     if len(values) != channels:
-        raise InputError(f"--{name} has {len(values)} values, the images have {channels} channels")
+        raise InputError(
+            f"--{name} has {counted(len(values), 'value')}, the images have {counted(channels, 'channel')}"
+        )
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from prunekit import surgery
-from prunekit.errors import InputError
+from prunekit.errors import InputError, counted
 from prunekit.methods.manidp.costs import channels_of
 from prunekit.methods.manidp.record import Record
 from prunekit.methods.manidp.view import GatedView
@@ -34,7 +34,7 @@ def prune_static(view: GatedView, record: Record) -> tuple[nn.Module, Plan]:
             keeps.append(Keep(group.name, kept))
     if not keeps:
         raise InputError(
-            f"each removable channel was kept by some of the {len(record.kept)} images: none can go for good",
+            f"each removable channel was kept by some of {counted(len(record.kept), 'image')}: none can go for good",
             hint="a smaller budget (prunekit manidp calibrate --target-macs) leaves more channels unused",
         )
     plan = Plan(keeps, example=graph.example_shapes)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, counted
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.record import Record, observe
 from prunekit.methods.manidp.view import GatedView
@@ -86,7 +86,9 @@ def _search(view: GatedView, batches: Batches, target: float) -> Calibration:
     cost = view.cost
     first = observe(view, batches(), saliencies=True)
     if len(first.kept) < FEWEST:
-        raise InputError(f"{len(first.kept)} images are too few to set thresholds by", hint=f"give at least {FEWEST}")
+        raise InputError(
+            f"too few to set thresholds by: {counted(len(first.kept), 'image')}", hint=f"give at least {FEWEST}"
+        )
     family = Thresholds.around(view, first)
     aim, best = target, None
     low, high = -SPAN, SPAN  # shifts known to cost too much, and little enough

@@ -37,7 +37,9 @@ def gates_page(model: str, portrait: Portrait, images: ImageSet) -> str:
         ("Spearman of MACs and loss", f"{result.spearman or 0:.3f}"),
     ]
     parts = [
-        page.paragraph(f"{len(images):,} images of {images.name}; dense, the network costs {result.dense:,} MACs."),
+        page.paragraph(
+            f"{numbers.counted(len(images), 'image')} of {images.name}; dense, the network costs {result.dense:,} MACs."
+        ),
         page.cards(facts),
         page.charts([svg.draw(chart(portrait)) for chart in (spread_chart, sweep_chart, loss_chart)]),
         page.heading("The cheapest images"),

@@ -58,7 +58,9 @@ def _layers(layers: Sequence[Mapping[str, Any]], widths: Mapping[str, int]) -> s
     shown = page.table(["layer", "kind", "channels", "parameters", "MACs"], rows, left=2, raw=(2,))
     others = [(layer["name"], layer["kind"], f"{layer['params']:,}") for layer in layers if not layer["channels"]]
     if others:
-        shown += page.folded(f"{len(others)} other layers", page.table(["layer", "kind", "parameters"], others, left=2))
+        shown += page.folded(
+            numbers.counted(len(others), "other layer"), page.table(["layer", "kind", "parameters"], others, left=2)
+        )
     return shown
 
 
@@ -93,8 +95,8 @@ def _sensitivity(found: Mapping[str, Any]) -> list[str]:
         bar = page.bar(numbers.percent(left), 1.0, left / max(whole, left, 1e-9))
         rows.append((group["group"], bar, str(group["channels"]), *(numbers.percent(a) for a in group["accuracy"])))
     text = (
-        f"{numbers.percent(whole)} on {found['images']:,} images with all channels. Each row prunes one group alone, "
-        "smallest filters first, and restores nothing."
+        f"{numbers.percent(whole)} on {numbers.counted(found['images'], 'image')} with all channels. Each row "
+        "prunes one group alone, smallest filters first, and restores nothing."
     )
     columns = ["group", "least left", "channels", *(f"−{ratio:.0%}" for ratio in ratios)]
     return [page.paragraph(text), page.table(columns, rows, raw=(1,))]

@@ -19,7 +19,7 @@ MACS = Axis("MACs of an image", written=numbers.count)
 
 def spread_chart(portrait: Portrait) -> Chart:
     """Return a histogram of the cost of images."""
-    points = tuple(Point(macs, n, note=f"{n:,} images") for macs, n in histogram(portrait.record.macs))
+    points = tuple(Point(macs, n, note=numbers.counted(n, "image")) for macs, n in histogram(portrait.record.macs))
     mean = ReferenceLine(f"mean {numbers.count(portrait.result.macs['mean'])}", portrait.result.macs["mean"], "x")
     return Chart("Images by cost", MACS, Axis("images", written=numbers.count), (Series("", points, "bars"),), (mean,))
 

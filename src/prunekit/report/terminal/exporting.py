@@ -36,14 +36,14 @@ def side_by_side(done: Exported | ExportedBuckets, times: Mapping[str, Latency],
 def parity_line(done: Exported | ExportedBuckets) -> str:
     """Return the agreement of both in one line."""
     parity = done.parity
-    kind = "images" if parity.accuracy is not None else "random inputs"
+    over = numbers.counted(parity.images, "image" if parity.accuracy is not None else "random input")
     several = len(parity.outputs) > 1
     what = "max |Δoutput|" if several or parity.agreement is None else "max |Δlogit|"
     worst = f" ('{parity.worst}', the worst of {len(parity.outputs)} outputs)" if several else ""
     same = f", top-1 the same on {numbers.percent(parity.agreement)}" if parity.agreement is not None else ""
-    folded = f"; {len(done.folded)} batch norms folded" if done.folded else ""
+    folded = f"; {numbers.counted(len(done.folded), 'batch norm')} folded" if done.folded else ""
     left = f"; {parity.undecided} left out, whose gates or route hang on rounding" if parity.undecided else ""
-    return f"{what} {parity.difference:.1e}{worst} over {parity.images} {kind}{same}{left}{folded}"
+    return f"{what} {parity.difference:.1e}{worst} over {over}{same}{left}{folded}"
 
 
 def _times(latency: Latency | None) -> tuple[str, str]:

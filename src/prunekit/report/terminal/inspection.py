@@ -87,7 +87,7 @@ def _sensitivity(found: Mapping[str, Any]) -> Any:
         for group in groups
     ]
     columns = ["pruned alone", "channels", *(f"−{ratio:.0%}" for ratio in groups[0]["ratios"])]
-    whole = f"{numbers.percent(found['accuracy'])} on {found['images']} images with all channels"
+    whole = f"{numbers.percent(found['accuracy'])} on {numbers.counted(found['images'], 'image')} with all channels"
     return table(columns, rows, title=f"\nSensitivity: {whole}")
 
 

@@ -28,6 +28,9 @@ _WORDS = {
     "constants_lost": "layers that cannot take over constants",
     "refit_bn": "batch norms measured anew",
     "calibration": "restored from images",
+    "synthetic": "restored from synthetic images",
+    "restore": "restoration",
+    "images_at_first": "images for the first layers",
     "plain_weights": "weights that are computed no more",
 }
 
@@ -66,15 +69,19 @@ def _remarks(pruned: Pruned) -> Sequence[str]:
     """Return the notes of the method, the proof, and the time."""
     said = {key: value for key, value in pruned.plan.notes.items() if key != "never_ran"}  # already shown as a warning
     notes = {key: value for key, value in said.items() if value not in (None, [], {}, "", 0)}
-    lines = [f"{_WORDS.get(key, key.replace('_', ' '))}: {_short(value)}" for key, value in notes.items()]
+    lines = [f"{_words(key)}: {_short(value)}" for key, value in notes.items()]
     proof = f"masked and sliced agree to {pruned.difference:.1e}"
     seconds = f"{numbers.duration(pruned.seconds)}, verified in {numbers.duration(pruned.verify_seconds)}"
     return [*lines, f"{proof}; pruned in {seconds}"]
+
+
+def _words(key: str) -> str:
+    return _WORDS.get(key, key.replace("_", " "))
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return some([str(item) for item in value])
     if isinstance(value, dict):
-        return some([f"{key} {_short(item)}" for key, item in value.items()])
+        return some([f"{_words(str(key))} {_short(item)}" for key, item in value.items()])
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -96,7 +96,7 @@ def _calibrate(output: Output, view: GatedView, images: ImageSet, amount: str) -
     wanted = read_amount("--target-macs", amount, dense)
     found = calibrate(view, lambda: images.batches(250), wanted, amount)
     output.note(
-        f"{amount}: {numbers.count(found.realised)} MACs a image on average, "
+        f"{amount}: {numbers.count(found.realised)} MACs an image on average, "
         f"{numbers.percent(found.realised / dense)} of {numbers.count(dense)}"
     )
     return found
