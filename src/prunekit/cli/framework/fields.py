@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
