@@ -294,7 +294,7 @@ def test_images_that_were_left_out_are_counted(network: Path, here: Path, capsys
     assert "two.png" in err
     status, _, err = call(capsys, *arguments, "--skip-bad")
     assert status == 0
-    assert "1 unreadable images left out" in err
+    assert "1 unreadable image left out" in err
 
 
 def test_statistics_said_once_are_kept(network: Path, capsys: Capture) -> None:
@@ -304,9 +304,13 @@ def test_statistics_said_once_are_kept(network: Path, capsys: Capture) -> None:
     assert (facts["input"]["mean"], facts["input"]["std"]) == ([0.25], [0.5])
 
 
-def test_a_state_dict_needs_its_architecture(assets: Path, capsys: Capture) -> None:
-    path = assets / "checkpoints" / "resnet20-12fca82f.th"
+def test_a_state_dict_that_several_networks_fit_needs_its_architecture(assets: Path, capsys: Capture) -> None:
+    path = assets / "checkpoints" / "ResNet.cifar10.original.56.pth.tar"
     status, _, err = call(capsys, "inspect", path)
     assert status == 2
-    assert "--arch" in err
+    assert "--arch resnet56_cifar --arch-args shortcut=conv,relu=input" in err
+    path = assets / "checkpoints" / "resnet20-12fca82f.th"
+    status, _, err = call(capsys, "inspect", path)
+    assert status == 0
+    assert "took --arch resnet20_cifar:" in err
     assert document(capsys, "inspect", path, "--arch", "resnet20_cifar")["params"] == 269722
