@@ -88,6 +88,34 @@ def test_calibrate_then_eval(folder: Path, tmp_path: Path, capsys: Capture) -> N
     assert "features.7" in shown
 
 
+def test_compare_shows_what_images_cost(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    target = tmp_path / "half.pt"
+    budgets = ["--target-macs", "50%,60%", "-o", target]
+    dense = call(capsys, "manidp", "calibrate", folder / "gated.pt", "--data", "digits", *budgets)["dense_macs"]
+    common = ["--data", "digits", "--no-latency"]
+    plain, first, named = call(capsys, "compare", folder / "model.pt", target, f"{target}@60%", *common)["results"]
+    assert (plain["runtime"], first["runtime"]) == ("pytorch", "masked")
+    assert (first["gates"]["budget"], named["gates"]["budget"]) == ("50%", "60%")
+    for result, share in ((first, 0.5), (named, 0.6)):
+        assert result["macs"] - result["gates"]["gate_macs"] == pytest.approx(share * dense, rel=0.03)
+    general = call(capsys, "compare", folder / "model.pt", target, "--budget", "60%", *common)["results"][1]
+    assert general["accuracy"] == named["accuracy"]
+    assert call(capsys, "compare", target, "--no-latency")["results"][0]["macs"] > dense
+    assert run(["compare", str(folder / "model.pt"), str(target), "--no-latency"]) == 0
+    assert "needs --data" in capsys.readouterr().err
+
+
+def test_inspect_says_that_nothing_can_be_removed(folder: Path, capsys: Capture) -> None:
+    found = call(capsys, "inspect", folder / "gated.pt")
+    assert {group["removable"] for group in found["groups"]} == {0}
+    assert any("prunekit manidp prune-static" in reason for reason in found["frozen"])
+
+
+def test_methods_name_it(capsys: Capture) -> None:
+    found = {one["name"]: one for one in call(capsys, "methods")["methods"]}
+    assert "--keep" in {setting["flag"] for setting in found["manidp"]["settings"]}
+
+
 def test_calibrate_with_foresight(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     arguments = ["manidp", "calibrate", folder / "gated.pt", "--data", "digits", "--target-macs", "60%"]
     found = call(capsys, *arguments, "--foresee", 1, "-o", tmp_path / "foreseen.pt")
@@ -161,6 +189,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "keep out of range": (["manidp", "train", "{model}", "--data", "digits", "--keep", "0"], "--keep must be"),
     "runtime without gates": (["eval", "{model}", "--runtime", "gather"], "networks with gates"),
     "unknown budget": (["eval", "{gated}", "--budget", "7%"], "no budget '7%'"),
+    "unknown budget of one": (["compare", "{model}", "{gated}@7%"], "gated.pt@7%: no budget '7%'"),
+    "budget without gates": (["compare", "{model}", "--budget", "7%"], "networks with gates"),
+    "budget of one without gates": (["compare", "{model}@7%"], "has no gates"),
     "unknown runtime": (["eval", "{gated}", "--runtime", "warp"], "unknown runtime"),
     "buckets without a table": (["eval", "{gated}", "--runtime", "buckets"], "no static sub-networks"),
     "images without data": (["eval", "{gated}", "--per-image", "x.csv"], "--per-image needs"),

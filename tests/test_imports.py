@@ -41,7 +41,10 @@ ROOMS = {
     "methods": ["base", "budget", "ranking", "streams", "scoring", "registry", "slim", "merge", "manidp"],
     "api": ["results", "subject", "files", "by_hand", "pruning"],
     "report": ["numbers", "text", "documents", "terminal", "pictures", "pages"],
-    "cli": ["framework", "models", "inputs", "history", "measuring", "gates", "tuning", "commands", "app"],
+    "cli": [
+        *("framework", "models", "inputs", "history", "gates", "measuring", "gate_runtimes", "tuning", "commands"),
+        "app",
+    ],
 }
 
 

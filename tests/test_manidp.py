@@ -27,9 +27,9 @@ from prunekit.methods.manidp.fit import add_gates, fit
 from prunekit.methods.manidp.gating import plan_gates
 from prunekit.methods.manidp.objective import ManifoldObjective, unlikeness
 from prunekit.methods.manidp.rank_correlation import ranks, spearman
-from prunekit.methods.manidp.record import observe, watched
+from prunekit.methods.manidp.record import kept_share, observe, watched
 from prunekit.methods.manidp.static import prune_static
-from prunekit.methods.manidp.thresholds import calibrate, use_budget
+from prunekit.methods.manidp.thresholds import calibrate, use_budget, used_budget
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, gated_layers, insert_gates, remove_gates
 from prunekit.plan import Gate, Keep, Plan
@@ -490,3 +490,35 @@ def test_ranks_and_their_correlation() -> None:
     assert spearman(a, -a) == pytest.approx(-1)
     assert spearman(a, torch.tensor([2.0, 1.0, 4.0, 3.0, 5.0])) == pytest.approx(0.8)  # 1 - 6 sum d^2 / (n (n^2 - 1))
     assert spearman(a, torch.ones(5)) == 0
+
+
+@pytest.mark.parametrize("start", ["identity", "informed"])
+def test_training_ends_at_the_share_asked_for(start: str, digits: ImageSet) -> None:
+    recipe = GateRecipe(keep=0.55, start=start)
+    gated = add_gates(tiny(), recipe)
+    done = fit(gated, recipe, TrainConfig(**{**SETTINGS, "epochs": 2}), digits, digits.sample(200))
+    record = observe(view := GatedView.of(gated.eval()), digits.batches(250))
+    assert kept_share(record, view.cost) == pytest.approx(0.55, rel=0.03)
+    assert done.keep.kept == pytest.approx(0.55, rel=0.02)
+    assert done.keep.error is None
+    # the accuracy is that of the thresholds that the network is left with
+    assert done.accuracy == pytest.approx(observe(view, digits.sample(200).batches(250)).accuracy)
+
+
+def test_thresholds_of_training_can_be_kept(digits: ImageSet) -> None:
+    recipe = GateRecipe(keep=0.55, start="informed", calibrate=False)
+    done = fit(gated := add_gates(tiny(), recipe), recipe, TrainConfig(**{**SETTINGS, "epochs": 1}), digits)
+    assert done.keep.kept == done.keep.trained
+    assert done.keep.trained == pytest.approx(
+        kept_share(observe(view := GatedView.of(gated.eval()), digits.batches(250)), view.cost), abs=0.02
+    )
+
+
+def test_the_budget_in_use_is_known(trained: nn.Module, digits: ImageSet) -> None:
+    model = copy.deepcopy(trained)
+    assert used_budget(model) is None
+    for share in (0.5, 0.6):
+        calibrate(view := GatedView.of(model), lambda: digits.batches(250), share * view.cost.dense, f"{share:.0%}")
+    assert used_budget(model) == "60%"
+    use_budget(model, "50%")
+    assert used_budget(reloaded(model)) == "50%"

@@ -1,84 +1,80 @@
-"""Additions of `eval` for networks with gates: budgets, runtimes, and figures of the gates."""
+"""Networks with gates among those that are measured: their budgets, and what an image costs in them."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.models import spec_of
 from prunekit.errors import InputError
 from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.cli.measuring import EvalOptions
     from prunekit.data import ImageSet
     from prunekit.evaluation.score import EvalResult
-    from prunekit.methods.manidp.record import Record
-    from prunekit.methods.manidp.view import GatedView
 
 
-def prepare(options: EvalOptions, model: nn.Module) -> None:
-    """Set the thresholds that `--budget` names; raise `InputError` for gate options without gates."""
-    from prunekit.methods.manidp.thresholds import use_budget
-
-    if not _has_gates(model):
-        asked = [name for name in ("runtime", "budget", "per_image") if getattr(options, name) is not None]
-        if asked:
-            flag = "--" + asked[0].replace("_", "-")
-            raise InputError(f"{flag} is for networks with gates", hint="prunekit manidp train makes them")
-    elif options.budget is not None:
-        use_budget(model, options.budget)
-
-
-def measure(
-    output: Output, model: nn.Module, images: ImageSet | None, result: EvalResult, options: EvalOptions
-) -> EvalResult:
-    """Return the result with the figures of the gates, and accuracy and latency of the requested runtime."""
-    if not _has_gates(model):
-        return result
-    from prunekit.methods.manidp.assess import assess
-    from prunekit.methods.manidp.record import observe
-    from prunekit.methods.manidp.view import GatedView
-
-    view = GatedView.of(model, result.graph)
-    facts: dict[str, Any] = {"dense_macs": view.cost.dense, "gate_macs": view.cost.gates}
-    if images is not None:
-        record = observe(view, images.batches(options.batch_size))
-        facts = assess(record, view.cost).to_json()
-        if options.per_image is not None:
-            _write_csv(Path(options.per_image), record, images)
-    facts["budgets"] = _budgets(model)
-    facts["budget"] = options.budget
-    facts["baseline_accuracy"] = _baseline(model)
-    if options.runtime is not None:
-        result = _run_as(output, view, images, result, options, facts)
-    if options.latency:
-        facts["runtimes_ms"] = _latencies(output, view, options)
-    return dataclasses.replace(result, gates=facts)
-
-
-def show(output: Output, result: EvalResult) -> None:
-    """Show the gates of a result as tables for people."""
-    if result.gates is not None:
-        from prunekit.report.terminal.gates import gates_table
-
-        output.table(gates_table(result.model, result.gates), data=True)
-
-
-def _has_gates(model: nn.Module) -> bool:
+def has_gates(model: nn.Module) -> bool:
+    """Return whether a network has gates."""
     from prunekit.nn.gated import gated_layers
 
     return any(gated_layers(model))
 
 
-def _budgets(model: nn.Module) -> list[str]:
+def check_flags(models: Sequence[nn.Module], asked: Mapping[str, object]) -> None:
+    """Raise `InputError` where a flag of gates was `asked` for, with a value by its name, and no network has any."""
+    given = [name for name, value in asked.items() if value is not None]
+    if given and not any(map(has_gates, models)):
+        raise InputError(
+            f"--{given[0].replace('_', '-')} is for networks with gates", hint="prunekit manidp train makes them"
+        )
+
+
+def choose_budget(model: nn.Module, name: str, own: str | None, general: str | None) -> None:
+    """Set the thresholds of the budget `own`, named with the model called `name`, or else of the `general` one.
+
+    Raises:
+        InputError: The model has no gates and a budget of its own, or a budget is not stored in it.
+    """
+    from prunekit.methods.manidp.thresholds import use_budget
+
+    if own is not None and not has_gates(model):
+        raise InputError(f"{name} names a budget, and has no gates", hint=f"leave @{own} out")
+    budget = own or general
+    if budget is not None and has_gates(model):
+        try:
+            use_budget(model, budget)
+        except InputError as error:
+            raise InputError(f"{name}: {error.message}", hint=error.hint) from error
+
+
+def with_mean_cost(
+    output: Output, model: nn.Module, images: ImageSet | None, result: EvalResult, batch_size: int
+) -> EvalResult:
+    """Return the result of a network with gates, with what they did: its MACs are those of an image on average.
+
+    These include the gates' own. Without images they are those with every channel kept, which a note says.
+    """
+    from prunekit.methods.manidp.assess import assess
+    from prunekit.methods.manidp.record import observe
+    from prunekit.methods.manidp.thresholds import used_budget
+    from prunekit.methods.manidp.view import GatedView
     from prunekit.nn.gated import gated_layers
 
-    return list(next(layer for _, layer in gated_layers(model)).budgets)
+    view = GatedView.of(model, result.graph)
+    facts: dict[str, Any] = {"dense_macs": view.cost.dense, "gate_macs": view.cost.gates}
+    macs = view.cost.dense + view.cost.gates
+    if images is not None:
+        found = assess(observe(view, images.batches(batch_size)), view.cost)
+        facts, macs = found.to_json(), round(found.with_gates["mean"])
+    else:
+        output.note(f"{result.model}: MACs are those with every channel kept; the mean over images needs --data")
+    facts["budgets"] = list(next(layer for _, layer in gated_layers(model)).budgets)
+    facts["budget"] = used_budget(model)
+    facts["baseline_accuracy"] = _baseline(model)
+    return dataclasses.replace(result, macs=macs, runtime="masked", gates=facts)
 
 
 def _baseline(model: nn.Module) -> float | None:
@@ -88,68 +84,3 @@ def _baseline(model: nn.Module) -> float | None:
     origin = origin_of(model)
     steps = [step for step in (origin.history if origin else ()) if step.get("method") == "manidp"]
     return steps[-1].get("baseline_accuracy") if steps else None
-
-
-def _run_as(
-    output: Output,
-    view: GatedView,
-    images: ImageSet | None,
-    result: EvalResult,
-    options: EvalOptions,
-    facts: dict[str, Any],
-) -> EvalResult:
-    """Return the result with accuracy and latency of the requested runtime; an approximate one answers differently."""
-    import torch
-
-    from prunekit.evaluation.latency import measure_latency
-    from prunekit.evaluation.score import accuracy
-    from prunekit.methods.manidp.runtimes.choose import accelerate
-
-    batch = options.latency_batch
-    runner, facts["runtime"] = accelerate(view.model, str(options.runtime), batch=batch, view=view)
-    if options.latency:
-        example = (torch.zeros(1, *spec_of(view.model).shape),)
-        timing = measure_latency(runner, example, batch=batch, threads=options.threads)
-        result = dataclasses.replace(result, latency_ms=timing)
-    if images is not None and facts["runtime"] == "buckets":
-        score = accuracy(runner, images, batch_size=options.batch_size)
-        facts["masked_accuracy"] = result.accuracy
-        result = result.scored(score)
-        output.note(f"{result.model}: accuracy is that of the static sub-networks, an approximation")
-    return result
-
-
-def _latencies(output: Output, view: GatedView, options: EvalOptions) -> dict[str, float]:
-    """Return the median milliseconds of each runtime and of the dense network without gates, timed in turns."""
-    from prunekit.evaluation.latency import threads_limited
-    from prunekit.methods.manidp.runtimes import choose
-
-    model, batch = view.model, options.latency_batch
-    names = choose.available(model, batch)
-    networks = {"dense": choose.dense(copy.deepcopy(model), batch)}
-    with threads_limited(options.threads):
-        networks |= {name: choose.accelerate(model, name, batch=batch, view=view)[0] for name in names}
-        seconds = choose.medians(networks, choose.images_like(model, batch))
-    slow = [name for name in names if seconds[name] >= seconds["dense"]]
-    if slow:
-        output.warn(f"not faster than the dense network here: {', '.join(slow)}")
-    return {name: 1e3 * value for name, value in seconds.items()}
-
-
-def _write_csv(path: Path, record: Record, images: ImageSet) -> None:
-    from prunekit.files.writing import atomic_write
-    from prunekit.report.terminal.tables import csv_text
-
-    columns = ("image", "label", "correct", "loss", "macs", "kept")
-    kept = record.kept.sum(1).tolist()
-    rows = zip(
-        range(len(kept)),
-        images.labels.tolist(),
-        (int(right) for right in record.correct.tolist()),
-        record.losses.tolist(),
-        (round(macs) for macs in record.macs.tolist()),
-        kept,
-        strict=True,
-    )
-    content = csv_text(columns, list(rows)).encode()
-    atomic_write(path, lambda stream: stream.write(content))

@@ -1,16 +1,17 @@
-"""Measurement of networks for `eval`, `compare` and `sweep`."""
+"""Measurement of networks and of exported files for `eval`, `compare` and `sweep`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from prunekit.cli import gates
 from prunekit.cli.framework.options import DataOptions, ReadingOptions, choose_device, option
-from prunekit.cli.models import STREAM, check_source, describe_source, read_model, spec_of
+from prunekit.cli.models import STREAM, check_source, describe_source, read_model, spec_of, without_budget
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import RUNTIMES
 from prunekit.report.terminal.output import Output
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 Models = Annotated[
     list[str],
-    typer.Argument(metavar="MODEL", help="Model files or names; - for standard input.", show_default=False),
+    typer.Argument(
+        metavar="MODEL",
+        help="Model files or names; - for standard input. FILE@BUDGET takes a stored budget of a network with gates.",
+        show_default=False,
+    ),
 ]
 
 
@@ -49,47 +54,57 @@ class MeasureOptions:
 
 
 @dataclass(frozen=True)
-class EvalOptions(MeasureOptions):
+class CompareOptions(MeasureOptions):
+    """Options of the measurement of several networks."""
+
+    budget: str | None = option(
+        metavar="NAME",
+        help="Thresholds of gates, stored by manidp calibrate under this name; FILE@NAME says it for one model.",
+    )
+
+
+@dataclass(frozen=True)
+class EvalOptions(CompareOptions):
     """Options of the measurement, and requirements on its result."""
 
     runtime: str | None = option(
         choices=RUNTIMES, help="Runtime for networks with gates, in which accuracy and latency are measured."
     )
-    budget: str | None = option(metavar="NAME", help="Thresholds of gates, stored by manidp calibrate under this name.")
     per_image: str | None = option(metavar="FILE", help="Write a line of CSV for each image: its MACs and its loss.")
     per_class: bool = option(False, help="Show the accuracy of each class, and the class it is mostly mistaken for.")
     min_accuracy: float | None = option(metavar="SHARE", help="Exit 1 where a model's accuracy (0 to 1) is less.")
 
 
-def measure_all(
-    output: Output, sources: list[str], data: DataOptions, options: MeasureOptions, reading: ReadingOptions
-) -> list[EvalResult]:
-    """Read and measure each model in `sources`; one of them may be standard input."""
-    return [result for _, _, result in measured(output, sources, data, options, reading)]
+@dataclass(frozen=True)
+class Measured:
+    """A network, the images that it was measured on, and the result."""
+
+    model: nn.Module
+    images: ImageSet | None
+    result: EvalResult
 
 
 def measured(
-    output: Output,
-    sources: list[str],
-    data: DataOptions,
-    options: MeasureOptions,
-    reading: ReadingOptions,
-    prepare: Callable[[nn.Module], object] = lambda _: None,
-) -> Iterator[tuple[nn.Module, ImageSet | None, EvalResult]]:
-    """Yield each model, after `prepare` has seen it, with the images that it was measured on and its result."""
-    if sources.count(STREAM) > 1:
+    output: Output, sources: list[str], data: DataOptions, options: CompareOptions, reading: ReadingOptions
+) -> Iterator[Measured]:
+    """Read all models, one of which may be standard input, then measure them one by one."""
+    files = [without_budget(source) for source in sources]
+    if [file for file, _ in files].count(STREAM) > 1:
         raise InputError("standard input was given twice", hint="only one model can come from a pipe")
     data.check()
-    for source in sources:
-        check_source(source)
-    for number, source in enumerate(sources):
-        model, size = read_model(source, reading)
-        prepare(model)
+    for file, _ in files:
+        check_source(file)
+    models = [read_model(file, reading) for file, _ in files]
+    flags = {name: getattr(options, name, None) for name in ("budget", "runtime", "per_image")}
+    gates.check_flags([model for model, _ in models], flags)
+    for source, (_, budget), (model, _) in zip(sources, files, models, strict=True):
+        gates.choose_budget(model, source, budget, options.budget)
+    for number, (source, (model, size)) in enumerate(zip(sources, models, strict=True)):
         images = open_images(output, model, data, options, reading)
         result = measure(output, model, describe_source(source), images, options)
         if number == 0:  # all are measured on the same images
             warn_of_balance(output, result)
-        yield model, images, dataclasses.replace(result, bytes=size if size is not None else result.bytes)
+        yield Measured(model, images, dataclasses.replace(result, bytes=size if size is not None else result.bytes))
 
 
 def warn_of_balance(output: Output, result: EvalResult) -> None:
@@ -118,7 +133,7 @@ def measure(
 
     spec_of(model)
     with counting(output, f"evaluating {name}") as progress:
-        return evaluate(
+        result = evaluate(
             model,
             images,
             batch_size=options.batch_size,
@@ -129,3 +144,6 @@ def measure(
             name=name,
             on_progress=progress,
         )
+    if not gates.has_gates(model):
+        return result
+    return gates.with_mean_cost(output, model, images, result, options.batch_size)

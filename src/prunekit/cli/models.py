@@ -68,6 +68,14 @@ def check_source(source: str) -> None:
         )
 
 
+def without_budget(source: str) -> tuple[str, str | None]:
+    """Split `half.pt@50%` into the file and the budget of its gates; None for a source that names no budget."""
+    file, _, budget = source.rpartition("@")
+    if not file or not budget or source.startswith(_NAMED) or os.path.lexists(source):
+        return source, None
+    return file, budget
+
+
 def read_teacher(source: str | None, reading: ReadingOptions) -> nn.Module | None:
     """Return the network that `--distill` names, read by its own description, or else by `--arch`; None without one."""
     if source is None:

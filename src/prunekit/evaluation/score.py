@@ -30,9 +30,10 @@ class EvalResult:
 
     `accuracy` (top-1) and `accuracy_top5` are shares from 0 to 1, `loss` the mean cross-entropy in nats over
     `images` images; all three are None without data, and `accuracy_top5` also where there are fewer than six
-    classes to choose from. `params` counts parameters, `macs` multiply-accumulates for one input, `bytes` the
-    weights' size (or the file's, where the network came from one), and `latency_ms` the measured time of a
-    forward pass. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None elsewhere.
+    classes to choose from. `params` counts parameters, `macs` multiply-accumulates for one input (None where they are
+    unknown), `bytes` the weights' size (or the file's, where the network came from one), and `latency_ms` the measured
+    time of a forward pass. `runtime` is what ran it: "pytorch", "onnxruntime", or the name of a runtime of networks
+    with gates. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None elsewhere.
     `balanced_accuracy` is the mean of the classes' accuracies, and `answers` has what each image was named.
     `graph` is what the network was read as.
 
@@ -49,9 +50,10 @@ class EvalResult:
     loss: float | None
     images: int
     params: int
-    macs: int
+    macs: int | None
     bytes: int
     latency_ms: Latency | None
+    runtime: str = "pytorch"
     gates: dict[str, Any] | None = None
     balanced_accuracy: float | None = None
     answers: Answers | None = field(default=None, repr=False, compare=False)

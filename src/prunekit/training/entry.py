@@ -132,7 +132,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         stack.enter_context(_enough_memory(config))
-        stack.enter_context(_placed([model, teacher], config, world))
+        stack.enter_context(placed([model, teacher], config, world))
         stack.enter_context(_quiet(world))
         check_fit(model, train_set, val_set, teacher)
         if penalised is None and config.sparsity and config.sparsity_scope == "inner":
@@ -169,7 +169,7 @@ def _state(
 
 
 @contextlib.contextmanager
-def _placed(models: Sequence[nn.Module | None], config: TrainConfig, world: World) -> Iterator[None]:
+def placed(models: Sequence[nn.Module | None], config: TrainConfig, world: World) -> Iterator[None]:
     """Put the models in eval mode, on the device and in the layout of the run; restore them at the end."""
     with contextlib.ExitStack() as stack:
         for model in models:

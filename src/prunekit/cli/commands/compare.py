@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ReadingOptions, option
-from prunekit.cli.measuring import MeasureOptions, Models, measure_all
+from prunekit.cli.measuring import CompareOptions, Models, measured
 from prunekit.cli.models import check_report, write_report
 from prunekit.errors import InputError, counted
 from prunekit.report.documents import document
@@ -45,14 +45,14 @@ def run(
     output: Output,
     models: Models,
     data: DataOptions,
-    options: MeasureOptions,
+    options: CompareOptions,
     report: ReportOptions,
     reading: ReadingOptions,
 ) -> None:
     """Measure all models and show them in the requested form."""
     options.check()
     report.check(data)
-    results = measure_all(output, models, data, options, reading)
+    results = [found.result for found in measured(output, models, data, options, reading)]
     written = _write(results, data, report)
     if output.json:
         facts: dict[str, Any] = {"results": [result.to_json() for result in results], "files": written}
@@ -101,7 +101,8 @@ def _about(result: EvalResult, data: DataOptions) -> str:
             f"latency: the median of a forward pass of {timing.batch} on {timing.device}, {timing.threads} thread"
             + ("s" if timing.threads > 1 else "")
         )
-    return "; ".join([*parts, "MACs are for one input"])
+    means = "" if result.images == 0 else ", the mean over these images where a network has gates"
+    return "; ".join([*parts, f"MACs are for one input{means}"])
 
 
 COMMAND = Command(
@@ -111,6 +112,7 @@ COMMAND = Command(
         "prunekit compare model.pt small.pt --data digits --html report.html --picture report.png",
         "prunekit compare a.pt b.pt c.pt --data path/to/images --format markdown >> RESULTS.md",
         "prunekit compare model.pt small.pt --no-latency --format csv",
+        "prunekit compare model.pt gated.pt@40% gated.pt@60% --data digits",
     ),
     {"data": DATA, "options": "Measuring", "report": "Report", "reading": READING},
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli import gates
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ReadingOptions
+from prunekit.cli.gate_runtimes import measure_runtimes, show
 from prunekit.cli.measuring import EvalOptions, Models, measured
 from prunekit.errors import CheckFailed, InputError
 from prunekit.report import numbers
@@ -21,9 +20,10 @@ if TYPE_CHECKING:
 def run(output: Output, models: Models, data: DataOptions, options: EvalOptions, reading: ReadingOptions) -> None:
     """Measure each model, show them in one table, and check the required accuracy."""
     _check(models, data, options)
-    results = []
-    for model, images, result in measured(output, models, data, options, reading, partial(gates.prepare, options)):
-        results.append(gates.measure(output, model, images, result, options))
+    results = [
+        measure_runtimes(output, found.model, found.images, found.result, options)
+        for found in measured(output, models, data, options, reading)
+    ]
     if output.json:
         output.document(eval_document([_facts(result, options) for result in results]))
     else:
@@ -35,7 +35,7 @@ def run(output: Output, models: Models, data: DataOptions, options: EvalOptions,
 
             output.table(classes_table(results), data=True)
         for result in results:
-            gates.show(output, result)
+            show(output, result)
     if options.min_accuracy is not None:
         _require(results, options.min_accuracy)
 
@@ -78,6 +78,7 @@ COMMAND = Command(
         "prunekit eval small.pt --data path/to/images --per-class",
         "prunekit eval small.pt --data digits --json | jq .accuracy",
         "prunekit eval gated.pt --data digits --budget 50% --runtime auto",
+        "prunekit eval gated.pt@40% gated.pt@60% --data digits",
     ),
     {"data": DATA, "options": "Measuring", "reading": READING},
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from prunekit.cli import gates
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
 from prunekit.cli.models import check_inputs, check_report, describe_source, read_model, spec_of, write_report
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
     from prunekit.api import Inspection
     from prunekit.surgery import ChannelGroup, Cost
+
+_GATES = (
+    "the network has gates: slim and merge come before them, and "
+    "prunekit manidp prune-static removes the channels that no image keeps"
+)
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,14 @@ def run(
     network, size = read_model(model, reading)
     spec_of(network)
     found = api.inspect(network)
+    groups = _kept_by_gates(found.groups) if gates.has_gates(network) else found.groups
     facts = {
         "model": describe_source(model),
         **_identity(network),
         **_cost(found.cost, size),
         "original": _original(network),
-        "groups": [_group(group) for group in found.groups],
-        "frozen": frozen_by_reason(found.groups),
+        "groups": [_group(group) for group in groups],
+        "frozen": frozen_by_reason(groups),
         "sensitivity": _sensitivity(output, network, found, options, data, reading) if options.sensitivity else None,
     }
     if options.html is not None:
@@ -116,6 +124,11 @@ def _original(network: nn.Module) -> dict[str, Any] | None:
     except PrunekitError:  # its code is missing by now; everything else about the file still holds
         return None
     return {**cost.to_json(), "widths": {layer.name: layer.channels for layer in cost.layers if layer.channels}}
+
+
+def _kept_by_gates(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """Return the groups of a network with gates, from which methods remove nothing."""
+    return [replace(g, frozen=dict.fromkeys(range(g.size), _GATES) | dict(g.frozen)) for g in groups]
 
 
 def _group(group: ChannelGroup) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def run(output: Output) -> None:
     from prunekit.methods import registry
     from prunekit.restoration.registry import restorations
 
-    methods = [_method(name) for name in registry.names()]
+    methods = [*map(_method, registry.names()), _manidp()]
     ways = [_restoration(name) for name in restorations()]
     if output.json:
         output.document(document("methods", {"methods": methods, "restorations": ways}))
@@ -63,6 +63,15 @@ def _restoration(name: str) -> dict[str, Any]:
 
 def _said(error: Exception) -> str:
     return error.message if isinstance(error, PrunekitError) else f"{type(error).__name__}: {error}"
+
+
+def _manidp() -> dict[str, Any]:
+    """Return the facts of the method that is a group of commands, since it trains a network instead of cutting it."""
+    from prunekit.methods.manidp.config import SUMMARY, GateRecipe
+
+    settings = [_setting(field) for field in dataclasses.fields(GateRecipe)]
+    facts = {"name": "manidp", "package": "prunekit", "summary": SUMMARY}
+    return {**facts, "settings": settings, "error": None}
 
 
 def _setting(field: dataclasses.Field[Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from prunekit.errors import InputError, unknown_name
 from prunekit.methods.base import option
 
 RUNTIMES = ("masked", "gather", "buckets", "auto")
+SUMMARY = "ManiDP (Tang et al., CVPR 2021): gates that follow each input; see prunekit manidp train."
 STARTS = ("identity", "informed")
 
 
@@ -32,6 +33,9 @@ class GateRecipe:
     )
     ease: float = option(3.0, help="informed start: how much fewer channels easy images keep (0: all keep the same).")
     gate_rate: float = option(1.0, help="Learning rate of the gates, as a share of the network's.")
+    calibrate: bool = option(
+        True, help="At the end, set the thresholds so that training images keep the share --keep of the channels."
+    )
     squeeze: int | None = option(
         None, help="Width of the gates' hidden layer (default: the layer's channels, half of them from 80 on)."
     )

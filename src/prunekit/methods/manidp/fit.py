@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit import surgery
 from prunekit.data import ImageSet
 from prunekit.errors import InputError
-from prunekit.evaluation.score import evaluate
+from prunekit.evaluation.score import Score, accuracy, evaluate
 from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.gating import plan_gates
 from prunekit.methods.manidp.informed_start import IMAGES, inform
 from prunekit.methods.manidp.objective import ManifoldObjective
+from prunekit.methods.manidp.record import kept_share, observe
+from prunekit.methods.manidp.thresholds import calibrate_kept
 from prunekit.methods.manidp.view import GatedView
 from prunekit.programs.program import ExportedProgram
 from prunekit.spec import origin_of, remember
 from prunekit.training.config import TrainConfig
-from prunekit.training.entry import TrainResult, train
-from prunekit.training.events import Sink
+from prunekit.training.entry import TrainResult, placed, train
+from prunekit.training.events import Scored, Sink
+from prunekit.training.world import join
+
+_CALIBRATION = 2000  # training images that the final thresholds are set by
+_NEAR = 0.01  # of the share asked for: thresholds of training that come so close stay
+
+
+@dataclass(frozen=True)
+class FinalKeep:
+    """The share of a layer's channels, 0 to 1, that training images keep on average: `asked` for, with the thresholds
+    of training (`trained`), and at the end (`kept`), at `macs` of the dense network's. `error` says why thresholds for
+    the share asked for were not found.
+    """
+
+    asked: float
+    trained: float
+    kept: float
+    macs: float
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class GateTrainResult(TrainResult):
+    """A finished run, `kept` with the final thresholds, and the share of channels that images `keep` by these."""
+
+    keep: FinalKeep = field(kw_only=True)
 
 
 def add_gates(model: nn.Module, recipe: GateRecipe) -> nn.Module:
@@ -70,17 +103,19 @@ def fit(
     resume: bool = False,
     force: bool = False,
     on_event: Sink | None = None,
-) -> TrainResult:
+) -> GateTrainResult:
     """Train a gated network and its gates **in place**; see `prunekit.training.train`, whose loop it is.
 
-    With `recipe.start` "informed", gates and layers are first set by some of the training images.
+    With `recipe.start` "informed", gates and layers are first set by some of the training images. Thresholds of
+    training rank the mean saliencies of channels, of which single images may keep another share than asked for; unless
+    `recipe.calibrate` is off, they are set at the end so that training images keep `recipe.keep` on average.
     """
     view, kept = GatedView.of(gated), dict[str, float]()
     if recipe.start == "informed" and not resume:
         device = next(gated.parameters()).device
         images = next(train_set.sample(IMAGES, seed=config.seed).batches(IMAGES))[0]
         kept = inform(view, images.to(device), recipe.keep, recipe.ease, config.seed)
-    return train(
+    trained = train(
         gated,
         config,
         train_set,
@@ -93,3 +128,34 @@ def fit(
         objective=partial(ManifoldObjective, recipe=recipe, cost=view.cost, shares=kept),
         on_event=on_event,
     )
+    final, now = _finished(view, recipe, config, train_set, val_set)
+    last = trained.history[-1].epoch
+    scored = None if now is None else Scored(last, now.accuracy, now.loss)
+    return GateTrainResult(trained.model, trained.history, trained.seconds, kept=scored, keep=final)
+
+
+def _finished(
+    view: GatedView, recipe: GateRecipe, config: TrainConfig, train_set: ImageSet, val_set: ImageSet | None
+) -> tuple[FinalKeep, Score | None]:
+    """Set the final thresholds, **in place**; return what came of it, and how good the network is with them."""
+    images = train_set.sample(min(_CALIBRATION, len(train_set)), seed=config.seed)
+    with placed([view.model], config, join(config.device)):
+        final = _keep_as_asked(view, recipe, images)
+        score = None if val_set is None else accuracy(view.model, val_set)
+    return final, score
+
+
+def _keep_as_asked(view: GatedView, recipe: GateRecipe, images: ImageSet) -> FinalKeep:
+    device = next(view.model.parameters()).device
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        return images.batches(250, device=device)
+
+    trained = kept = kept_share(observe(view, batches()), view.cost)
+    error = None
+    if recipe.calibrate and abs(trained - recipe.keep) > _NEAR * recipe.keep:
+        try:
+            kept = calibrate_kept(view, batches, recipe.keep).realised
+        except InputError as refused:
+            error = refused.message
+    return FinalKeep(recipe.keep, trained, kept, observe(view, batches()).mean_macs / view.cost.dense, error)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv
 from prunekit.surgery.execution.hooks import hooked
@@ -41,6 +42,11 @@ class Record:
     def mean_macs(self) -> float:
         """The mean cost of an image."""
         return float(self.macs.mean())
+
+
+def kept_share(record: Record, cost: DynamicCost) -> float:
+    """Return the share of a layer's channels, 0 to 1, that images keep on average over the layers."""
+    return float((record.kept.double() / torch.tensor(cost.channels, dtype=torch.float64)).mean())
 
 
 @torch.no_grad()

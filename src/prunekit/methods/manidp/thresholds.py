@@ -1,9 +1,10 @@
-"""Thresholds for a budget, found on calibration images.
+"""Thresholds for a budget or for a share of channels, found on calibration images.
 
 Every layer's threshold is a quantile of the saliencies that it gave on these images. The thresholds of training say
 which quantile each layer starts from, and the odds of all are multiplied by one number, found by bisection on the mean
 MACs: a network that meets the target already keeps its thresholds, and one without any gets the same quantile
-everywhere. Thresholds change what later gates see, so the MACs are measured again until they meet the target.
+everywhere. Thresholds change what later gates see, so the MACs are measured again until they meet the target. A share
+of kept channels is met in the same way.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
 @dataclass(frozen=True)
 class Calibration:
     """Thresholds that meet a budget: `target` and the `realised` mean MACs on the calibration images, gates not
-    counted; `thresholds` and the realised share of kept channels by layer; the mean quantile that the thresholds are.
+    counted (or, of `calibrate_kept`, shares of kept channels); `thresholds` and the realised share of kept channels by
+    layer; the mean quantile that the thresholds are.
     """
 
     target: float
@@ -57,13 +59,23 @@ def calibrate(view: GatedView, batches: Batches, target: float, name: str) -> Ca
     Raises:
         InputError: too few images, or a target that no thresholds meet; the thresholds are then as before.
     """
-    layers = view.layers.values()
-    with same_thresholds(layers):
-        best = _search(view, batches, target)
-    for layer, value in zip(layers, best.thresholds.values(), strict=True):
-        layer.threshold.fill_(value)
-        layer.budgets[name] = value
-    return best
+    cost = view.cost
+    found = _set(view, batches, _Goal(target, cost.macs, "mean MACs", (cost.dense, cost.least)))
+    for layer in view.layers.values():
+        layer.budgets[name] = float(layer.threshold)
+    return found
+
+
+def calibrate_kept(view: GatedView, batches: Batches, share: float) -> Calibration:
+    """Set the thresholds of a network, in eval mode, **in place** so that images keep `share` (0 to 1) of the channels
+    of a layer, averaged over layers and images. `batches` is as for `calibrate`.
+
+    Raises:
+        InputError: too few images, or a share that no thresholds meet; the thresholds are then as before.
+    """
+    widths = torch.tensor(view.cost.channels, dtype=torch.float64)
+    goal = _Goal(share, lambda kept: (kept.double() / widths).mean(1), "a mean share of kept channels", (1, 0))
+    return _set(view, batches, goal)
 
 
 def use_budget(model: nn.Module, name: str) -> None:
@@ -81,9 +93,44 @@ def use_budget(model: nn.Module, name: str) -> None:
         layer.threshold.fill_(layer.budgets[name])
 
 
-def _search(view: GatedView, batches: Batches, target: float) -> Calibration:
+def used_budget(model: nn.Module) -> str | None:
+    """Return the name of the stored budget whose thresholds a network has; None where it has others, or no gates."""
+    layers = [layer for _, layer in gated_layers(model)]
+
+    def has(name: str) -> bool:
+        return all(float(layer.threshold) == float(layer.threshold.new_tensor(layer.budgets[name])) for layer in layers)
+
+    return next((name for name in (layers[0].budgets if layers else ()) if has(name)), None)
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """A `target`, and the `amount` `(N,)` that images take of it when they keep some channels `(N, layers)`;
+    `ends` are the amounts with every channel kept and with none.
+    """
+
+    target: float
+    amount: Callable[[Tensor], Tensor]
+    what: str
+    ends: tuple[float, float]
+
+    def mean(self, kept: Tensor) -> float:
+        """Return the mean amount over images."""
+        return float(self.amount(kept).mean())
+
+
+def _set(view: GatedView, batches: Batches, goal: _Goal) -> Calibration:
+    layers = view.layers.values()
+    with same_thresholds(layers):
+        best = _search(view, batches, goal)
+    for layer, value in zip(layers, best.thresholds.values(), strict=True):
+        layer.threshold.fill_(value)
+    return best
+
+
+def _search(view: GatedView, batches: Batches, goal: _Goal) -> Calibration:
     """Look the quantile up in the saliencies first seen, measure what it really costs, and correct the aim by that."""
-    cost = view.cost
+    target = goal.target
     first = observe(view, batches(), saliencies=True)
     if len(first.kept) < FEWEST:
         raise InputError(
@@ -93,13 +140,12 @@ def _search(view: GatedView, batches: Batches, target: float) -> Calibration:
     aim, best = target, None
     low, high = -SPAN, SPAN  # shifts known to cost too much, and little enough
     for _ in range(_ROUNDS):
-        shift = _shift(family, first.saliencies, cost, aim)
+        shift = _shift(family, first.saliencies, goal, aim)
         shift = shift if low < shift < high else (low + high) / 2
         values = family.at(shift)
         for layer, value in zip(view.layers.values(), values, strict=True):
             layer.threshold.fill_(value)
-        record = observe(view, batches())
-        found = _calibration(target, family.quantile(shift), values, record, cost)
+        found = _calibration(goal, family.quantile(shift), values, observe(view, batches()), view.cost)
         if best is None or abs(found.realised - target) < abs(best.realised - target):
             best = found
         if abs(best.realised - target) <= _CLOSE * target:
@@ -108,21 +154,26 @@ def _search(view: GatedView, batches: Batches, target: float) -> Calibration:
         aim += target - found.realised
     assert best is not None
     if abs(best.realised - target) > _REFUSED * target:
+        most, least = goal.ends
         raise InputError(
-            f"no thresholds give mean MACs of {target:,.0f}; the nearest found is {best.realised:,.0f}",
-            hint=f"with no channel kept an image costs {cost.least:,}, with all {cost.dense:,}",
+            f"no thresholds give {goal.what} of {_figure(target)}; the nearest found is {_figure(best.realised)}",
+            hint=f"with no channel kept an image costs {_figure(least)}, with all {_figure(most)}",
         )
     return best
 
 
-def _shift(family: Thresholds, saliencies: tuple[Tensor, ...], cost: DynamicCost, aim: float) -> float:
-    """Return the shift at which these saliencies would cost at most `aim` MACs on average."""
+def _figure(amount: float) -> str:
+    return f"{amount:,.0f}" if amount > 1 else f"{amount:.3g}"
+
+
+def _shift(family: Thresholds, saliencies: tuple[Tensor, ...], goal: _Goal, aim: float) -> float:
+    """Return the shift at which these saliencies would cost at most `aim` on average."""
     low, high = -SPAN, SPAN
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         limits = family.at(middle)
         kept = [((pi >= limit) & (pi > 0)).sum(1) for pi, limit in zip(saliencies, limits, strict=True)]
-        if float(cost.macs(torch.stack(kept, 1)).mean()) > aim:
+        if goal.mean(torch.stack(kept, 1)) > aim:
             low = middle
         else:
             high = middle
@@ -171,11 +222,11 @@ def _share(odds: float) -> float:
     return 1 / (1 + math.exp(-odds))
 
 
-def _calibration(target: float, quantile: float, values: list[float], record: Record, cost: DynamicCost) -> Calibration:
+def _calibration(goal: _Goal, quantile: float, values: list[float], record: Record, cost: DynamicCost) -> Calibration:
     rates = record.kept.double().mean(0) / torch.tensor(cost.channels)
     return Calibration(
-        target=target,
-        realised=record.mean_macs,
+        target=goal.target,
+        realised=goal.mean(record.kept),
         quantile=quantile,
         thresholds=dict(zip(cost.layers, values, strict=True)),
         kept=dict(zip(cost.layers, rates.tolist(), strict=True)),

@@ -29,7 +29,7 @@ def comparison_charts(results: Sequence[EvalResult]) -> list[Chart]:
     """Return accuracy against MACs and against latency, where measured; points are numbered as in the table."""
     charts = []
     for axis, figures in (
-        (Axis("MACs", written=numbers.count), [float(r.macs) for r in results]),
+        (Axis("MACs", written=numbers.count), [r.macs for r in results]),
         (Axis("latency", "ms"), [r.latency_ms.p50 if r.latency_ms else None for r in results]),
     ):
         points = tuple(

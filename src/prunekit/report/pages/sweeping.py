@@ -68,7 +68,7 @@ def _curves(base: EvalResult, points: Sequence[SweepPoint], against: Axis) -> tu
 
 def _place(result: EvalResult, ratio: float, note: str, against: Axis) -> Point:
     accuracy = 100 * (result.accuracy or 0.0)
-    x = ratio if against.label == "ratio" else float(result.macs)
+    x = ratio if against.label == "ratio" else float(result.macs or 0)
     return Point(x, accuracy, note=f"{note}: {accuracy:.2f} %, {numbers.count(result.macs)} MACs")
 
 

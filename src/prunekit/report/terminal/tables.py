@@ -16,6 +16,9 @@ from rich.table import Table
 from prunekit.report import numbers
 from prunekit.report.text import for_csv, for_markdown, printable
 
+RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "masked": "PyTorch, masked"}
+"""Names for people of the runtimes that networks were measured in; others keep theirs."""
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
@@ -114,6 +117,8 @@ def result_cells(
     first = results[0]
     cells: dict[str, list[str]] = {
         "model": [r.model for r in results],
+        "runtime": _where_they_differ([RUNTIMES.get(r.runtime, r.runtime) for r in results]),
+        "budget": [(r.gates or {}).get("budget") or numbers.NONE for r in results],
         "accuracy": [numbers.percent(r.accuracy) for r in results],
         "balanced": [numbers.percent(r.balanced_accuracy) if _unbalanced(r) else numbers.NONE for r in results],
         "top-5": [numbers.percent(r.accuracy_top5) for r in results],
@@ -126,6 +131,11 @@ def result_cells(
     }
     shown = [name for name in columns or cells if any(cell != numbers.NONE for cell in cells[name])]
     return shown, list(zip(*(cells[name] for name in shown), strict=True))
+
+
+def _where_they_differ(cells: list[str]) -> list[str]:
+    """Return the cells; none of them where all are the same."""
+    return cells if len(set(cells)) > 1 else [numbers.NONE] * len(cells)
 
 
 def _unbalanced(result: EvalResult) -> bool:
@@ -153,11 +163,11 @@ def flat(result: EvalResult) -> dict[str, object]:
     """Return a result's figures without rounding, one per column: `latency_ms` becomes `latency_ms_p50` and so on."""
     plain = result.to_json()
     latency = plain.pop("latency_ms") or {}
-    plain.pop("gates", None)  # a document of its own
+    gates = plain.pop("gates", None) or {}  # a document of its own, but for the budget
     names = ("p50", "p95", "batch", "threads", "device", "calls")
-    return {**plain, **{f"latency_ms_{name}": latency.get(name) for name in names}}
+    return {**plain, **{f"latency_ms_{name}": latency.get(name) for name in names}, "budget": gates.get("budget")}
 
 
-def against(first: int, value: int, text: str) -> str:
+def against(first: int | None, value: int | None, text: str) -> str:
     """Return the figure, with its change against the first network's where they differ."""
-    return f"{text} {numbers.change(first, value)}" if value != first else text
+    return f"{text} {numbers.change(first, value)}" if first and value is not None and value != first else text

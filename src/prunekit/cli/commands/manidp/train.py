@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from prunekit.cli.commands.train import Job, RunOptions, finish, prepare
 from prunekit.cli.framework.build import Command
@@ -21,6 +22,9 @@ from prunekit.report import numbers
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 from prunekit.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from prunekit.methods.manidp.fit import FinalKeep
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,25 @@ def run(
             force=where.force,
             on_event=sink,
         )
-    facts = {"gates": recipe.to_json(), "baseline_accuracy": baseline, **result.history[-1].figures}
+    keep = result.keep
+    facts = {"gates": recipe.to_json(), "baseline_accuracy": baseline, "kept": keep.kept, "macs": keep.macs}
+    facts["keep"] = keep.to_json()
+    _say(output, keep)
     finish(output, job, gated, result, config, force=where.force, name="manidp.train", facts=facts)
+
+
+def _say(output: Output, keep: FinalKeep) -> None:
+    """Say which share of the channels images keep in the end, with a warning where it is not the one asked for."""
+    share = numbers.percent(keep.kept, decimals=1)
+    found = f"training images keep {share} of the channels, at {numbers.percent(keep.macs, decimals=1)} of the MACs"
+    asked = f"{numbers.percent(keep.asked, decimals=1)} asked for"
+    if keep.error is not None:
+        output.warn(f"{found}, {asked}: {keep.error}")
+    elif keep.kept != keep.trained:
+        trained = numbers.percent(keep.trained, decimals=1)
+        output.note(f"{found} ({asked}; {trained} before the thresholds were calibrated)")
+    else:
+        output.note(f"{found} ({asked})")
 
 
 def _show(output: Output, job: Job, gated: object) -> None:
