@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from prunekit.errors import InputError
+from prunekit.exporting.onnx_files import is_onnx
 from prunekit.files.archive import Archive
 
 EXPECTED = "expected a prunekit file, a state dict, .safetensors or .pt2"
@@ -86,6 +87,11 @@ def kind_of(stream: BinaryIO, name: str) -> str:
     for magic, what in _STRANGERS:
         if head.startswith(magic):
             raise InputError(f"{name} is {what}; {EXPECTED}")
+    if is_onnx(head):
+        raise InputError(
+            f"{name} is an ONNX file; {EXPECTED}",
+            hint="prunekit eval and compare run it; what changes a network needs the file that it was exported from",
+        )
     # every pickle since protocol 2 begins like this
     if head.startswith(b"\x80") and head[1:2] <= b"\x05":
         return "pickle"

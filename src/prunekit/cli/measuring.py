@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from prunekit.cli import gates
-from prunekit.cli.framework.options import DataOptions, ReadingOptions, choose_device, option
+from prunekit.cli.framework.options import DataOptions, ReadingOptions, choose_device, input_spec, option
 from prunekit.cli.models import STREAM, check_source, describe_source, read_model, spec_of, without_budget
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import RUNTIMES
@@ -94,7 +94,7 @@ def measured(
     data.check()
     for file, _ in files:
         check_source(file)
-    models = [read_model(file, reading) for file, _ in files]
+    models = [_read(output, file, reading, options) for file, _ in files]
     flags = {name: getattr(options, name, None) for name in ("budget", "runtime", "per_image")}
     gates.check_flags([model for model, _ in models], flags)
     for source, (_, budget), (model, _) in zip(sources, files, models, strict=True):
@@ -105,6 +105,28 @@ def measured(
         if number == 0:  # all are measured on the same images
             warn_of_balance(output, result)
         yield Measured(model, images, dataclasses.replace(result, bytes=size if size is not None else result.bytes))
+
+
+def _read(
+    output: Output, source: str, reading: ReadingOptions, options: MeasureOptions
+) -> tuple[nn.Module, int | None]:
+    """Return a network, or an ONNX file in its runtime, and the size of its file in bytes."""
+    from prunekit.evaluation.latency import threads_limited
+    from prunekit.exporting.onnx_files import check_size, looks_like_onnx, read_onnx
+    from prunekit.spec import Origin, origin_of, remember
+
+    if not looks_like_onnx(source):
+        return read_model(source, reading)
+    with threads_limited(options.threads):  # a session keeps the number that it began with
+        model = read_onnx(source)
+    origin = origin_of(model) or Origin("")
+    spec = input_spec(reading, origin.input)
+    if spec is not None:
+        check_size(model, source, spec.shape)
+    remember(model, dataclasses.replace(origin, input=spec))
+    if options.latency and model.batch not in (None, options.latency_batch):
+        output.note(f"{source} takes batches of {model.batch} alone: its latency is that of {model.batch} images")
+    return model, model.size
 
 
 def warn_of_balance(output: Output, result: EvalResult) -> None:
@@ -129,21 +151,17 @@ def measure(
     output: Output, model: nn.Module, name: str, images: ImageSet | None, options: MeasureOptions
 ) -> EvalResult:
     """Measure one network, called `name`, with the progress shown."""
+    from prunekit.evaluation.exported import evaluate_onnx
     from prunekit.evaluation.score import evaluate
+    from prunekit.exporting.onnx_files import OnnxClassifier
 
     spec_of(model)
+    timing = {"latency": options.latency, "latency_batch": options.latency_batch, "threads": options.threads}
+    common: dict[str, Any] = {"name": name, "batch_size": options.batch_size, **timing}
     with counting(output, f"evaluating {name}") as progress:
-        result = evaluate(
-            model,
-            images,
-            batch_size=options.batch_size,
-            latency=options.latency,
-            latency_batch=options.latency_batch,
-            threads=options.threads,
-            device=choose_device(options.device),
-            name=name,
-            on_progress=progress,
-        )
+        if isinstance(model, OnnxClassifier):
+            return evaluate_onnx(model, images, **common, on_progress=progress)
+        result = evaluate(model, images, **common, device=choose_device(options.device), on_progress=progress)
     if not gates.has_gates(model):
         return result
     return gates.with_mean_cost(output, model, images, result, options.batch_size)

@@ -28,15 +28,17 @@ BATCH = "batch"  # name of a free first dimension
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
 
-def about(origin: Origin | None, *, history: bool = False) -> str:
-    """Return the notes about a network in its file as JSON: `arch`, `input` (shape, mean, std), `classes`.
+def about(origin: Origin | None, *, macs: int | None = None, history: bool = False) -> str:
+    """Return the notes about a network in its file as JSON: `arch`, `input` (shape, mean, std), `classes`, `macs`.
 
-    With `history` they include the steps of the network's history.
+    `macs` are multiply-accumulates for one input, left out where unknown. With `history` the notes include the steps
+    of the network's history.
     """
+    known = {} if macs is None else {"macs": macs}
     if origin is None:
-        return "{}"
+        return json.dumps(known)
     spec = origin.input.to_json() if origin.input else None
-    facts = {"arch": origin.arch, "input": spec, "classes": list(origin.classes)}
+    facts = {"arch": origin.arch, "input": spec, "classes": list(origin.classes), **known}
     return json.dumps({**facts, "history": [dict(step) for step in origin.history]} if history else facts)
 
 

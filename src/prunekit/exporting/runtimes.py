@@ -51,8 +51,8 @@ with torch.no_grad():
 class OnnxModel(nn.Module):
     """An ONNX file in onnxruntime, on the CPU."""
 
-    def __init__(self, content: bytes) -> None:
-        """Load the file.
+    def __init__(self, content: bytes | str) -> None:
+        """Load the file of this content or path.
 
         Raises:
             InputError: onnxruntime is missing or cannot read the file.
@@ -61,16 +61,29 @@ class OnnxModel(nn.Module):
         try:
             import onnxruntime
         except ImportError as error:
-            raise InputError("checking ONNX needs onnxruntime", hint="pip install 'prunekit[onnx]'") from error
+            raise InputError(
+                "ONNX files are run by onnxruntime, which is not installed", hint="pip install 'prunekit[onnx]'"
+            ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its parser and its checks raise types of their own
-            raise InputError(f"onnxruntime refuses the file: {' '.join(str(error).split())[:200]}") from error
+            file = content if isinstance(content, str) else "the file"
+            raise InputError(f"onnxruntime refuses {file}: {' '.join(str(error).split())[:200]}") from error
         self.inputs = tuple(entry.name for entry in self._session.get_inputs())
         self.outputs = tuple(entry.name for entry in self._session.get_outputs())
+
+    def signature(self) -> tuple[str, tuple[int | str | None, ...]]:
+        """Return the type of the first input, such as `tensor(float)`, and its shape: a name or None is any size."""
+        first = self._session.get_inputs()[0]
+        return first.type, tuple(first.shape)
+
+    def notes(self, key: str) -> str | None:
+        """Return an entry of the file's metadata; None where there is none."""
+        found: str | None = self._session.get_modelmeta().custom_metadata_map.get(key)
+        return found
 
     def forward(self, *inputs: Any) -> Any:
         """Return the file's output, or all by name where there are several; `inputs` may nest lists and dicts."""

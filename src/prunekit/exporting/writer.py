@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import nn
 
-from prunekit.errors import InputError, unknown_name
+from prunekit.errors import InputError, PrunekitError, unknown_name
 from prunekit.exporting import formats
 from prunekit.exporting.interface import Example, arguments_of, how_to_call, named_inputs, named_outputs
 from prunekit.exporting.parity import TOLERANCE, Batch, Parity, compare, require
@@ -20,7 +20,7 @@ from prunekit.files.writing import atomic_write, check_target
 from prunekit.nn.buckets import NAME
 from prunekit.programs.program import ExportedProgram
 from prunekit.spec import origin_of
-from prunekit.surgery import trace
+from prunekit.surgery import cost_of, trace
 from prunekit.surgery.copying import copied
 from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
 
@@ -142,7 +142,7 @@ def written(model: nn.Module, x: Any, format: Format, options: ExportOptions) ->
     arguments, outputs = arguments_of(plain, inputs), _outputs(plain, inputs)
     names = (tuple(named_inputs(arguments, outputs)), outputs)
     free = None if options.fixed_batch else example.free(arguments, size, torch.export.Dim(formats.BATCH, min=1))
-    about = formats.about(origin_of(model))
+    about = formats.about(origin_of(model), macs=_macs(plain, inputs))
     if format == "onnx":
         content, opset = formats.to_onnx(plain, inputs, free, options.opset, about, names)
         return Written(format, content, folded, opset, *names)
@@ -169,6 +169,14 @@ def _exportable(model: nn.Module, inputs: tuple[Any, ...], options: ExportOption
     if hasattr(plain, NAME):  # the table of a gated network's sub-networks, which its own forward does not read
         delattr(plain, NAME)
     return fold_batch_norms(plain, trace(plain, inputs, probe=False)) if options.fold_bn else (plain, ())
+
+
+def _macs(model: nn.Module, inputs: tuple[Any, ...]) -> int | None:
+    """Return the MACs of one input; None where the network can be exported and not traced."""
+    try:
+        return cost_of(model, trace(model, inputs, probe=False)).macs
+    except PrunekitError:
+        return None
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:

@@ -112,6 +112,7 @@ COMMAND = Command(
         "prunekit compare model.pt small.pt --data digits --html report.html --picture report.png",
         "prunekit compare a.pt b.pt c.pt --data path/to/images --format markdown >> RESULTS.md",
         "prunekit compare model.pt small.pt --no-latency --format csv",
+        "prunekit compare model.pt small.pt small.onnx --data digits",
         "prunekit compare model.pt gated.pt@40% gated.pt@60% --data digits",
     ),
     {"data": DATA, "options": "Measuring", "report": "Report", "reading": READING},

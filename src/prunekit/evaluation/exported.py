@@ -1,0 +1,51 @@
+"""Evaluation of exported files in the runtimes that run them elsewhere."""
+
+from __future__ import annotations
+
+import torch
+
+from prunekit.data import ImageSet
+from prunekit.errors import InputError
+from prunekit.evaluation.latency import measure_latency
+from prunekit.evaluation.score import EvalResult, Progress, accuracy
+from prunekit.exporting.onnx_files import OnnxClassifier
+from prunekit.spec import origin_of
+
+
+def evaluate_onnx(
+    model: OnnxClassifier,
+    data: ImageSet | None,
+    *,
+    name: str,
+    batch_size: int = 256,
+    latency: bool = False,
+    latency_batch: int = 1,
+    threads: int | None = None,
+    on_progress: Progress | None = None,
+) -> EvalResult:
+    """Measure an ONNX file on the CPU; the arguments are as for `prunekit.evaluation.score.evaluate`.
+
+    A file for one batch size alone is timed with batches of that size.
+
+    Raises:
+        InputError: The data does not fit the file, or its input is unknown.
+    """
+    origin = origin_of(model)
+    if origin is None or origin.input is None:
+        raise InputError(f"{name} does not say how large its input is", hint="add --input-size, such as 3x224x224")
+    score = accuracy(model, data, batch_size=batch_size, on_progress=on_progress) if data is not None else None
+    example = torch.zeros(1, *origin.input.shape)
+    timing = measure_latency(model, [example], batch=model.batch or latency_batch, threads=threads) if latency else None
+    result = EvalResult(
+        model=name,
+        accuracy=None,
+        accuracy_top5=None,
+        loss=None,
+        images=0,
+        params=model.params,
+        macs=model.macs,
+        bytes=model.size,
+        latency_ms=timing,
+        runtime="onnxruntime",
+    )
+    return result.scored(score)
