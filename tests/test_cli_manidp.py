@@ -134,6 +134,8 @@ def test_report_is_one_page_with_its_pictures(folder: Path, tmp_path: Path, caps
     assert text.count("data:image/png;base64,") == 24
     assert "<script" not in text
     assert text.count("<svg") == 3
+    assert "thresholds of no stored budget" in text
+    assert "before the gates" in text  # the accuracy, as a line in the chart
     assert {path.name for path in (tmp_path / "charts").iterdir()} == {"macs.png", "sweep.png", "difficulty.png"}
     costs = [point["macs"] for point in found["sweep"]]
     assert costs == sorted(costs, reverse=True)

@@ -25,7 +25,8 @@ from prunekit.cli.commands.sweep import read_ratios
 from prunekit.cli.framework.fields import from_text
 from prunekit.data import open_data
 from prunekit.errors import InputError, SurgeryError
-from prunekit.evaluation.score import accuracy
+from prunekit.evaluation.latency import Latency
+from prunekit.evaluation.score import EvalResult, accuracy
 from prunekit.methods import registry
 from prunekit.plan import Keep, Plan
 from prunekit.report import numbers
@@ -33,6 +34,7 @@ from prunekit.report.documents import dumps
 from prunekit.report.pages import page
 from prunekit.report.pictures import png, svg
 from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
+from prunekit.report.terminal import tables
 from prunekit.report.terminal.output import Output, _rendered
 from prunekit.report.terminal.tables import csv_text, markdown, table
 from prunekit.report.text import printable
@@ -527,3 +529,18 @@ def test_off_a_terminal_a_table_is_as_wide_as_it_is(monkeypatch: pytest.MonkeyPa
     columns = [f"column {number}" for number in range(40)]
     text = _rendered(table(columns, [["1,234"] * 40]), io.StringIO())
     assert len([line for line in text.splitlines() if line]) == 3
+
+
+def _timed(name: str, p50: float, macs: int | None = 1000) -> EvalResult:
+    timing = Latency(p50, 2 * p50, 1, 1, "cpu", 20, p25=p50 - 0.02, p75=p50 + 0.04)
+    return EvalResult(name, 0.9, None, 0.1, 10, 100, macs, 400, timing)
+
+
+def test_latency_stands_with_its_spread_and_its_noise_is_named() -> None:
+    columns, rows = tables.result_cells([_timed("a", 0.43)])
+    assert rows[0][columns.index("latency")] == "0.43 ms ± 0.03"
+    note = tables.latency_note([_timed("a", 0.43), _timed("b", 0.38), _timed("c", 0.2, macs=10)])
+    assert note is not None
+    assert "a 0.43 ms, b 0.38 ms" in note
+    assert tables.latency_note([_timed("a", 0.43), _timed("b", 0.38, macs=999)]) is None
+    assert tables.latency_note([_timed("a", 0.43, macs=None), _timed("b", 0.38, macs=None)]) is None

@@ -58,6 +58,7 @@ def with_mean_cost(
     These include the gates' own. Without images they are those with every channel kept, which a note says.
     """
     from prunekit.methods.manidp.assess import assess
+    from prunekit.methods.manidp.gating import baseline_of
     from prunekit.methods.manidp.record import observe
     from prunekit.methods.manidp.thresholds import used_budget
     from prunekit.methods.manidp.view import GatedView
@@ -73,14 +74,5 @@ def with_mean_cost(
         output.note(f"{result.model}: MACs are those with every channel kept; the mean over images needs --data")
     facts["budgets"] = list(next(layer for _, layer in gated_layers(model)).budgets)
     facts["budget"] = used_budget(model)
-    facts["baseline_accuracy"] = _baseline(model)
+    facts["baseline_accuracy"] = baseline_of(model)
     return dataclasses.replace(result, macs=macs, runtime="masked", gates=facts)
-
-
-def _baseline(model: nn.Module) -> float | None:
-    """Return the network's validation accuracy before it got gates, from its history."""
-    from prunekit.spec import origin_of
-
-    origin = origin_of(model)
-    steps = [step for step in (origin.history if origin else ()) if step.get("method") == "manidp"]
-    return steps[-1].get("baseline_accuracy") if steps else None

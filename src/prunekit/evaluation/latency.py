@@ -17,8 +17,8 @@ from torch import nn
 class Latency:
     """Measured wall time of one forward pass.
 
-    `p50` and `p95` are the median and the 95th percentile over `calls` passes, in milliseconds for a whole batch of
-    `batch` images; `threads` is the number of CPU threads that PyTorch used.
+    `p25`, `p50`, `p75` and `p95` are the quartiles and the 95th percentile over `calls` passes, in milliseconds for a
+    whole batch of `batch` images; `threads` is the number of CPU threads that PyTorch used.
     """
 
     p50: float
@@ -27,6 +27,13 @@ class Latency:
     threads: int
     device: str
     calls: int
+    p25: float | None = None
+    p75: float | None = None
+
+    @property
+    def spread(self) -> float | None:
+        """Half the distance of the quartiles; None in results of releases that did not measure them."""
+        return None if self.p25 is None or self.p75 is None else (self.p75 - self.p25) / 2
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -65,6 +72,8 @@ def measure_latency(
         threads=used,
         device=_device_name(device),
         calls=len(times),
+        p25=1e3 * _percentile(times, 0.25),
+        p75=1e3 * _percentile(times, 0.75),
     )
 
 

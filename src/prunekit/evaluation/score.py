@@ -15,7 +15,7 @@ from prunekit.data import ImageSet, check_classes
 from prunekit.errors import InputError, counted
 from prunekit.evaluation.answers import Answers
 from prunekit.evaluation.latency import Latency, device_of, measure_latency
-from prunekit.programs.program import filled
+from prunekit.programs.program import ExportedProgram, filled
 from prunekit.spec import origin_of
 from prunekit.surgery import Graph, cost_of, trace
 from prunekit.surgery.copying import copied
@@ -32,7 +32,7 @@ class EvalResult:
     `images` images; all three are None without data, and `accuracy_top5` also where there are fewer than six
     classes to choose from. `params` counts parameters, `macs` multiply-accumulates for one input (None where they are
     unknown), `bytes` the weights' size (or the file's, where the network came from one), and `latency_ms` the measured
-    time of a forward pass. `runtime` is what ran it: "pytorch", "onnxruntime", or the name of a runtime of networks
+    time of a forward pass. `runtime` is what ran it: "pytorch", "pt2", "onnxruntime", or the name of a runtime of networks
     with gates. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None elsewhere.
     `balanced_accuracy` is the mean of the classes' accuracies, and `answers` has what each image was named.
     `graph` is what the network was read as.
@@ -142,6 +142,7 @@ def evaluate(
         macs=measured.macs,
         bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, torch.Tensor)),
         latency_ms=timing,
+        runtime="pt2" if isinstance(model, ExportedProgram) else "pytorch",
         graph=graph,
     )
     return result.scored(score)

@@ -11,6 +11,7 @@ from prunekit.cli.framework.options import DATA, READING, DataOptions, ReadingOp
 from prunekit.cli.measuring import CompareOptions, Models, measured
 from prunekit.cli.models import check_report, write_report
 from prunekit.errors import InputError, counted
+from prunekit.report import numbers
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 
@@ -53,12 +54,16 @@ def run(
     options.check()
     report.check(data)
     results = [found.result for found in measured(output, models, data, options, reading)]
+    from prunekit.report.terminal.tables import latency_note
+
     written = _write(results, data, report)
     if output.json:
         facts: dict[str, Any] = {"results": [result.to_json() for result in results], "files": written}
         output.document(document("compare", facts))
     else:
         _show(output, results, report.format)
+        if note := latency_note(results):
+            output.note(note)
         for path in written:
             output.note(f"wrote {path}")
 
@@ -98,8 +103,8 @@ def _about(result: EvalResult, data: DataOptions) -> str:
     if result.latency_ms is not None:
         timing = result.latency_ms
         parts.append(
-            f"latency: the median of a forward pass of {timing.batch} on {timing.device}, {timing.threads} thread"
-            + ("s" if timing.threads > 1 else "")
+            f"latency: the median of a forward pass of {timing.batch} on {timing.device} and half the distance of the "
+            f"quartiles, {numbers.counted(timing.threads, 'thread')}"
         )
     means = "" if result.images == 0 else ", the mean over these images where a network has gates"
     return "; ".join([*parts, f"MACs are for one input{means}"])

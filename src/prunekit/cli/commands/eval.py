@@ -27,9 +27,11 @@ def run(output: Output, models: Models, data: DataOptions, options: EvalOptions,
     if output.json:
         output.document(eval_document([_facts(result, options) for result in results]))
     else:
-        from prunekit.report.terminal.tables import results_table
+        from prunekit.report.terminal.tables import latency_note, results_table
 
         output.table(results_table(results), data=True)
+        if note := latency_note(results):
+            output.note(note)
         if options.per_class:
             from prunekit.report.terminal.classes import classes_table
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from prunekit.data import ImageSet
 from prunekit.methods.manidp.assess import GateResult, assess
+from prunekit.methods.manidp.gating import baseline_of
 from prunekit.methods.manidp.objective import gram, pooled
 from prunekit.methods.manidp.record import Record, observe, watched
-from prunekit.methods.manidp.thresholds import SPAN, Thresholds
+from prunekit.methods.manidp.thresholds import SPAN, Thresholds, used_budget
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, same_thresholds
 from prunekit.surgery.execution.hooks import hooked
@@ -26,7 +27,9 @@ _ALIGNED = 256  # images whose manifolds are compared
 class Portrait:
     """`result` and `record` at the present thresholds; `sweep` has (mean MACs, accuracy) as all thresholds grow
     together; `alignment` has for each layer the correlation of the cosines between images' features and of those
-    between their saliencies; `classes` the mean MACs and accuracy by class name.
+    between their saliencies; `classes` the mean MACs and accuracy by class name; `budget`
+    the name of the thresholds, where they are stored ones, and `baseline` the validation accuracy before the gates,
+    where it is known.
     """
 
     result: GateResult
@@ -34,6 +37,8 @@ class Portrait:
     sweep: tuple[tuple[float, float], ...]
     alignment: dict[str, float]
     classes: dict[str, tuple[float, float]]
+    budget: str | None = None
+    baseline: float | None = None
 
     def cheapest(self, count: int) -> list[int]:
         """Return the images of the lowest MACs, cheapest first."""
@@ -55,6 +60,8 @@ def portray(view: GatedView, images: ImageSet) -> Portrait:
         sweep=_sweep(view, images.sample(min(_SWEPT, len(images)))),
         alignment=_alignment(view, images.sample(min(_ALIGNED, len(images)))),
         classes=_by_class(record, images),
+        budget=used_budget(view.model),
+        baseline=baseline_of(view.model),
     )
 
 

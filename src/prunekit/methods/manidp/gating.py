@@ -15,6 +15,7 @@ from prunekit.errors import InputError
 from prunekit.methods.manidp.config import GateRecipe
 from prunekit.nn.gated import gated_layers
 from prunekit.plan import Gate, Plan
+from prunekit.spec import origin_of
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.recording import Node
 from prunekit.surgery.ops import is_batch_norm
@@ -145,3 +146,11 @@ class _Finder:
             for value in node.outputs:
                 depth[value] = deepest + (node.op == "convolution")
         return depth
+
+
+def baseline_of(model: nn.Module) -> float | None:
+    """Return a network's validation accuracy before it got gates, 0 to 1, from its history; None where unknown."""
+    origin = origin_of(model)
+    steps = [step for step in (origin.history if origin else ()) if step.get("method") == "manidp"]
+    found = steps[-1].get("baseline_accuracy") if steps else None
+    return found if isinstance(found, int | float) else None

@@ -10,7 +10,7 @@ from prunekit.report.pages import page
 from prunekit.report.pages.classes import class_parts
 from prunekit.report.pictures import svg
 from prunekit.report.pictures.chart import Axis, Chart, Point, Series
-from prunekit.report.terminal.tables import result_cells
+from prunekit.report.terminal.tables import latency_note, result_cells
 
 if TYPE_CHECKING:
     from prunekit.evaluation.score import EvalResult
@@ -22,6 +22,8 @@ def comparison_page(title: str, results: Sequence[EvalResult], about: str) -> st
     numbered = [(str(number), *row) for number, row in enumerate(rows, start=1)]
     drawn = [svg.draw(chart) for chart in comparison_charts(results)]
     parts = [page.paragraph(about), page.table(["", *columns], numbered, left=2)]
+    if note := latency_note(results):
+        parts.append(page.paragraph(note))
     return page.page(title, [*parts, *([page.charts(drawn)] if drawn else []), *class_parts(results)])
 
 

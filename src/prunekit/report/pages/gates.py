@@ -38,7 +38,9 @@ def gates_page(model: str, portrait: Portrait, images: ImageSet) -> str:
     ]
     parts = [
         page.paragraph(
-            f"{numbers.counted(len(images), 'image')} of {images.name}; dense, the network costs {result.dense:,} MACs."
+            f"{numbers.counted(len(images), 'image')} of {images.name}, "
+            + (f"thresholds of the budget {portrait.budget}" if portrait.budget else "thresholds of no stored budget")
+            + f"; dense, the network costs {result.dense:,} MACs."
         ),
         page.cards(facts),
         page.charts([svg.draw(chart(portrait)) for chart in (spread_chart, sweep_chart, loss_chart)]),

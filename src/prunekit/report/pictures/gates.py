@@ -21,17 +21,24 @@ def spread_chart(portrait: Portrait) -> Chart:
     """Return a histogram of the cost of images."""
     points = tuple(Point(macs, n, note=numbers.counted(n, "image")) for macs, n in histogram(portrait.record.macs))
     mean = ReferenceLine(f"mean {numbers.count(portrait.result.macs['mean'])}", portrait.result.macs["mean"], "x")
-    return Chart("Images by cost", MACS, Axis("images", written=numbers.count), (Series("", points, "bars"),), (mean,))
+    title = "Images by cost" + (f", budget {portrait.budget}" if portrait.budget else "")
+    return Chart(title, MACS, Axis("images", written=numbers.count), (Series("", points, "bars"),), (mean,))
 
 
 def sweep_chart(portrait: Portrait) -> Chart:
-    """Return accuracy against mean MACs while all thresholds grow together."""
+    """Return accuracy against mean MACs while all thresholds grow together, beside that before the gates."""
     points = tuple(
         Point(macs, 100 * accuracy, note=f"{numbers.count(macs)} MACs, {numbers.percent(accuracy)}")
         for macs, accuracy in sorted(portrait.sweep)
     )
-    across = Axis("mean MACs", written=numbers.count)
-    return Chart("Accuracy as thresholds sweep", across, Axis("accuracy", "%"), (Series("", points, "line"),))
+    here = portrait.budget or "now"
+    lines = [ReferenceLine(f"{here}: {numbers.count(portrait.result.macs['mean'])}", portrait.result.macs["mean"], "x")]
+    if portrait.baseline is not None:
+        share = numbers.percent(portrait.baseline)
+        lines.append(ReferenceLine(f"before the gates {share} (validation)", 100 * portrait.baseline))
+    across = Axis("mean MACs of an image", written=numbers.count)
+    series = (Series("", points, "line"),)
+    return Chart("Accuracy as thresholds sweep", across, Axis("accuracy", "%"), series, tuple(lines))
 
 
 def loss_chart(portrait: Portrait, most: int | None = _DOTS) -> Chart:

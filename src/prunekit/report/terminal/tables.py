@@ -16,8 +16,9 @@ from rich.table import Table
 from prunekit.report import numbers
 from prunekit.report.text import for_csv, for_markdown, printable
 
-RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "masked": "PyTorch, masked"}
+RUNTIMES = {"pytorch": "PyTorch", "pt2": "PyTorch, .pt2", "onnxruntime": "ONNX Runtime", "masked": "PyTorch, masked"}
 """Names for people of the runtimes that networks were measured in; others keep theirs."""
+_NOTICED = 1.05  # ratio of latencies that people would ask about
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -126,11 +127,32 @@ def result_cells(
         "parameters": [against(first.params, r.params, f"{r.params:,}") for r in results],
         "MACs": [against(first.macs, r.macs, numbers.count(r.macs)) for r in results],
         "size": [numbers.data_size(r.bytes) for r in results],
-        "latency": [numbers.milliseconds(r.latency_ms.p50 if r.latency_ms else None) for r in results],
+        "latency": [_latency(r) for r in results],
         "p95": [numbers.milliseconds(r.latency_ms.p95 if r.latency_ms else None) for r in results],
     }
     shown = [name for name in columns or cells if any(cell != numbers.NONE for cell in cells[name])]
     return shown, list(zip(*(cells[name] for name in shown), strict=True))
+
+
+def _latency(result: EvalResult) -> str:
+    timing = result.latency_ms
+    return numbers.NONE if timing is None else numbers.spread(timing.p50, timing.spread)
+
+
+def latency_note(results: Sequence[EvalResult]) -> str | None:
+    """Return what to make of latencies that differ although the networks are equally large; None where none do."""
+    alike: dict[tuple[object, ...], list[EvalResult]] = {}
+    for result in results:
+        if result.latency_ms is not None and result.macs is not None:
+            timing = result.latency_ms
+            key = (result.params, result.macs, result.runtime, timing.batch, timing.device)
+            alike.setdefault(key, []).append(result)
+    for group in alike.values():
+        times = {r.model: r.latency_ms.p50 for r in group if r.latency_ms is not None}
+        if max(times.values()) > _NOTICED * min(times.values()):
+            found = ", ".join(f"{name} {numbers.milliseconds(time)}" for name, time in times.items())
+            return f"as large as each other, but not as fast ({found}): that is most likely noise of the machine"
+    return None
 
 
 def _where_they_differ(cells: list[str]) -> list[str]:
@@ -164,10 +186,13 @@ def flat(result: EvalResult) -> dict[str, object]:
     plain = result.to_json()
     latency = plain.pop("latency_ms") or {}
     gates = plain.pop("gates", None) or {}  # a document of its own, but for the budget
-    names = ("p50", "p95", "batch", "threads", "device", "calls")
+    names = ("p50", "p95", "batch", "threads", "device", "calls", "p25", "p75")
     return {**plain, **{f"latency_ms_{name}": latency.get(name) for name in names}, "budget": gates.get("budget")}
 
 
 def against(first: int | None, value: int | None, text: str) -> str:
-    """Return the figure, with its change against the first network's where they differ."""
-    return f"{text} {numbers.change(first, value)}" if first and value is not None and value != first else text
+    """Return the figure, with its change against the first network's where that is known and above a half percent."""
+    if not first or value is None:
+        return text
+    change = numbers.change(first, value)
+    return text if change[1:] == "0 %" else f"{text} {change}"
