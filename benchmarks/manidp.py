@@ -20,7 +20,6 @@ Speed, one thread, random weights and saliencies:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import json
 import statistics
@@ -39,6 +38,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import prunekit as pk
 from prunekit import ImageSet, InputSpec, TrainConfig, manidp
+from prunekit.workflows.ablation import VARIANTS, equally_many, measured_row
 
 IMAGENET = InputSpec((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = InputSpec((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -67,12 +67,6 @@ ROWS = {
     "resnet56-paper": Row(
         "resnet56_cifar", _PAPER, manidp.GateRecipe(keep=0.6), CIFAR, {"shortcut": "conv", "relu": "input"}
     ),
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "both": {},
-    "neither": {"no_complexity": True, "no_similarity": True},
-    "complexity": {"no_similarity": True},
-    "similarity": {"no_complexity": True},
 }
 
 
@@ -159,7 +153,7 @@ def _dynamic(bench: Bench, name: str, target: float) -> list[dict[str, Any]]:
     manidp.calibrate(view, bench.calibration, target * view.cost.dense, f"{target:.0%}")
     lines.append(_line(f"{name}, calibrated", view, bench))
     if name == "neither":
-        with _constant(view, bench):
+        with equally_many(view, bench.calibration()):
             lines.append(_line("equally many channels for every image", view, bench))
     ahead = copy.deepcopy(model)
     manidp.foresee(ahead, torch.cat([images for images, _ in bench.calibration()]), 1.0)
@@ -170,34 +164,9 @@ def _dynamic(bench: Bench, name: str, target: float) -> list[dict[str, Any]]:
 
 
 def _line(label: str, view: manidp.GatedView, bench: Bench) -> dict[str, Any]:
-    record = manidp.observe(view, bench.batches(bench.test_set))
-    line = {
-        "label": label,
-        "accuracy": record.accuracy,
-        "macs": record.mean_macs,
-        "macs_p5_p95": torch.quantile(record.macs, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist(),
-        "spearman": manidp.spearman(record.macs, record.losses),
-    }
+    line = measured_row(label, view, bench.test_set).to_json()
     print(json.dumps(line), flush=True)
     return line
-
-
-@contextlib.contextmanager
-def _constant(view: manidp.GatedView, bench: Bench) -> Iterator[None]:
-    """Inside, each layer keeps the channels with the largest saliencies of each image, equally many for all images."""
-    means = manidp.observe(view, bench.calibration()).kept.double().mean(dim=0)
-    pairs = zip(view.layers.values(), means, strict=True)
-    count = {id(layer): max(1, round(mean.item())) for layer, mean in pairs}
-    before = manidp.GatedConv.kept
-
-    def kept(layer: manidp.GatedConv, pi: Tensor) -> Tensor:
-        return pi * (pi >= pi.topk(count[id(layer)], dim=1).values[:, -1:]).to(pi.dtype)
-
-    manidp.GatedConv.kept = kept
-    try:
-        yield
-    finally:
-        manidp.GatedConv.kept = before
 
 
 def _report(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
