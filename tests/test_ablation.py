@@ -59,8 +59,9 @@ def test_an_ablation_goes_on_where_it_stopped(
     assert json.loads((folder / "results.json").read_text()) == found
     assert "static control" in (folder / "ablation.html").read_text()
     dense, *rest = found["rows"]
-    for one in rest[:-1]:
-        assert one["macs"] == pytest.approx(0.5 * dense["macs"], rel=0.08)
+    for one in rest[:-1]:  # the dynamic control rounds to whole channels, of which there are eight
+        whole = one["label"] == "dynamic control"
+        assert one["macs"] == pytest.approx(0.5 * dense["macs"], rel=0.2 if whole else 0.08)
     assert rest[-1]["macs"] <= 0.5 * dense["macs"]
     assert rest[-2]["macs_p5_p95"][0] == rest[-2]["macs_p5_p95"][1]  # equally many for every image
     other = [flag if flag != "0.7" else "0.8" for flag in arguments(model, folder, "--resume")]

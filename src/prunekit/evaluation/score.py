@@ -33,7 +33,8 @@ class EvalResult:
     classes to choose from. `params` counts parameters, `macs` multiply-accumulates for one input (None where they are
     unknown), `bytes` the weights' size (or the file's, where the network came from one), and `latency_ms` the measured
     time of a forward pass. `runtime` is what ran it: "pytorch", "pt2", "onnxruntime", or the name of a runtime of
-    networks with gates. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None elsewhere.
+    networks with gates. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None
+    elsewhere.
     `balanced_accuracy` is the mean of the classes' accuracies, and `answers` has what each image was named.
     `graph` is what the network was read as.
 

@@ -32,7 +32,7 @@ from prunekit.training.config import TrainConfig
 from prunekit.training.entry import train
 from prunekit.training.events import Sink
 
-VARIANTS: Mapping[str, Mapping[str, bool]] = {
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "both": {},
     "complexity": {"no_similarity": True},
     "similarity": {"no_complexity": True},
