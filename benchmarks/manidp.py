@@ -38,7 +38,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import prunekit as pk
 from prunekit import ImageSet, InputSpec, TrainConfig, manidp
-from prunekit.workflows.ablation import VARIANTS, equally_many, measured_row
 
 IMAGENET = InputSpec((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = InputSpec((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -125,7 +124,7 @@ def run(options: argparse.Namespace) -> None:
     )
     dense = pk.evaluate(bench.start, bench.test_set)
     _store(options, [{"label": "baseline", "accuracy": dense.accuracy, "macs": dense.macs}])
-    for name in options.only or [*VARIANTS, "static"]:
+    for name in options.only or [*manidp.VARIANTS, "static"]:
         if name == "static":
             found = pk.evaluate(bench.static(), bench.test_set)
             lines = [{"label": "static control", "accuracy": found.accuracy, "macs": found.macs}]
@@ -146,14 +145,14 @@ def _store(options: argparse.Namespace, lines: list[dict[str, Any]]) -> list[dic
 
 def _dynamic(bench: Bench, name: str, target: float) -> list[dict[str, Any]]:
     """A variant at the target, and for the one without losses the dynamic control as well."""
-    recipe = replace(bench.row.recipe, **VARIANTS[name])
+    recipe = replace(bench.row.recipe, **manidp.VARIANTS[name])
     model = bench.gated(name, recipe).eval()
     view = manidp.GatedView.of(model)
     lines = [_line(f"{name}, thresholds of training", view, bench)]
     manidp.calibrate(view, bench.calibration, target * view.cost.dense, f"{target:.0%}")
     lines.append(_line(f"{name}, calibrated", view, bench))
     if name == "neither":
-        with equally_many(view, bench.calibration()):
+        with manidp.equally_many(view, bench.calibration()):
             lines.append(_line("equally many channels for every image", view, bench))
     ahead = copy.deepcopy(model)
     manidp.foresee(ahead, torch.cat([images for images, _ in bench.calibration()]), 1.0)
@@ -164,7 +163,7 @@ def _dynamic(bench: Bench, name: str, target: float) -> list[dict[str, Any]]:
 
 
 def _line(label: str, view: manidp.GatedView, bench: Bench) -> dict[str, Any]:
-    line = measured_row(label, view, bench.test_set).to_json()
+    line = manidp.measured_row(label, view, bench.test_set).to_json()
     print(json.dumps(line), flush=True)
     return line
 
@@ -199,7 +198,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where steps and results are kept")
     parser.add_argument("--epochs", type=int, help="another length than the row's")
     parser.add_argument("--lr", type=float, help="another learning rate than the row's")
-    parser.add_argument("--only", nargs="+", choices=[*VARIANTS, "static"], help="some variants alone")
+    parser.add_argument("--only", nargs="+", choices=[*manidp.VARIANTS, "static"], help="some variants alone")
     parser.add_argument("--target-macs", type=float, default=0.5, help="share of the dense MACs")
     return parser.parse_args()
 

@@ -12,9 +12,9 @@ import torch
 import prunekit as pk
 import schemas
 from prunekit.cli.app import run
+from prunekit.methods.manidp.variants import AblationRow, equally_many
 from prunekit.nn.gated import gated_layers
 from prunekit.workflows import ablation
-from prunekit.workflows.ablation import AblationRow, equally_many
 
 Capture = pytest.CaptureFixture[str]
 

@@ -7,6 +7,7 @@ Regularized Dynamic Network Pruning", CVPR 2021).
     view.py        a gated network, its graph and its cost, read once
     costs.py       what an input costs: MACs from the channels that its gates keep
     record.py      gates watched over a data set: saliencies kept, MACs, answers, manifolds
+    variants.py    without a loss, or with equally many channels for every image: for comparison
     thresholds.py  thresholds for a budget, never-on channels removed for good
     runtimes/      ways of running a gated network faster than its masks
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from prunekit.methods.manidp.runtimes.choose import accelerate, dense, images_like, masked
     from prunekit.methods.manidp.static import prune_static
     from prunekit.methods.manidp.thresholds import Calibration, calibrate, use_budget
+    from prunekit.methods.manidp.variants import VARIANTS, AblationRow, equally_many, measured_row
     from prunekit.methods.manidp.view import GatedView
     from prunekit.nn.gated import GatedConv, gated_layers
 
@@ -56,11 +58,14 @@ _HOME = {
     "prunekit.methods.manidp.runtimes.choose": ("accelerate", "dense", "images_like", "masked"),
     "prunekit.methods.manidp.static": ("prune_static",),
     "prunekit.methods.manidp.thresholds": ("Calibration", "calibrate", "use_budget"),
+    "prunekit.methods.manidp.variants": ("VARIANTS", "AblationRow", "equally_many", "measured_row"),
     "prunekit.methods.manidp.view": ("GatedView",),
     "prunekit.nn.gated": ("GatedConv", "gated_layers"),
 }
 
 __all__ = [
+    "VARIANTS",
+    "AblationRow",
     "Calibration",
     "DynamicCost",
     "GateRecipe",
@@ -73,10 +78,12 @@ __all__ = [
     "bucketed",
     "calibrate",
     "dense",
+    "equally_many",
     "foresee",
     "gated_layers",
     "images_like",
     "masked",
+    "measured_row",
     "observe",
     "prune_static",
     "spearman",

@@ -9,7 +9,7 @@ from prunekit.report import numbers
 from prunekit.report.pages import page
 
 if TYPE_CHECKING:
-    from prunekit.workflows.ablation import AblationRow
+    from prunekit.methods.manidp.variants import AblationRow
 
 TITLE = "Ablation of the gates of"
 _MEANINGS = {

@@ -18,7 +18,7 @@ from prunekit.report.terminal.output import Output
 from prunekit.report.terminal.training import watching
 
 if TYPE_CHECKING:
-    from prunekit.workflows.ablation import AblationRow
+    from prunekit.methods.manidp.variants import AblationRow
 
 _RESULTS, _PAGE = "results.json", "ablation.html"
 
@@ -93,7 +93,7 @@ def _earlier(path: Path, header: dict[str, Any]) -> dict[str, AblationRow]:
     Raises:
         InputError: They are of another network, other data or other settings, or no rows.
     """
-    from prunekit.workflows.ablation import AblationRow
+    from prunekit.methods.manidp.variants import AblationRow
 
     if not path.exists():
         return {}
