@@ -80,6 +80,7 @@ def measured(
     if sources.count(STREAM) > 1:
         raise InputError("standard input was given twice", hint="only one model can come from a pipe")
     data.check()
+    reading.check()
     for source in sources:
         check_source(source)
     for number, source in enumerate(sources):
@@ -107,7 +108,9 @@ def open_images(
     """Return the images to measure on, prepared for the model; None without `--data`."""
     if data.data is None:
         return None
-    return data.open(output, cast("Split", options.split), spec_of(model), reading)
+    from prunekit.data import labelled_for
+
+    return labelled_for(model, data.open(output, cast("Split", options.split), spec_of(model), reading))
 
 
 def measure(

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from prunekit.data import ImageSet, check_classes
+from prunekit.data import ImageSet, check_classes, labelled_for
 from prunekit.errors import InputError, counted
 from prunekit.evaluation.answers import Answers
 from prunekit.evaluation.latency import Latency, device_of, measure_latency
 from prunekit.programs.program import filled
-from prunekit.spec import origin_of
+from prunekit.spec import classes_of, origin_of
 from prunekit.surgery import Graph, cost_of, trace
 from prunekit.surgery.copying import copied
 
@@ -149,14 +149,18 @@ def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_prog
     """Return top-1 and top-5 accuracy and mean cross-entropy of `model` on all of `data`, on the weights' device.
 
     The model runs in its present mode: the caller sets `eval()`.
+
+    Raises:
+        InputError: The data does not fit the model.
     """
+    data = labelled_for(model, data)
     right = right5 = seen = classes = 0
     loss = 0.0
     answers: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.inference_mode():
         for images, labels in data.batches(batch_size, device=device_of(model)):
             logits = _logits(model, images, batch_size)
-            check_classes(logits.shape[1], data)
+            check_classes(logits.shape[1], data, classes_of(model))
             classes = logits.shape[1]
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
             best = logits.topk(min(5, classes)).indices
@@ -244,4 +248,4 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _name_of(model: nn.Module) -> str:
     origin = origin_of(model)
-    return origin.arch if origin else type(model).__name__
+    return origin.arch if origin and origin.arch else type(model).__name__

@@ -49,7 +49,7 @@ def run(
 ) -> None:
     """Trace the model and show its layers, channel groups, frozen groups and history."""
     options.check(data)
-    check_inputs(model, data)
+    check_inputs(model, data, reading)
     from prunekit import api
     from prunekit.surgery.graph.groups import frozen_by_reason
 

@@ -74,7 +74,7 @@ def run(
 ) -> None:
     """Measure the model, then every method at every ratio that is not yet known."""
     options.check()
-    check_inputs(model, data)
+    check_inputs(model, data, reading)
     from prunekit.workflows import sweeps
 
     ratios, variants, target = read_ratios(sweep.ratios), _variants(method), _target(model, sweep, data)

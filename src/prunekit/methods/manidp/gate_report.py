@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunekit.data import ImageSet
+from prunekit.data import ImageSet, labelled_for
+from prunekit.evaluation.score import accuracy
 from prunekit.methods.manidp.assess import GateResult, assess
 from prunekit.methods.manidp.objective import gram, pooled
 from prunekit.methods.manidp.record import Record, observe, watched
@@ -47,7 +48,13 @@ class Portrait:
 
 
 def portray(view: GatedView, images: ImageSet) -> Portrait:
-    """Watch a network, in eval mode, on labelled `images`. Thresholds are moved for the sweep and put back."""
+    """Watch a network, in eval mode, on labelled `images`. Thresholds are moved for the sweep and put back.
+
+    Raises:
+        InputError: The images are of other classes than the network.
+    """
+    images = labelled_for(view.model, images)
+    accuracy(view.model, images.subset([0]))  # which compares the number of classes with that of the outputs
     record = observe(view, images.batches(250))
     return Portrait(
         result=assess(record, view.cost),

@@ -81,6 +81,11 @@ def observe(
     )
 
 
+def unlabelled(batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, None]]:
+    """Yield the images of batches alone, where their labels may be of other classes than the network's."""
+    return ((images, None) for images, _ in batches)
+
+
 @contextlib.contextmanager
 def watched(layers: Iterable[GatedConv]) -> Iterator[list[Tensor]]:
     """Yield a list that gets the saliencies `(N, c)` of each layer in turn, whenever the network runs inside."""

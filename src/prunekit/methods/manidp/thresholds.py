@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError, counted
 from prunekit.methods.manidp.costs import DynamicCost
-from prunekit.methods.manidp.record import Record, observe
+from prunekit.methods.manidp.record import Record, observe, unlabelled
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import gated_layers, same_thresholds
 
@@ -84,7 +84,7 @@ def use_budget(model: nn.Module, name: str) -> None:
 def _search(view: GatedView, batches: Batches, target: float) -> Calibration:
     """Look the quantile up in the saliencies first seen, measure what it really costs, and correct the aim by that."""
     cost = view.cost
-    first = observe(view, batches(), saliencies=True)
+    first = observe(view, unlabelled(batches()), saliencies=True)
     if len(first.kept) < FEWEST:
         raise InputError(
             f"too few to set thresholds by: {counted(len(first.kept), 'image')}", hint=f"give at least {FEWEST}"
@@ -98,7 +98,7 @@ def _search(view: GatedView, batches: Batches, target: float) -> Calibration:
         values = family.at(shift)
         for layer, value in zip(view.layers.values(), values, strict=True):
             layer.threshold.fill_(value)
-        record = observe(view, batches())
+        record = observe(view, unlabelled(batches()))
         found = _calibration(target, family.quantile(shift), values, record, cost)
         if best is None or abs(found.realised - target) < abs(best.realised - target):
             best = found

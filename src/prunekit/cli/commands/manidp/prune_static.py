@@ -13,7 +13,7 @@ from prunekit.report.terminal.output import Output
 def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOptions, reading: ReadingOptions) -> None:
     """Observe the gates on the training images, remove the channels kept by none, verify and write the result."""
     from prunekit import api
-    from prunekit.methods.manidp.record import observe
+    from prunekit.methods.manidp.record import observe, unlabelled
     from prunekit.methods.manidp.static import prune_static
     from prunekit.methods.manidp.view import GatedView
     from prunekit.report.terminal.progress import counting
@@ -26,7 +26,7 @@ def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOp
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
     images = data.open(output, "train", spec_of(network), reading)
     with counting(output, "watching the gates"):
-        record = observe(view, images.batches(250))
+        record = observe(view, unlabelled(images.batches(250)))
     small, plan = prune_static(view, record)
     groups = {group.name: group.size for group in view.graph.groups}
     before, after = cost_of(network, view.graph).to_json(), api.inspect(small).cost.to_json()
