@@ -20,6 +20,7 @@ ROOMS = {
         *(
             "lazy",
             "errors",
+            "progress",
             "plugins",
             "spec",
             "plan",

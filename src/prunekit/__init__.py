@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prunekit.methods.ranking import round_widths
     from prunekit.methods.scoring import plan_by_scores
     from prunekit.plan import Fold, Gate, Keep, Plan, Refit
+    from prunekit.progress import counter, report_progress
     from prunekit.restoration.base import Evidence, Restoration
     from prunekit.restoration.images import Images
     from prunekit.restoration.registry import restorations
@@ -58,6 +59,7 @@ _HOME = {
     "prunekit.methods.ranking": ("round_widths",),
     "prunekit.methods.scoring": ("plan_by_scores",),
     "prunekit.plan": ("Fold", "Gate", "Keep", "Plan", "Refit"),
+    "prunekit.progress": ("counter", "report_progress"),
     "prunekit.restoration.base": ("Evidence", "Restoration"),
     "prunekit.restoration.images": ("Images",),
     "prunekit.restoration.registry": ("restorations",),
@@ -112,6 +114,7 @@ __all__ = [
     "TrainingError",
     "Variant",
     "apply",
+    "counter",
     "evaluate",
     "export",
     "in_turns",
@@ -124,6 +127,7 @@ __all__ = [
     "option",
     "plan_by_scores",
     "prune",
+    "report_progress",
     "restorations",
     "restore",
     "round_widths",

@@ -15,11 +15,12 @@ from prunekit.api.results import Pruned
 from prunekit.api.subject import Subject, at_work, example_input, plain_examples, warn_of_unseen
 from prunekit.errors import InputError, SurgeryError
 from prunekit.methods import registry
-from prunekit.methods.base import Config, Method
+from prunekit.methods.base import Config
 from prunekit.methods.merge.config import MergeConfig
 from prunekit.methods.slim.config import SlimConfig
 from prunekit.nn.gated import gated_layers
 from prunekit.plan import Plan
+from prunekit.progress import Progress, counts_to
 from prunekit.restoration.images import Images
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost, Graph
@@ -37,6 +38,7 @@ def prune(
     *,
     images: Images | None = None,
     examples: Iterable[Any] = (),
+    on_progress: Progress | None = None,
     **settings: Any,
 ) -> Pruned:
     """Prune with any installed method, by name: trace, plan, edit, verify. Plug-ins are called this way.
@@ -54,6 +56,8 @@ def prune(
         images: For methods that restore from data: unlabelled, normalised images `(N, C, H, W)`, or batches of them.
         examples: Further inputs, for what `x` does not reach (see `inspect`). Parts of the network that none of them
             reaches are named in a warning and in the plan's notes, as `never_ran`.
+        on_progress: Called with how much is done and how much there is in all; each part of the work counts from the
+            start. `report_progress` tells what is being done as well.
         **settings: The fields of the method's `Config`, such as `ratio`.
 
     Raises:
@@ -76,13 +80,14 @@ def prune(
         )
     config = config or make_config(name, **settings)
     started = time.perf_counter()
-    with at_work(model, x):
+    with counts_to(on_progress), at_work(model, x):
         subject = Subject.of(model)
         example, further = example_input(subject.plain, x), plain_examples(examples)
 
         def read(**care: bool) -> Pruned:
             graph = surgery.trace(subject.plain, example, examples=further, **care)
-            return _prune(method, subject, graph, config, images, started)
+            plan = method.plan(subject.plain, graph, config, images)
+            return _applied(name, plan.made_on(graph.example_shapes), subject, graph, config, started)
 
         pruned = _first_proven(read, _READINGS[0 if images is None else 1 :])
     warn_of_unseen(pruned.graph)
@@ -96,11 +101,8 @@ def _first_proven(read: Callable[..., Pruned], readings: Sequence[Mapping[str, b
     return read(**readings[-1])
 
 
-def _prune(
-    method: Method, subject: Subject, graph: Graph, config: Config, images: Images | None, started: float
-) -> Pruned:
-    """Plan, edit, verify."""
-    plan = method.plan(subject.plain, graph, config, images).made_on(graph.example_shapes)
+def _applied(name: str, plan: Plan, subject: Subject, graph: Graph, config: Config, started: float) -> Pruned:
+    """Edit, verify."""
     result, difference, edited = subject.proven(plan, graph)
     small = result.model
     if result.left:
@@ -111,7 +113,7 @@ def _prune(
     kept = surgery.resolve(graph, plan).kept
     before, after = surgery.predict(graph, graph.kept_classes({})), surgery.predict(graph, kept)
     after = replace(after, params=sum(p.numel() for p in small.parameters()))  # folds may have made biases
-    _record_step(small, method.name, config, plan, before, after)
+    _record_step(small, name, config, plan, before, after)
     return Pruned(small, plan, graph, before, after, difference, edited - started, verified - edited)
 
 
@@ -148,6 +150,7 @@ def slim(
     *,
     images: Images | None = None,
     examples: Iterable[Any] = (),
+    on_progress: Progress | None = None,
     ratio: float | Mapping[str, float] | None = None,
     target_macs: str | float | None = None,
     target_params: str | float | None = None,
@@ -168,6 +171,7 @@ def slim(
             of the shape that the model remembers.
         images: Unlabelled, normalised images `(N, C, H, W)`, or batches of them, to restore from.
         examples: Further inputs, for what `x` does not reach (see `inspect`).
+        on_progress: Called with how much is done and how much there is in all; see `prune`.
         ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name.
         target_macs: Multiply-accumulates to keep: `"50%"` of the present ones, `"20M"`, or a number.
         target_params: Parameters to keep, said likewise.
@@ -206,7 +210,7 @@ def slim(
         aggregate=aggregate,
         restore=restore,
     )
-    return prune("slim", model, x, config, images=images, examples=examples)
+    return prune("slim", model, x, config, images=images, examples=examples, on_progress=on_progress)
 
 
 def merge(
@@ -215,6 +219,7 @@ def merge(
     *,
     images: Images | None = None,
     examples: Iterable[Any] = (),
+    on_progress: Progress | None = None,
     ratio: float | Mapping[str, float] | None = None,
     target_macs: str | float | None = None,
     target_params: str | float | None = None,
@@ -240,6 +245,7 @@ def merge(
             of the shape that the model remembers.
         images: Unlabelled, normalised images `(N, C, H, W)`, or batches of them, to restore from.
         examples: Further inputs, for what `x` does not reach (see `inspect`).
+        on_progress: Called with how much is done and how much there is in all; see `prune`.
         ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name.
         target_macs: Multiply-accumulates to keep: `"50%"` of the present ones, `"20M"`, or a number.
         target_params: Parameters to keep, said likewise.
@@ -290,7 +296,7 @@ def merge(
         threshold=threshold,
         lam=lam,
     )
-    return prune("merge", model, x, config, images=images, examples=examples)
+    return prune("merge", model, x, config, images=images, examples=examples, on_progress=on_progress)
 
 
 def _by_name(ratio: float | Mapping[str, float] | None) -> float | dict[str, float] | None:

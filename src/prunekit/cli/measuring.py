@@ -14,7 +14,6 @@ from prunekit.cli.models import STREAM, check_source, describe_source, read_mode
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import RUNTIMES
 from prunekit.report.terminal.output import Output
-from prunekit.report.terminal.progress import counting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +86,7 @@ def measured(
         model, size = read_model(source, reading)
         prepare(model)
         images = open_images(output, model, data, options, reading)
-        result = measure(output, model, describe_source(source), images, options)
+        result = measure(model, describe_source(source), images, options)
         if number == 0:  # all are measured on the same images
             warn_of_balance(output, result)
         yield model, images, dataclasses.replace(result, bytes=size if size is not None else result.bytes)
@@ -113,22 +112,18 @@ def open_images(
     return labelled_for(model, data.open(output, cast("Split", options.split), spec_of(model), reading))
 
 
-def measure(
-    output: Output, model: nn.Module, name: str, images: ImageSet | None, options: MeasureOptions
-) -> EvalResult:
-    """Measure one network, called `name`, with the progress shown."""
+def measure(model: nn.Module, name: str, images: ImageSet | None, options: MeasureOptions) -> EvalResult:
+    """Measure one network, called `name`."""
     from prunekit.evaluation.score import evaluate
 
     spec_of(model)
-    with counting(output, f"evaluating {name}") as progress:
-        return evaluate(
-            model,
-            images,
-            batch_size=options.batch_size,
-            latency=options.latency,
-            latency_batch=options.latency_batch,
-            threads=options.threads,
-            device=choose_device(options.device),
-            name=name,
-            on_progress=progress,
-        )
+    return evaluate(
+        model,
+        images,
+        batch_size=options.batch_size,
+        latency=options.latency,
+        latency_batch=options.latency_batch,
+        threads=options.threads,
+        device=choose_device(options.device),
+        name=name,
+    )

@@ -55,9 +55,11 @@ def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | N
     return model, len(content) if content is not None else _file_size(source)
 
 
-def check_inputs(source: str | None, data: DataOptions, reading: ReadingOptions) -> None:
+def check_inputs(
+    source: str | None, data: DataOptions, reading: ReadingOptions, *, images_needed: bool = False
+) -> None:
     """Raise `InputError` for paths that lead nowhere and options that cannot be read, before torch is imported."""
-    data.check()
+    data.check(needed=images_needed)
     reading.check()
     if source is not None:
         check_source(source)

@@ -90,8 +90,7 @@ def calibration_images(job: Job, train_set: ImageSet | None = None) -> Tensor | 
     if job.passes.calibration < 1:
         raise InputError(f"--calibration must be at least 1, not {job.passes.calibration}")
     train_set = train_set or job.images("train")
-    images = train_set.sample(min(job.passes.calibration, len(train_set)), seed=0)
-    return next(images.batches(len(images)))[0]
+    return train_set.sample(job.passes.calibration, seed=0).inputs()
 
 
 def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:

@@ -14,6 +14,7 @@ from prunekit.data.augment import Augmentation
 from prunekit.data.lazy import LazyImages, ahead
 from prunekit.data.randomness import seeded
 from prunekit.errors import InputError
+from prunekit.progress import counter
 from prunekit.spec import InputSpec, classes_of
 
 
@@ -99,6 +100,15 @@ class ImageSet:
             std = torch.tensor(self.input_spec.std, dtype=dtype, device=images.device)
             out.sub_(mean[:, None, None]).div_(std[:, None, None])
         return out
+
+    def inputs(self) -> Tensor:
+        """Return all images as a network reads them, normalised, `(N, C, H, W)`."""
+        count, parts, done = counter("reading images"), [], 0
+        for images, _ in self.batches(64):
+            parts.append(images)
+            done += len(images)
+            count(done, len(self))
+        return torch.cat(parts)
 
     def batches(
         self,

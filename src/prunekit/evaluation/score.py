@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,12 @@ from prunekit.errors import InputError, counted
 from prunekit.evaluation.answers import Answers
 from prunekit.evaluation.latency import Latency, device_of, measure_latency
 from prunekit.programs.program import filled
+from prunekit.progress import Progress, counter
 from prunekit.spec import classes_of, origin_of
 from prunekit.surgery import Graph, cost_of, trace
 from prunekit.surgery.copying import copied
 
-Progress = Callable[[int, int], None]
-"""Called after each batch with the images done so far and the images in all."""
+_COUNT = counter("evaluating")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def evaluate(
         threads: PyTorch's CPU threads during the timing only.
         device: Where to run; None for the device of the model's weights.
         name: The name of the network in the result.
-        on_progress: Called after each batch, see `Progress`.
+        on_progress: Called after each batch with the images done so far and the images in all.
 
     Returns:
         Accuracy and loss on `data`, parameters, multiply-accumulates (MACs) for one input, bytes and milliseconds.
@@ -127,8 +128,9 @@ def evaluate(
     graph = trace(model, inputs if len(inputs) > 1 else filled(model, inputs[0]), probe=False)
     measured = cost_of(model, graph)
     subject = _prepared(model, inputs, device)
+    count = on_progress or counter(f"evaluating {Path(name or _name_of(model)).name}")
     with _evaluating(subject):
-        score = accuracy(subject, data, batch_size=batch_size, on_progress=on_progress) if data is not None else None
+        score = accuracy(subject, data, batch_size=batch_size, on_progress=count) if data is not None else None
         timing = measure_latency(subject, inputs, batch=latency_batch, threads=threads) if latency else None
     result = EvalResult(
         model=name or _name_of(model),
@@ -145,7 +147,7 @@ def evaluate(
     return result.scored(score)
 
 
-def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_progress: Progress | None = None) -> Score:
+def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_progress: Progress = _COUNT) -> Score:
     """Return top-1 and top-5 accuracy and mean cross-entropy of `model` on all of `data`, on the weights' device.
 
     The model runs in its present mode: the caller sets `eval()`.
@@ -169,8 +171,7 @@ def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_prog
             right += int(hits[:, 0].sum())
             right5 += int(hits.any(1).sum())
             seen += len(labels)
-            if on_progress:
-                on_progress(seen, len(data))
+            on_progress(seen, len(data))
     if not seen:
         raise InputError("the data set has no images", hint="check the folder or the split that was asked for")
     known, named = (torch.cat(parts).cpu() for parts in zip(*answers, strict=True))

@@ -6,7 +6,7 @@ After Li et al., "Pruning Filters for Efficient ConvNets" (ICLR 2017), figure 2:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from prunekit.errors import InputError
 from prunekit.evaluation.score import accuracy
 from prunekit.methods.ranking import keep_after, removal_order
 from prunekit.plan import Keep, Plan
+from prunekit.progress import Progress, counter, report_progress
 from prunekit.surgery import ChannelGroup, Graph
 
 RATIOS = (0.25, 0.5, 0.75)
@@ -54,7 +55,7 @@ def sensitivity(
     ratios: Sequence[float] = RATIOS,
     *,
     batch_size: int = 256,
-    on_group: Callable[[int, int], None] | None = None,
+    on_group: Progress | None = None,
 ) -> list[GroupSensitivity]:
     """Measure `model` once for every group that can lose channels and every ratio.
 
@@ -85,13 +86,12 @@ def sensitivity(
     groups = [group for group in graph.groups if len(group.free) > 1]
     if not groups:
         raise InputError("no channels of this model can be removed", hint="prunekit inspect says why")
-    found = []
+    found, count = [], on_group or counter("pruning one group at a time")
     for number, group in enumerate(groups, start=1):
         left = [_pruned_accuracy(model, graph, group, ratio, images, batch_size) for ratio in ratios]
         removed, accuracies = zip(*left, strict=True)
         found.append(GroupSensitivity(group.name, group.size, tuple(ratios), removed, accuracies))
-        if on_group:
-            on_group(number, len(groups))
+        count(number, len(groups))
     return found
 
 
@@ -103,7 +103,8 @@ def _pruned_accuracy(
     count = min(int(ratio * group.size), len(removal.order))
     keeps = keep_after([group], removal, count)
     small = surgery.edit(model, Plan(Keep(name, index) for name, index in keeps.items()), graph)
-    return count, accuracy(small.eval(), images, batch_size=batch_size).accuracy
+    with report_progress(None):  # groups are counted
+        return count, accuracy(small.eval(), images, batch_size=batch_size).accuracy
 
 
 def filter_norms(model: nn.Module, group: ChannelGroup) -> NDArray[np.float64]:

@@ -22,9 +22,9 @@ from prunekit.cli.framework.options import (
 from prunekit.cli.inputs import example_inputs
 from prunekit.cli.models import STREAM, check_inputs, output_path, read_model, spec_of
 from prunekit.errors import InputError
+from prunekit.progress import counter
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
-from prunekit.report.terminal.progress import counting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -188,11 +188,11 @@ def _batches(network: nn.Module, example: tuple[Tensor, ...], images: ImageSet, 
     except InputError as error:
         labelled = False
         output.warn(f"{error.message}: outputs are compared, and no accuracies ({error.hint})")
-    with counting(output, "comparing") as progress:
-        for batch, labels in images.batches(_BATCH_SIZE):
-            yield batch, labels if labelled else None
-            seen += len(labels)
-            progress(seen, len(images))
+    count = counter("comparing outputs")
+    for batch, labels in images.batches(_BATCH_SIZE):
+        yield batch, labels if labelled else None
+        seen += len(labels)
+        count(seen, len(images))
 
 
 def _labelled(network: nn.Module, example: tuple[Tensor, ...], images: ImageSet) -> ImageSet:

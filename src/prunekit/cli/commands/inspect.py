@@ -12,7 +12,6 @@ from prunekit.cli.models import check_inputs, check_report, describe_source, rea
 from prunekit.errors import InputError, PrunekitError
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
-from prunekit.report.terminal.progress import counting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -144,8 +143,7 @@ def _sensitivity(
 
     images = data.open(output, "test", spec_of(network), reading)
     chosen = images.sample(min(options.images, len(images)), seed=0)
-    with counting(output, "sensitivity") as progress:
-        groups = sensitivity(network, found.graph, chosen, options.ratios, on_group=progress)
+    groups = sensitivity(network, found.graph, chosen, options.ratios)
     whole = accuracy(network, chosen).accuracy
     return {"accuracy": whole, "images": len(chosen), "groups": [group.to_json() for group in groups]}
 

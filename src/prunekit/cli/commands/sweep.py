@@ -88,7 +88,7 @@ def run(
     images = open_images(output, network, data, options, reading)
 
     def measured(pruned: nn.Module, name: str) -> EvalResult:
-        return measure(output, pruned, name, images, options)
+        return measure(pruned, name, images, options)
 
     base = kept.base or measured(network, describe_source(model))
     warn_of_balance(output, base)
@@ -208,8 +208,7 @@ def _calibration(
     if data.data is None:
         return None
     images = data.open(output, "train", spec_of(network), reading)
-    chosen = images.sample(min(count, len(images)), seed=0)
-    return next(chosen.batches(len(chosen)))[0]
+    return images.sample(count, seed=0).inputs()
 
 
 def _say(output: Output, point: SweepPoint) -> None:

@@ -88,11 +88,10 @@ def run(
 ) -> None:
     """Train, write the artefact, and show the result."""
     config.check()
-    check_inputs(model, data, reading)
+    job = prepare(output, model, data, config, where, reading, options)
     from prunekit.training.entry import train
     from prunekit.training.fine_tuning import cut_since_training, suited
 
-    job = prepare(output, model, data, config, where, reading, options)
     if job.tunes:
         config = suited(config, len(job.train_set), cut_since_training(job.model))
     if where.dry_run:
@@ -129,9 +128,10 @@ def prepare(
         raise InputError("nothing to train", hint="name a model file, or an architecture with --arch NAME")
     if where.out == STREAM:
         raise InputError("a trained model goes to a file: its state lies beside it", hint="name one with -o FILE")
+    target = Path(output_path(source or str(reading.arch), where, suffix, output))
+    check_inputs(source, data, reading, images_needed=True)
     from prunekit.data import labelled_for
 
-    target = Path(output_path(source or str(reading.arch), where, suffix, output))
     if source is not None:
         model, _ = read_model(source, reading)
         check_kind(model, str(target))

@@ -104,8 +104,10 @@ class DataOptions:
     data_root: str | None = option(metavar="FOLDER", help="Folder of the torchvision data set.")
     skip_bad: bool = option(False, help="Leave unreadable images out instead of stopping at the first.")
 
-    def check(self) -> None:
-        """Raise `InputError` where `--data` is a path that leads nowhere, before torch is imported to read it."""
+    def check(self, *, needed: bool = False) -> None:
+        """Raise `InputError`, before torch is imported, for a path that leads nowhere, or where `needed` for none."""
+        if needed and self.data is None:
+            raise InputError("no data given", hint="say which with --data digits, a folder or a torchvision data set")
         if self.data is not None and len(Path(self.data).parts) > 1 and not os.path.lexists(self.data):
             raise InputError(f"there is no folder {self.data}")
 
@@ -117,10 +119,10 @@ class DataOptions:
         Raises:
             InputError: There is no `--data`, or it cannot be read.
         """
+        self.check(needed=True)
         from prunekit.data import open_data
 
-        if self.data is None:
-            raise InputError("no data given", hint="say which with --data digits, a folder or a torchvision data set")
+        assert self.data is not None
         resize = reading.input_size is not None
         images = open_data(
             self.data, split, root=self.data_root, input_spec=spec, skip_bad=self.skip_bad, resize=resize

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv
+from prunekit.progress import counter
 from prunekit.surgery.execution.hooks import hooked
 
 
@@ -56,6 +57,7 @@ def observe(
     losses: list[Tensor] = []
     correct: list[Tensor] = []
     stored: list[list[Tensor]] = [[] for _ in layers]
+    count, done = counter("watching the gates"), 0
     used = [torch.zeros(width, dtype=torch.int64) for width in cost.channels]
     with watched(layers) as seen:
         for images, labels in batches:
@@ -67,6 +69,8 @@ def observe(
                 if saliencies:
                     stored[number].append(pi.float().cpu())
             seen.clear()
+            done += len(images)
+            count(done, 0)  # the number of batches is unknown
             if labels is not None:
                 losses.append(F.cross_entropy(logits, labels, reduction="none").cpu())
                 correct.append((logits.argmax(1) == labels).cpu())

@@ -21,6 +21,7 @@ from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.record import Record, observe, unlabelled
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import gated_layers, same_thresholds
+from prunekit.progress import counter, report_progress
 
 _ROUNDS = 8
 _HALVINGS = 30
@@ -92,13 +93,16 @@ def _search(view: GatedView, batches: Batches, target: float) -> Calibration:
     family = Thresholds.around(view, first)
     aim, best = target, None
     low, high = -SPAN, SPAN  # shifts known to cost too much, and little enough
-    for _ in range(_ROUNDS):
+    count = counter("setting thresholds")
+    for done in range(_ROUNDS):
+        count(done, _ROUNDS)
         shift = _shift(family, first.saliencies, cost, aim)
         shift = shift if low < shift < high else (low + high) / 2
         values = family.at(shift)
         for layer, value in zip(view.layers.values(), values, strict=True):
             layer.threshold.fill_(value)
-        record = observe(view, unlabelled(batches()))
+        with report_progress(None):
+            record = observe(view, unlabelled(batches()))
         found = _calibration(target, family.quantile(shift), values, record, cost)
         if best is None or abs(found.realised - target) < abs(best.realised - target):
             best = found
