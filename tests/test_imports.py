@@ -39,10 +39,13 @@ ROOMS = {
         "structure",
     ],
     "surgery.tracing": ["recorder", "rules", "runs", "follow", "narrow", "probe", "tracer"],
-    "methods": ["base", "budget", "ranking", "streams", "scoring", "registry", "slim", "merge", "manidp"],
+    "methods": ["base", "budget", "ranking", "streams", "scoring", "registry", "slim", "merge", "baselines", "manidp"],
     "api": ["results", "subject", "files", "by_hand", "pruning"],
-    "report": ["numbers", "text", "documents", "terminal", "pictures", "pages"],
-    "cli": ["framework", "models", "inputs", "history", "measuring", "gates", "tuning", "commands", "app"],
+    "report": ["numbers", "text", "provenance", "documents", "terminal", "pictures", "pages"],
+    "cli": [
+        *("framework", "models", "inputs", "history", "measuring", "gates", "tuning", "sweep_file", "sweep_arguments"),
+        *("commands", "app"),
+    ],
 }
 
 

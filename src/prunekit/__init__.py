@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from prunekit.training.events import EpochEvent, SaveEvent, StartEvent, StepEvent
     from prunekit.training.state import State as TrainState
     from prunekit.workflows.sensitivity import GroupSensitivity, sensitivity
-    from prunekit.workflows.sweeps import SweepPoint, Variant, sweep
+    from prunekit.workflows.sweeps.points import SweepPoint, Variant
+    from prunekit.workflows.sweeps.running import sweep
 
 _HOME = {
     "prunekit.api": (
@@ -71,7 +72,8 @@ _HOME = {
     "prunekit.training.events": ("EpochEvent", "SaveEvent", "StartEvent", "StepEvent"),
     "prunekit.training.state": ("State as TrainState",),
     "prunekit.workflows.sensitivity": ("GroupSensitivity", "sensitivity"),
-    "prunekit.workflows.sweeps": ("SweepPoint", "Variant", "sweep"),
+    "prunekit.workflows.sweeps.points": ("SweepPoint", "Variant"),
+    "prunekit.workflows.sweeps.running": ("sweep",),
 }
 _ROOMS = ("prunekit.methods.manidp", "prunekit.models", "prunekit.surgery")  # public as a whole, by their `__all__`
 

@@ -21,7 +21,7 @@ from prunekit.methods.slim.config import SlimConfig
 from prunekit.nn.gated import gated_layers
 from prunekit.plan import Plan
 from prunekit.progress import Progress, counts_to
-from prunekit.restoration.images import Images
+from prunekit.restoration.images import Images, LabelledImages
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost, Graph
 
@@ -36,7 +36,7 @@ def prune(
     x: Any = None,
     config: Config | None = None,
     *,
-    images: Images | None = None,
+    images: Images | LabelledImages | None = None,
     examples: Iterable[Any] = (),
     on_progress: Progress | None = None,
     **settings: Any,
@@ -53,7 +53,8 @@ def prune(
         x: An example input: a tensor `(N, ...)`, a tuple of arguments, or a dictionary of them by name. By default one
             of the shape that the model remembers.
         config: The settings as an object of the method's `Config`, in the place of `settings`.
-        images: For methods that restore from data: unlabelled, normalised images `(N, C, H, W)`, or batches of them.
+        images: For methods that restore from data: unlabelled, normalised images `(N, C, H, W)`, or batches of them;
+            for `taylor` and other methods that read labels, batches of images and their labels `(N,)`.
         examples: Further inputs, for what `x` does not reach (see `inspect`). Parts of the network that none of them
             reaches are named in a warning and in the plan's notes, as `never_ran`.
         on_progress: Called with how much is done and how much there is in all; each part of the work counts from the

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from prunekit import surgery
 from prunekit.data import ImageSet
 from prunekit.errors import InputError
 from prunekit.evaluation.score import accuracy
+from prunekit.methods.baselines.scores import filter_norms
 from prunekit.methods.ranking import keep_after, removal_order
 from prunekit.plan import Keep, Plan
 from prunekit.progress import Progress, counter, report_progress
@@ -105,14 +103,3 @@ def _pruned_accuracy(
     small = surgery.edit(model, Plan(Keep(name, index) for name, index in keeps.items()), graph)
     with report_progress(None):  # groups are counted
         return count, accuracy(small.eval(), images, batch_size=batch_size).accuracy
-
-
-def filter_norms(model: nn.Module, group: ChannelGroup) -> NDArray[np.float64]:
-    """Return the L1 norm of the filters that make each channel, summed over its producers: `(group size,)`."""
-    norms = np.zeros(group.size)
-    with torch.no_grad():
-        for member in group.producers:
-            weight = model.get_parameter(member.parameter).detach().double().abs().movedim(member.dim, 0)
-            norms_here = weight.reshape(weight.shape[0], -1).sum(1).cpu().numpy()
-            np.add.at(norms, member.units, norms_here[member.positions])
-    return norms
