@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prunekit.workflows.sweeps.summary import Sweep
 
 # What files from before there was a choice are sweeps of.
-_ONCE = {"axis": "ratio", "tuning": None}
+_ONCE: dict[str, Any] = {"axis": "ratio", "tuning": None, "asked": {}}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Stored:
     @property
     def asked(self) -> Mapping[str, Any]:
         """The `methods`, `budgets` and `seeds` of the earlier run, as on the command line; nothing where it is new."""
-        return self.facts.get("asked") or {}
+        asked: Mapping[str, Any] = self.facts.get("asked", {})
+        return asked
 
 
 def must_be_new(path: Path, *, force: bool) -> None:
@@ -53,13 +54,26 @@ def read(path: Path) -> Stored:
     if not path.exists():
         return Stored()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _ONCE | json.loads(path.read_text(encoding="utf-8"))
         points = tuple(SweepPoint.from_json(point) for point in found["points"])
-        for point in points:
-            point.key  # noqa: B018  # has a budget
-        return Stored(_ONCE | found, result_from_json(found["base"]), points)
+        _check(found, points)
+        return Stored(found, result_from_json(found["base"]), points)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a sweep that could go on: {error}") from error
+
+
+def _check(found: Mapping[str, Any], points: Sequence[SweepPoint]) -> None:
+    """Raise `TypeError` where a stored sweep does not hold together."""
+    from prunekit.workflows.sweeps.points import AXES
+
+    if found["axis"] not in AXES or any(point.budget[0] != found["axis"] for point in points):
+        raise TypeError("its points lie along another axis")
+    for name, kind in (("methods", str), ("budgets", str), ("seeds", int)):
+        values = found["asked"].get(name, [])
+        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            raise TypeError(f"asked.{name} is no list of them")
+    if not isinstance(found["tuning"], dict | None):
+        raise TypeError("tuning is not what it should be")
 
 
 def must_agree(path: Path, stored: Stored, settings: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from prunekit.cli.models import (
     spec_of,
     write_report,
 )
-from prunekit.cli.sweep_arguments import SweepTuning, asked_for, check_grid
+from prunekit.cli.sweep_arguments import Grid, SweepTuning, asked_for, check_grid
 from prunekit.errors import CheckFailed, InputError
 from prunekit.report import numbers
 from prunekit.report.terminal.output import Output
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from prunekit.data import ImageSet
     from prunekit.evaluation.score import EvalResult
+    from prunekit.training.config import TrainConfig
     from prunekit.workflows.sweeps.points import SweepPoint
     from prunekit.workflows.sweeps.summary import Sweep
 
@@ -88,62 +89,107 @@ def run(
     options.check()
     check_inputs(model, data, reading)
     target = _target(model, sweep, data)
-    from prunekit.report.terminal.training import watching
-    from prunekit.workflows.sweeps.points import fingerprint
-    from prunekit.workflows.sweeps.running import sweep as run_sweep
-    from prunekit.workflows.sweeps.summary import Sweep
-
     stored = sweep_file.read(target) if sweep.resume else sweep_file.Stored()
-    grid = asked_for(output, methods, sweep, stored)
-    config = tuning.settled(options.device)
+    grid, config = asked_for(output, methods, sweep, stored), tuning.settled(options.device)
     check_grid(grid, data, config)
     if not sweep.resume:
         sweep_file.must_be_new(target, force=sweep.force)
     network, _ = read_model(model, reading)
-    spec_of(network)
-    settings = {
-        "weights": fingerprint(network),
-        **{"data": data.data, "split": options.split, "calibration": sweep.calibration, "axis": grid.axis},
-        "tuning": config.settings() if config else None,
-    }
+    settings = _settings(network, sweep, data, options, grid, config)
     sweep_file.must_agree(target, stored, settings)
     images = open_images(output, network, data, options, reading)
     base = stored.base or measure(network, describe_source(model), images, options)
     warn_of_balance(output, base)
-
-    def view(points: Sequence[SweepPoint]) -> Sweep:
-        epochs = config.epochs if config else 0
-        return Sweep(base, tuple(points), grid.axis, data.data, options.split, epochs, sweep.within)
-
     facts = {"model": describe_source(model), **settings, "asked": grid.to_json()}
-    sweep_file.write(target, facts, view(stored.points))
-
-    def keep(points: Sequence[SweepPoint]) -> None:
-        sweep_file.write(target, facts, view(points))
-        _say(output, points[-1], len(grid.seeds) > 1)
-
-    points = run_sweep(
-        network,
-        grid.variants,
-        grid.budgets,
-        lambda made, name: _measured(made, name, images, options),
-        axis=grid.axis,
-        seeds=grid.seeds,
-        train_set=None if data.data is None else data.open(output, "train", spec_of(network), reading),
-        val_set=data.open(output, "val", spec_of(network), reading) if config else None,
-        calibration=sweep.calibration,
-        tuning=config,
-        known=stored.points,
-        on_point=keep,
-        on_event=watching(output, "tuning"),
-    )
-    done = view(points)
-    _report(output, target, done, sweep, sweep_file.write(target, facts, done))
+    job = _Job(output, target, facts, grid, config, base, images, data, options, sweep)
+    done = job.view(_points(job, network, stored.points, reading))
+    _report(job, done, job.store(done))
     if done.failed:
         raise CheckFailed(
             f"{len(done.failed)} of {numbers.counted(len(done.points), 'point')} have no figures",
             hint="their rows say why; --resume tries them again",
         )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of the command, parsed and checked, with the network measured."""
+
+    output: Output
+    target: Path
+    facts: dict[str, Any]
+    grid: Grid
+    tuning: TrainConfig | None
+    base: EvalResult
+    images: ImageSet | None
+    data: DataOptions
+    options: MeasureOptions
+    sweep: SweepOptions
+
+    def view(self, points: Sequence[SweepPoint]) -> Sweep:
+        """Return the sweep as far as it is."""
+        from prunekit.workflows.sweeps.summary import Sweep
+
+        epochs = self.tuning.epochs if self.tuning else 0
+        axis, within = self.grid.axis, self.sweep.within
+        return Sweep(self.base, tuple(points), axis, self.data.data, self.options.split, epochs, within)
+
+    def store(self, sweep: Sweep) -> dict[str, Any]:
+        """Write the sweep to its file; return the document."""
+        return sweep_file.write(self.target, self.facts, sweep)
+
+
+def _settings(
+    network: nn.Module,
+    sweep: SweepOptions,
+    data: DataOptions,
+    options: MeasureOptions,
+    grid: Grid,
+    tuning: TrainConfig | None,
+) -> dict[str, Any]:
+    """Return what all points of one file have in common."""
+    from prunekit.workflows.sweeps.points import fingerprint
+
+    spec_of(network)
+    return {
+        "weights": fingerprint(network),
+        "data": data.data,
+        "split": options.split,
+        "calibration": sweep.calibration,
+        "axis": grid.axis,
+        "tuning": tuning.settings() if tuning else None,
+    }
+
+
+def _points(
+    job: _Job, network: nn.Module, known: Sequence[SweepPoint], reading: ReadingOptions
+) -> Sequence[SweepPoint]:
+    """Make and measure the points that are not known, and store each when it is done."""
+    from prunekit.report.terminal.training import watching
+    from prunekit.workflows.sweeps.running import sweep
+
+    output, grid, data, spec = job.output, job.grid, job.data, spec_of(network)
+    job.store(job.view(known))
+
+    def keep(points: Sequence[SweepPoint]) -> None:
+        job.store(job.view(points))
+        _say(output, points[-1], len(grid.seeds) > 1)
+
+    return sweep(
+        network,
+        grid.variants,
+        grid.budgets,
+        lambda made, name: _measured(made, name, job.images, job.options),
+        axis=grid.axis,
+        seeds=grid.seeds,
+        train_set=None if data.data is None else data.open(output, "train", spec, reading),
+        val_set=data.open(output, "val", spec, reading) if job.tuning else None,
+        calibration=job.sweep.calibration,
+        tuning=job.tuning,
+        known=known,
+        on_point=keep,
+        on_event=watching(output, "tuning"),
+    )
 
 
 def _target(source: str, sweep: SweepOptions, data: DataOptions) -> Path:
@@ -196,23 +242,23 @@ def _say(output: Output, point: SweepPoint, several: bool) -> None:
     output.note(f"{name}: {accuracy}{result.params:,} parameters, {result.macs:,} MACs")
 
 
-def _report(output: Output, target: Path, done: Sweep, sweep: SweepOptions, facts: dict[str, Any]) -> None:
+def _report(job: _Job, done: Sweep, facts: dict[str, Any]) -> None:
     from prunekit.report.pages import sweeping
     from prunekit.report.terminal.sweeping import show_sweep
 
-    title = f"{done.base.model}: accuracy against cost"
-    if sweep.html is not None:
-        write_report(sweep.html, sweeping.sweep_page(title, done), force=sweep.force)
-    if sweep.picture is not None and (charts := sweeping.sweep_charts(done)):
+    title, asked = f"{done.base.model}: accuracy against cost", job.sweep
+    if asked.html is not None:
+        write_report(asked.html, sweeping.sweep_page(title, done), force=asked.force)
+    if asked.picture is not None and (charts := sweeping.sweep_charts(done)):
         from prunekit.report.pictures import png
 
         about = sweeping.sweep_about(done)
-        png.draw(charts, Path(sweep.picture), title=title, about=about, force=sweep.force)
-    if output.json:
-        output.document(facts)
+        png.draw(charts, Path(asked.picture), title=title, about=about, force=asked.force)
+    if job.output.json:
+        job.output.document(facts)
         return
-    show_sweep(output, done, sweep.format)
-    output.note(f"the points are in {target}")
+    show_sweep(job.output, done, asked.format)
+    job.output.note(f"the points are in {job.target}")
 
 
 COMMAND = Command(
