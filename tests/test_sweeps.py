@@ -27,6 +27,7 @@ from prunekit.evaluation.score import EvalResult, evaluate
 from prunekit.methods import registry
 from prunekit.methods.base import Method
 from prunekit.report.pages.sweeping import sweep_charts, sweep_page
+from prunekit.report.pictures import png
 from prunekit.report.pictures.chart import Axis, Chart, Point, Series, apart
 from prunekit.report.terminal.sweeping import recommended, sweep_cells
 from prunekit.training.config import TrainConfig
@@ -340,6 +341,29 @@ def test_every_view_says_where_the_figures_come_from() -> None:
     assert rows[1][:4] == ("a", "0.5", "2", "95.00 ± 1.41 %")
     spread = [p.spread for p in sweep_charts(done)[0].series[0].points]
     assert spread == [0, pytest.approx(100 * statistics.stdev([0.94, 0.96]))]
+
+
+def test_a_picture_has_its_small_print_within_its_edges(here: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    chart = Chart("t", Axis("x"), Axis("y"), (Series("a", (Point(0, 1), Point(1, 2)), "line"),))
+    kept: list[Figure] = []
+
+    class Seen(Figure):
+        def savefig(self, *args: Any, **kwargs: Any) -> None:
+            kept.append(self)
+            super().savefig(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(png, "require_matplotlib", lambda: Seen)
+        png.draw([chart], here / "a.png", about="; ".join(["a long account of where the figures come from"] * 5))
+    (figure,) = kept
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    (label,) = [text for text in figure.texts if "prunekit" in text.get_text()]
+    box = label.get_window_extent(renderer)
+    assert "\\n" not in label.get_text()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def test_lines_that_would_hide_each_other_are_drawn_apart() -> None:

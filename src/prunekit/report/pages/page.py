@@ -37,6 +37,7 @@ tbody tr:hover { background: var(--tint); }
 .card span { color: var(--soft); font-size: .875rem; }
 .charts { display: grid; margin-top: 1.5rem; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.charts > div { max-width: 44rem; }
 .both { display: flex; align-items: center; gap: .5rem; } .both > span:first-child { flex: none; width: 6.5rem; }
 .both > span:last-child { flex: auto; min-width: 4rem; }
 .bar { display: block; height: .7rem; background: var(--before); border-radius: 2px; }

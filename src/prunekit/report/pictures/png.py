@@ -31,7 +31,7 @@ _COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#a61e4d")
 _MUTED = "#9aa5b1"
 _SOFT = "#5b6775"
 _MARKERS = "os^D"
-_LETTERS_AN_INCH = 16  # of the small print below
+_LETTERS_AN_INCH = 13  # of the small print below
 _BINS = 60
 _MANY = 100  # points, above which markers are small
 _LETTERS = 60  # names that fit along an axis
@@ -106,7 +106,7 @@ def draw(charts: Sequence[Chart], path: Path, *, title: str = "", about: str = "
     widths = [max(6.0, min(0.22 * len(chart.x.names), 40.0)) for chart in charts]
     figure = require_matplotlib()(figsize=(sum(widths), 4.4), layout="constrained")
     line = "; ".join(filter(None, (about, made())))
-    figure.supxlabel(_text(textwrap.fill(line, round(sum(widths) * _LETTERS_AN_INCH))), fontsize=8, color=_SOFT)
+    figure.supxlabel(textwrap.fill(_text(line), round(sum(widths) * _LETTERS_AN_INCH)), fontsize=8, color=_SOFT)
     if title:
         figure.suptitle(_text(title))
     grid = figure.subplots(1, len(charts), squeeze=False, width_ratios=widths)[0]
