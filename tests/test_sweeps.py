@@ -357,13 +357,19 @@ def test_a_picture_has_its_small_print_within_its_edges(here: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(png, "require_matplotlib", lambda: Seen)
-        png.draw([chart], here / "a.png", about="; ".join(["a long account of where the figures come from"] * 5))
+        png.draw(
+            [chart],
+            here / "a.png",
+            title="path/" * 40 + "net.pt: a title",
+            about="; ".join(["a long account of where the figures come from"] * 5),
+        )
     (figure,) = kept
     renderer = FigureCanvasAgg(figure).get_renderer()
-    (label,) = [text for text in figure.texts if "prunekit" in text.get_text()]
-    box = label.get_window_extent(renderer)
-    assert "\\n" not in label.get_text()
-    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert len(figure.texts) == 2
+    for label in figure.texts:
+        box = label.get_window_extent(renderer)
+        assert "\\n" not in label.get_text()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def test_lines_that_would_hide_each_other_are_drawn_apart() -> None:

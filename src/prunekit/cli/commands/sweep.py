@@ -246,7 +246,7 @@ def _report(job: _Job, done: Sweep, facts: dict[str, Any]) -> None:
     from prunekit.report.pages import sweeping
     from prunekit.report.terminal.sweeping import show_sweep
 
-    title, asked = f"{done.base.model}: accuracy against cost", job.sweep
+    title, asked = f"{Path(done.base.model).name}: accuracy against cost", job.sweep
     if asked.html is not None:
         write_report(asked.html, sweeping.sweep_page(title, done), force=asked.force)
     if asked.picture is not None and (charts := sweeping.sweep_charts(done)):

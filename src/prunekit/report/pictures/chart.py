@@ -13,7 +13,7 @@ Form = Literal["points", "line", "bars", "steps"]
 SHAPES = 4
 """Shapes of markers: series of one colour differ in shape, and colour is not all that tells series apart."""
 
-_NEAR = 0.012  # of an axis: closer points hide each other
+_NEAR = 0.025  # of an axis: closer points hide each other
 _STEP = 0.015  # of an axis: what lines are moved by
 
 

@@ -32,6 +32,7 @@ _MUTED = "#9aa5b1"
 _SOFT = "#5b6775"
 _MARKERS = "os^D"
 _LETTERS_AN_INCH = 13  # of the small print below
+_TITLE_LETTERS_AN_INCH = 9
 _BINS = 60
 _MANY = 100  # points, above which markers are small
 _LETTERS = 60  # names that fit along an axis
@@ -108,7 +109,7 @@ def draw(charts: Sequence[Chart], path: Path, *, title: str = "", about: str = "
     line = "; ".join(filter(None, (about, made())))
     figure.supxlabel(textwrap.fill(_text(line), round(sum(widths) * _LETTERS_AN_INCH)), fontsize=8, color=_SOFT)
     if title:
-        figure.suptitle(_text(title))
+        figure.suptitle(textwrap.fill(_text(title), round(sum(widths) * _TITLE_LETTERS_AN_INCH)))
     grid = figure.subplots(1, len(charts), squeeze=False, width_ratios=widths)[0]
     for axes, chart in zip(grid, charts, strict=True):
         _draw(axes, apart(chart))

@@ -98,7 +98,7 @@ def recommended(sweep: Sweep) -> str:
     if found.nearest is None or base.accuracy is None or found.nearest.accuracy is None:
         return line
     lost = numbers.counted_points(100 * (base.accuracy - found.nearest.accuracy))
-    return f"{line}; the nearest is {_named(sweep, found.nearest)}, {lost} below: ask for less, or for more --epochs"
+    return f"{line}; the nearest is {_named(sweep, found.nearest)}, {lost} below: prune less, or tune for more --epochs"
 
 
 def _named(sweep: Sweep, summary: Summary) -> str:
