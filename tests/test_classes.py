@@ -22,7 +22,7 @@ from prunekit.report.pages.comparison import comparison_page
 from prunekit.report.terminal.classes import class_cells, unbalanced
 from prunekit.report.terminal.tables import result_cells
 from prunekit.spec import InputSpec
-from prunekit.workflows.sweeps import result_from_json
+from prunekit.workflows.sweeps.points import result_from_json
 
 Capture = pytest.CaptureFixture[str]
 

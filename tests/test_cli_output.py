@@ -13,11 +13,11 @@ import pytest
 from prunekit.cli.app import run
 from prunekit.errors import CheckFailed, InputError, Interrupted, SurgeryError
 from prunekit.plan import Plan
+from prunekit.progress import counter
 from prunekit.report import numbers
 from prunekit.report.documents import document, dumps, eval_document
 from prunekit.report.terminal import pruning
 from prunekit.report.terminal.output import ClosedPipeError, Output
-from prunekit.report.terminal.progress import counting
 
 
 def test_data_goes_out_and_notes_go_beside(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,15 +138,28 @@ def test_figures(shown: str, text: str) -> None:
     assert shown == text
 
 
+class Clock:
+    """A clock that stands until it is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+
 def test_progress_off_a_terminal_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0.0, 1.0, 11.0, 12.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    with counting(Output(), "evaluating a.pt") as progress:
-        for done in (100, 500, 600):
-            progress(done, 1000)
-    assert capsys.readouterr().err == "evaluating a.pt: 500 of 1000, 11.0 s left\n"
+    clock = Clock(monkeypatch)
+    output = Output()
+    for now, what, done in ((0, "a", 100), (1, "a", 200), (11, "a", 600), (12, "b", 1), (19, "b", 2), (24, "b", 5)):
+        clock.now = now
+        output.progress(what, done, 10 if what == "b" else 1000)
+    assert capsys.readouterr().err == "a: 600 of 1,000, 8.8 s left\nb: 5 of 10, 15.0 s left\n"
+    clock.now = 50
+    output.progress("c", 70, 0)
+    clock.now = 61
+    output.progress("c", 80, 0)
+    assert capsys.readouterr().err == "c: 80\n", "of what has just begun nothing is known"
 
 
 @pytest.mark.parametrize(
@@ -202,3 +215,66 @@ def test_notes_are_said_in_words() -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 images"), (1, "1 image"), (1264, "1,264 images")])
 def test_one_is_not_several(count: int, text: str) -> None:
     assert numbers.counted(count, "image") == text
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal in the place of standard error, on which a bar shows at once."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("prunekit.report.terminal.progress._SECONDS_UNSEEN", 0)
+    monkeypatch.setattr("prunekit.report.terminal.progress._SECONDS_BETWEEN_UPDATES", 0)
+    return stream
+
+
+def test_progress_on_a_terminal_is_a_bar_that_makes_way_for_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, output = terminal(monkeypatch), Output()
+    output.progress("refitting [layers]", 1, 4)
+    output.progress("proving", 0, 0)
+    output.note("done")
+    shown = screen.getvalue()
+    assert "refitting [layers]" in shown
+    assert "1/4" in shown
+    assert "proving" in shown
+    assert shown.rstrip().endswith("done")
+    assert "\x1b[2K" in shown.rpartition("proving")[2], "the line is erased before another is written"
+    output.settle()
+    assert screen.getvalue() == shown
+    output.progress("proving", 1, 2)
+    output.settle()
+    assert "1/2" in screen.getvalue()[len(shown) :]
+
+
+@pytest.mark.parametrize("case", ["quiet", "dumb", "rank"])
+def test_no_bar_where_none_is_wanted(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    if case == "dumb":
+        monkeypatch.setenv("TERM", "dumb")
+    if case == "rank":
+        monkeypatch.setenv("RANK", "1")
+    output = Output(quiet=case == "quiet")
+    output.progress("proving", 1, 2)
+    output.settle()
+    assert not screen.getvalue()
+
+
+def test_a_bar_goes_away_when_a_command_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        counter("reading")(1, 2)
+        raise InputError("broken")
+
+    screen = terminal(monkeypatch)
+    monkeypatch.setattr("prunekit.cli.commands.convert.output_path", fails)
+    assert run(["convert", "prunekit:vgg_digits", "-o", "a.pt"]) == 2
+    shown = screen.getvalue()
+    assert "reading" in shown
+    assert "\x1b[2K" in shown.rpartition("reading")[2]
+    assert "broken" in shown.rpartition("reading")[2]

@@ -131,10 +131,10 @@ def test_pictures_of_other_sizes_and_colours_are_prepared() -> None:
 def test_photographs_are_prepared_as_torchvision_does() -> None:
     from torchvision.transforms import v2
 
-    noise = np.random.default_rng(0).integers(0, 255, (400, 512, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
-    reference = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])(picture)
-    assert torch.equal(torch.from_numpy(prepare(picture, (3, 224, 224))), reference)
+    usual = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+    for size in ((400, 512, 3), (256, 340, 3), (300, 257, 3)):
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8))
+        assert torch.equal(torch.from_numpy(prepare(picture, (3, 224, 224))), usual(picture)), size
 
 
 @pytest.mark.parametrize("name", ["shift", "cifar", "imagenet"])

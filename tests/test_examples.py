@@ -52,20 +52,20 @@ def test_a_method_from_another_package_is_a_command(plugin: str, tmp_path: Path)
     checkpoint.save(models.build("vgg_digits", {"config": "8-8-M-16"}), tmp_path / "net.pt")
     listed = json.loads(prunekit("methods", "--json"))
     schemas.check(listed)
-    found = {method["name"]: method for method in listed["methods"]}["random"]
-    assert found["package"] == "prunekit-random 0.1.0"
+    found = {method["name"]: method for method in listed["methods"]}["dice"]
+    assert found["package"] == "prunekit-dice 0.1.0"
     assert "seed" in {setting["name"] for setting in found["settings"]}
-    assert "--seed" in prunekit("random", "--help")
+    assert "--seed" in prunekit("dice", "--help")
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        given = ["random", "net.pt", "--ratio", "0.5", "--seed", seed, "-o", f"{name}.pt"]
+        given = ["dice", "net.pt", "--ratio", "0.5", "--seed", seed, "-o", f"{name}.pt"]
         assert prunekit(*given) == f"{name}.pt\n"
     content = [(tmp_path / f"{name}.pt").read_bytes() for name in "abc"]
     assert content[0] == content[1] != content[2]
     # what it wrote is read where the plug-in is not installed
-    assert "random, ratio=0.5" in output(command("inspect", "a.pt"), tmp_path)
+    assert "dice, ratio=0.5" in output(command("inspect", "a.pt"), tmp_path)
     # a budget of any kind is met without a line of the plug-in's
-    prunekit("random", "net.pt", "--target-macs", "50%", "-o", "half.pt")
-    prunekit("random", "net.pt", "--target-macs", "1%", status=2)
+    prunekit("dice", "net.pt", "--target-macs", "50%", "-o", "half.pt")
+    prunekit("dice", "net.pt", "--target-macs", "1%", status=2)
 
 
 def test_a_restoration_from_another_package_is_a_choice_of_every_method(plugin: str, tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_a_restoration_from_another_package_is_a_choice_of_every_method(plugin: 
     listed = json.loads(prunekit("methods", "--json"))
     schemas.check(listed)
     found = {way["name"]: way for way in listed["restorations"]}["means"]
-    assert (found["package"], found["needs_images"]) == ("prunekit-random 0.1.0", True)
+    assert (found["package"], found["needs_images"]) == ("prunekit-dice 0.1.0", True)
     given = ["net.pt", "--data", "digits", "--calibration", "50", "--restore", "means", "--dry-run", "--json"]
-    for method in ("slim", "merge", "random"):
+    for method in ("slim", "merge", "dice", "random"):
         assert "means" in prunekit(method, "--help")
         done = json.loads(prunekit(method, *given, "--ratio", "0.3"))
         schemas.check({**done, "schema": "prunekit.slim"})  # that of every method

@@ -20,6 +20,7 @@ ROOMS = {
         *(
             "lazy",
             "errors",
+            "progress",
             "plugins",
             "spec",
             "plan",
@@ -38,12 +39,12 @@ ROOMS = {
         "structure",
     ],
     "surgery.tracing": ["recorder", "rules", "runs", "follow", "narrow", "probe", "tracer"],
-    "methods": ["base", "budget", "ranking", "streams", "scoring", "registry", "slim", "merge", "manidp"],
+    "methods": ["base", "budget", "ranking", "streams", "scoring", "registry", "slim", "merge", "baselines", "manidp"],
     "api": ["results", "subject", "files", "by_hand", "pruning"],
-    "report": ["numbers", "text", "documents", "terminal", "pictures", "pages"],
+    "report": ["numbers", "text", "provenance", "documents", "terminal", "pictures", "pages"],
     "cli": [
-        *("framework", "models", "inputs", "history", "gates", "measuring", "gate_runtimes", "tuning", "commands"),
-        "app",
+        *("framework", "models", "inputs", "history", "gates", "measuring", "gate_runtimes", "tuning", "sweep_file"),
+        *("sweep_arguments", "commands", "app"),
     ],
 }
 

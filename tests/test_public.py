@@ -133,7 +133,7 @@ def _listed(field: Field[Any]) -> set[str]:
     ("function", "config"), [(pk.slim, SlimConfig), (pk.merge, MergeConfig)], ids=["slim", "merge"]
 )
 def test_functions_take_the_settings_of_their_methods(function: Callable[..., Any], config: type[pk.Config]) -> None:
-    settings = _settings(function, "model", "x", "images", "examples")
+    settings = _settings(function, "model", "x", "images", "examples", "on_progress")
     hints = get_type_hints(function)
     assert list(settings) == [field.name for field in fields(config)]
     for field in fields(config):

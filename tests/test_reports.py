@@ -21,13 +21,14 @@ import schemas
 from networks import lively
 from prunekit import checkpoint, models, surgery
 from prunekit.cli.app import run
-from prunekit.cli.commands.sweep import read_ratios
 from prunekit.cli.framework.fields import from_text
+from prunekit.cli.sweep_arguments import read_ratios
 from prunekit.data import open_data
 from prunekit.errors import InputError, SurgeryError
 from prunekit.evaluation.latency import Latency
 from prunekit.evaluation.score import EvalResult, accuracy
 from prunekit.methods import registry
+from prunekit.methods.baselines.scores import filter_norms
 from prunekit.plan import Keep, Plan
 from prunekit.report import numbers
 from prunekit.report.documents import dumps
@@ -39,8 +40,9 @@ from prunekit.report.terminal.output import Output, _rendered
 from prunekit.report.terminal.tables import csv_text, markdown, table
 from prunekit.report.text import printable
 from prunekit.spec import origin_of, remember
-from prunekit.workflows.sensitivity import filter_norms, sensitivity
-from prunekit.workflows.sweeps import Variant, sweep
+from prunekit.workflows.sensitivity import sensitivity
+from prunekit.workflows.sweeps.points import Variant
+from prunekit.workflows.sweeps.running import sweep
 
 Capture = pytest.CaptureFixture[str]
 
@@ -365,12 +367,15 @@ def test_a_sweep_goes_on_where_it_stopped(
     whole = document(capsys, *given[:-1], "whole.json", *ratios)
     assert [p["result"] for p in whole["points"]] == [p["result"] for p in facts["points"]]
     assert "<svg" in (here / "s.svg").read_text()
-    assert "merge:restore=none" in opened(here / "s.html")
+    assert "merge:none" in opened(here / "s.html")
 
 
 def test_a_sweep_measures_what_the_commands_measure(network: Path, capsys: Capture) -> None:
     given = ["--data", "digits", "--no-latency"]
-    facts = document(capsys, "sweep", network, *given, "--ratios", "0.5", "--calibration", "200")
+    every = ",".join(registry.names())
+    facts = document(
+        capsys, "sweep", network, *given, "--ratios", "0.5", "--calibration", "200", "--methods", every, "-o", "s.json"
+    )
     assert [point["method"] for point in facts["points"]] == registry.names()
     for point in facts["points"]:
         target = f"{point['method']}.pt"
@@ -409,7 +414,7 @@ def _measured(model: torch.nn.Module, name: str) -> Any:
     [("0.5", [0.5]), (".2, 0.1,.2", [0.1, 0.2]), ("0.1:0.9:0.2", [0.1, 0.3, 0.5, 0.7, 0.9]), ("0.25:0.5:1", [0.25])],
 )
 def test_ratios(text: str, ratios: list[float]) -> None:
-    assert read_ratios(text) == ratios
+    assert list(read_ratios(text)) == ratios
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from prunekit.checkpoint import load
 from prunekit.errors import InputError
 from prunekit.nn.channels import SelectedNorm
 from prunekit.plan import Keep, Plan, Refit
+from prunekit.progress import report_progress
 from prunekit.restoration import frontier, refit_targets
 from prunekit.restoration.calibration import calibrate
 from prunekit.restoration.images import bytes_per_image
@@ -352,6 +353,21 @@ def test_images_choose_calibration(method: str, without: str) -> None:
     with pytest.raises(InputError, match="--restore calibrate needs images") as caught:
         api.prune(method, model, ratio=0.4, restore="calibrate")
     assert "--data" in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["merge", "slim"])
+def test_progress_counts_images_and_then_layers(method: str) -> None:
+    heard: list[tuple[str, int, int]] = []
+    images = torch.randn(20, 3, 32, 32)
+    with report_progress(lambda *count: heard.append(count)):
+        api.prune(method, small_resnet(), images=images, ratio=0.3)
+    layers = [count for what, *count in heard if what == "refitting layers"]
+    assert layers == [[done, len(layers) - 1] for done in range(len(layers))], "one after the other, from none to all"
+    measured = [count for what, *count in heard if what == "measuring activations"]
+    assert measured == ([[20, 20]] if method == "merge" else [])
+    counts: list[tuple[int, int]] = []
+    api.prune(method, small_resnet(), images=images, ratio=0.3, on_progress=lambda *count: counts.append(count))
+    assert counts == [tuple(count) for _, *count in heard]
 
 
 def test_batches_are_as_good_as_a_tensor() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prunekit.methods.ranking import round_widths
     from prunekit.methods.scoring import plan_by_scores
     from prunekit.plan import Fold, Gate, Keep, Plan, Refit
+    from prunekit.progress import counter, report_progress
     from prunekit.restoration.base import Evidence, Restoration
     from prunekit.restoration.images import Images
     from prunekit.restoration.registry import restorations
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from prunekit.training.events import EpochEvent, SaveEvent, StartEvent, StepEvent
     from prunekit.training.state import State as TrainState
     from prunekit.workflows.sensitivity import GroupSensitivity, sensitivity
-    from prunekit.workflows.sweeps import SweepPoint, Variant, sweep
+    from prunekit.workflows.sweeps.points import SweepPoint, Variant
+    from prunekit.workflows.sweeps.running import sweep
 
 _HOME = {
     "prunekit.api": (
@@ -58,6 +60,7 @@ _HOME = {
     "prunekit.methods.ranking": ("round_widths",),
     "prunekit.methods.scoring": ("plan_by_scores",),
     "prunekit.plan": ("Fold", "Gate", "Keep", "Plan", "Refit"),
+    "prunekit.progress": ("counter", "report_progress"),
     "prunekit.restoration.base": ("Evidence", "Restoration"),
     "prunekit.restoration.images": ("Images",),
     "prunekit.restoration.registry": ("restorations",),
@@ -69,7 +72,8 @@ _HOME = {
     "prunekit.training.events": ("EpochEvent", "SaveEvent", "StartEvent", "StepEvent"),
     "prunekit.training.state": ("State as TrainState",),
     "prunekit.workflows.sensitivity": ("GroupSensitivity", "sensitivity"),
-    "prunekit.workflows.sweeps": ("SweepPoint", "Variant", "sweep"),
+    "prunekit.workflows.sweeps.points": ("SweepPoint", "Variant"),
+    "prunekit.workflows.sweeps.running": ("sweep",),
 }
 _ROOMS = ("prunekit.methods.manidp", "prunekit.models", "prunekit.surgery")  # public as a whole, by their `__all__`
 
@@ -112,6 +116,7 @@ __all__ = [
     "TrainingError",
     "Variant",
     "apply",
+    "counter",
     "evaluate",
     "export",
     "in_turns",
@@ -124,6 +129,7 @@ __all__ = [
     "option",
     "plan_by_scores",
     "prune",
+    "report_progress",
     "restorations",
     "restore",
     "round_widths",

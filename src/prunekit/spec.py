@@ -59,8 +59,9 @@ class InputSpec:
 class Origin:
     """Origin of a network: how to build it again, its input, and its history.
 
-    `arch` is a name that `prunekit.models.build` understands, `arch_args` its arguments, `classes` the class names
-    (empty when unknown), and `history` one JSON object for each plan applied so far, oldest first.
+    `arch` is a name that `prunekit.models.build` understands (empty when unknown), `arch_args` its arguments, `classes`
+    the names of a classifier's outputs in their order (empty when unknown), and `history` one JSON object for each plan
+    applied so far, oldest first.
     """
 
     arch: str
@@ -83,3 +84,14 @@ def remember(model: nn.Module, origin: Origin) -> nn.Module:
 def origin_of(model: nn.Module) -> Origin | None:
     """Return the origin that `remember` attached, or None."""
     return getattr(model, _ATTRIBUTE, None)
+
+
+def classes_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of a classifier's outputs, in their order; none where they are unknown."""
+    origin = origin_of(model)
+    return origin.classes if origin else ()
+
+
+def remember_classes(model: nn.Module, classes: tuple[str, ...]) -> nn.Module:
+    """Make `classes` the names of the outputs in the model's origin, in place, and return the model."""
+    return remember(model, replace(origin_of(model) or Origin(""), classes=classes))

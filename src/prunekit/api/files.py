@@ -28,6 +28,7 @@ def load(
     key: str | None = None,
     ignore_keys: Sequence[str] = (),
     input_spec: InputSpec | None = None,
+    classes: Sequence[str] | None = None,
     map_location: str | torch.device = "cpu",
     runtime: Literal["masked", "gather", "buckets", "auto"] | None = None,
     budget: str | None = None,
@@ -47,6 +48,8 @@ def load(
         key: Where a checkpoint holds several networks: the keys that lead to one, joined by dots.
         ignore_keys: Patterns of a state dict's keys to leave out, such as `loss.*`.
         input_spec: What the network reads, where the file does not say.
+        classes: The names of a classifier's outputs, in their order, where the file does not say. Labelled images are
+            matched with them by the names of their own classes, which may be some of these, in any order.
         map_location: The device of the weights.
         runtime: For networks with gates (ManiDP): how to run them, for inference alone.
         budget: For networks with gates: the name of stored thresholds, which the network then has.
@@ -71,6 +74,7 @@ def load(
         key=key,
         ignore_keys=ignore_keys,
         input_spec=input_spec,
+        classes=classes,
         map_location=map_location,
     )
     if budget is not None:

@@ -15,12 +15,13 @@ from prunekit.api.results import Pruned
 from prunekit.api.subject import Subject, at_work, example_input, plain_examples, warn_of_unseen
 from prunekit.errors import InputError, SurgeryError
 from prunekit.methods import registry
-from prunekit.methods.base import Config, Method
+from prunekit.methods.base import Config
 from prunekit.methods.merge.config import MergeConfig
 from prunekit.methods.slim.config import SlimConfig
 from prunekit.nn.gated import gated_layers
 from prunekit.plan import Plan
-from prunekit.restoration.images import Images
+from prunekit.progress import Progress, counts_to
+from prunekit.restoration.images import Images, LabelledImages
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost, Graph
 
@@ -35,8 +36,9 @@ def prune(
     x: Any = None,
     config: Config | None = None,
     *,
-    images: Images | None = None,
+    images: Images | LabelledImages | None = None,
     examples: Iterable[Any] = (),
+    on_progress: Progress | None = None,
     **settings: Any,
 ) -> Pruned:
     """Prune with any installed method, by name: trace, plan, edit, verify. Plug-ins are called this way.
@@ -51,9 +53,12 @@ def prune(
         x: An example input: a tensor `(N, ...)`, a tuple of arguments, or a dictionary of them by name. By default one
             of the shape that the model remembers.
         config: The settings as an object of the method's `Config`, in the place of `settings`.
-        images: For methods that restore from data: unlabelled, normalised images `(N, C, H, W)`, or batches of them.
+        images: For methods that restore from data: unlabelled, normalised images `(N, C, H, W)`, or batches of them;
+            for `taylor` and other methods that read labels, batches of images and their labels `(N,)`.
         examples: Further inputs, for what `x` does not reach (see `inspect`). Parts of the network that none of them
             reaches are named in a warning and in the plan's notes, as `never_ran`.
+        on_progress: Called with how much is done and how much there is in all; each part of the work counts from the
+            start. `report_progress` tells what is being done as well.
         **settings: The fields of the method's `Config`, such as `ratio`.
 
     Raises:
@@ -75,14 +80,16 @@ def prune(
             hint="prune the network first and train gates then; manidp prune-static removes what gates never keep",
         )
     config = config or make_config(name, **settings)
+    read_from: Any = images  # with labels only for a method that reads them
     started = time.perf_counter()
-    with at_work(model, x):
+    with counts_to(on_progress), at_work(model, x):
         subject = Subject.of(model)
         example, further = example_input(subject.plain, x), plain_examples(examples)
 
         def read(**care: bool) -> Pruned:
             graph = surgery.trace(subject.plain, example, examples=further, **care)
-            return _prune(method, subject, graph, config, images, started)
+            plan = method.plan(subject.plain, graph, config, read_from)
+            return _applied(name, plan.made_on(graph.example_shapes), subject, graph, config, started)
 
         pruned = _first_proven(read, _READINGS[0 if images is None else 1 :])
     warn_of_unseen(pruned.graph)
@@ -96,11 +103,8 @@ def _first_proven(read: Callable[..., Pruned], readings: Sequence[Mapping[str, b
     return read(**readings[-1])
 
 
-def _prune(
-    method: Method, subject: Subject, graph: Graph, config: Config, images: Images | None, started: float
-) -> Pruned:
-    """Plan, edit, verify."""
-    plan = method.plan(subject.plain, graph, config, images).made_on(graph.example_shapes)
+def _applied(name: str, plan: Plan, subject: Subject, graph: Graph, config: Config, started: float) -> Pruned:
+    """Edit, verify."""
     result, difference, edited = subject.proven(plan, graph)
     small = result.model
     if result.left:
@@ -111,7 +115,7 @@ def _prune(
     kept = surgery.resolve(graph, plan).kept
     before, after = surgery.predict(graph, graph.kept_classes({})), surgery.predict(graph, kept)
     after = replace(after, params=sum(p.numel() for p in small.parameters()))  # folds may have made biases
-    _record_step(small, method.name, config, plan, before, after)
+    _record_step(small, name, config, plan, before, after)
     return Pruned(small, plan, graph, before, after, difference, edited - started, verified - edited)
 
 
@@ -148,6 +152,7 @@ def slim(
     *,
     images: Images | None = None,
     examples: Iterable[Any] = (),
+    on_progress: Progress | None = None,
     ratio: float | Mapping[str, float] | None = None,
     target_macs: str | float | None = None,
     target_params: str | float | None = None,
@@ -168,6 +173,7 @@ def slim(
             of the shape that the model remembers.
         images: Unlabelled, normalised images `(N, C, H, W)`, or batches of them, to restore from.
         examples: Further inputs, for what `x` does not reach (see `inspect`).
+        on_progress: Called with how much is done and how much there is in all; see `prune`.
         ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name.
         target_macs: Multiply-accumulates to keep: `"50%"` of the present ones, `"20M"`, or a number.
         target_params: Parameters to keep, said likewise.
@@ -206,7 +212,7 @@ def slim(
         aggregate=aggregate,
         restore=restore,
     )
-    return prune("slim", model, x, config, images=images, examples=examples)
+    return prune("slim", model, x, config, images=images, examples=examples, on_progress=on_progress)
 
 
 def merge(
@@ -215,6 +221,7 @@ def merge(
     *,
     images: Images | None = None,
     examples: Iterable[Any] = (),
+    on_progress: Progress | None = None,
     ratio: float | Mapping[str, float] | None = None,
     target_macs: str | float | None = None,
     target_params: str | float | None = None,
@@ -240,6 +247,7 @@ def merge(
             of the shape that the model remembers.
         images: Unlabelled, normalised images `(N, C, H, W)`, or batches of them, to restore from.
         examples: Further inputs, for what `x` does not reach (see `inspect`).
+        on_progress: Called with how much is done and how much there is in all; see `prune`.
         ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name.
         target_macs: Multiply-accumulates to keep: `"50%"` of the present ones, `"20M"`, or a number.
         target_params: Parameters to keep, said likewise.
@@ -290,7 +298,7 @@ def merge(
         threshold=threshold,
         lam=lam,
     )
-    return prune("merge", model, x, config, images=images, examples=examples)
+    return prune("merge", model, x, config, images=images, examples=examples, on_progress=on_progress)
 
 
 def _by_name(ratio: float | Mapping[str, float] | None) -> float | dict[str, float] | None:

@@ -20,9 +20,10 @@ from prunekit.checkpoint.artefact import Header
 from prunekit.checkpoint.trusted import load_trusted
 from prunekit.errors import InputError, Noted
 from prunekit.files import pickles
+from prunekit.files.class_names import checked_class_names
 from prunekit.models.torchvision_zoo import check_no_download
 from prunekit.programs import archive
-from prunekit.spec import InputSpec, Origin, origin_of, remember
+from prunekit.spec import InputSpec, Origin, origin_of, remember, remember_classes
 
 # Layers without weights lie between those with some, a few for each.
 _MODULES_PER_TENSOR = 8
@@ -56,6 +57,7 @@ def load(
     key: str | None = None,
     ignore_keys: Sequence[str] = (),
     input_spec: InputSpec | None = None,
+    classes: Sequence[str] | None = None,
     map_location: str | torch.device = "cpu",
 ) -> nn.Module:
     """Load a network in eval mode that remembers its origin.
@@ -73,6 +75,7 @@ def load(
             prefix of its names.
         ignore_keys: Patterns of keys of a state dict to leave out, such as `loss.*`.
         input_spec: Shape and normalisation of the input, in place of those that the file gives.
+        classes: The names of a classifier's outputs, in their order, in place of those that the file gives.
         map_location: The device of the weights.
 
     Raises:
@@ -84,6 +87,8 @@ def load(
         remember(model, replace(origin_of(model) or Origin(""), input=input_spec))
     else:
         _check_input(source, model)
+    if classes is not None:
+        remember_classes(model, checked_class_names(classes))
     return model.to(map_location)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -15,12 +16,18 @@ from torch import Tensor, nn
 from prunekit import models
 from prunekit.checkpoint.artefact import Header, code_of
 from prunekit.errors import InputError
+from prunekit.files.class_names import checked_class_names
 from prunekit.files.writing import atomic_write, check_target
 from prunekit.spec import Origin, origin_of
 
 
 def save(
-    model: nn.Module, target: str | os.PathLike[str] | BinaryIO, *, force: bool = False, arch: str | None = None
+    model: nn.Module,
+    target: str | os.PathLike[str] | BinaryIO,
+    *,
+    force: bool = False,
+    arch: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> None:
     """Write the whole network: architecture, shape, history and weights, so that `load` needs nothing else.
 
@@ -31,6 +38,7 @@ def save(
         target: A path or a binary stream.
         force: Overwrite a file that exists.
         arch: The architecture of a network that does not remember its origin.
+        classes: The names of a classifier's outputs, in their order; by default those that the network remembers.
 
     Raises:
         InputError: The network has no origin, the file exists and `force` is off, or nothing can be written there.
@@ -45,10 +53,10 @@ def save(
     if isinstance(target, str | os.PathLike):
         path = Path(target)
         check_target(path, force)
-        content = to_bytes(model, arch)
+        content = to_bytes(model, arch, classes)
         atomic_write(path, lambda stream: stream.write(content), force=force)
     else:
-        target.write(to_bytes(model, arch))
+        target.write(to_bytes(model, arch, classes))
 
 
 def save_weights(model: nn.Module, path: Path, *, force: bool = False) -> None:
@@ -78,16 +86,17 @@ def save_weights(model: nn.Module, path: Path, *, force: bool = False) -> None:
     atomic_write(path, write, force=force)
 
 
-def to_bytes(model: nn.Module, arch: str | None = None) -> bytes:
+def to_bytes(model: nn.Module, arch: str | None = None, classes: Sequence[str] | None = None) -> bytes:
     """Return the artefact that `save` writes; an exported program stays one."""
     from prunekit.exporting import reexport
     from prunekit.programs.program import ExportedProgram
     from prunekit.surgery import structure
 
-    if isinstance(model, ExportedProgram):
-        return reexport.to_bytes(model)
-
     origin = origin_of(model) or Origin("")
+    if classes is not None:
+        origin = replace(origin, classes=checked_class_names(classes))
+    if isinstance(model, ExportedProgram):
+        return reexport.to_bytes(model, origin)
     if arch is not None:
         origin = replace(origin, arch=models.canonical(arch))
     if not origin.arch:

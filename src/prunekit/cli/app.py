@@ -30,7 +30,7 @@ _AFTER_METHODS = {
     "train": "Train or fine-tune any model; with --sparsity, as Network Slimming asks.",
     "eval": "Accuracy, loss, parameters, MACs, size and measured latency; several models side by side.",
     "compare": "Models side by side as a table, CSV, Markdown, a picture or a page.",
-    "sweep": "Methods over ratios: accuracy against cost, as a table, a picture or a page; resumable.",
+    "sweep": "Methods over budgets: accuracy against cost, as a table, a picture or a page; resumable.",
     "export": "A file that needs neither prunekit nor the model's code: ONNX or .pt2, compared with the model first.",
     "convert": "From any model file to prunekit's own, .safetensors or a plain state dict.",
     "archs": "The networks that --arch takes by name, searched, with their parameters, MACs and input sizes.",

@@ -16,6 +16,6 @@ if TYPE_CHECKING:
 
 
 def remember_run(model: nn.Module, images: ImageSet, config: TrainConfig, result: TrainResult) -> None:
-    """Remember in `model` its classes, the preparation of its images, and the run as a step of history."""
-    origin = dataclasses.replace(origin_of(model) or Origin(""), input=images.input_spec, classes=images.classes)
+    """Remember in `model` the preparation of its images, and the run as a step of history."""
+    origin = dataclasses.replace(origin_of(model) or Origin(""), input=images.input_spec)
     remember(model, origin.after(result.step(config)))

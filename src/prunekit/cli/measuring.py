@@ -15,7 +15,6 @@ from prunekit.cli.models import STREAM, check_source, describe_source, read_mode
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import RUNTIMES
 from prunekit.report.terminal.output import Output
-from prunekit.report.terminal.progress import counting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,6 +91,7 @@ def measured(
     if [file for file, _ in files].count(STREAM) > 1:
         raise InputError("standard input was given twice", hint="only one model can come from a pipe")
     data.check()
+    reading.check()
     for file, _ in files:
         check_source(file)
     models = [_read(output, file, reading, options) for file, _ in files]
@@ -144,13 +144,15 @@ def open_images(
     """Return the images to measure on, prepared for the model; None without `--data`."""
     if data.data is None:
         return None
-    return data.open(output, cast("Split", options.split), spec_of(model), reading)
+    from prunekit.data import labelled_for
+
+    return labelled_for(model, data.open(output, cast("Split", options.split), spec_of(model), reading))
 
 
 def measure(
     output: Output, model: nn.Module, name: str, images: ImageSet | None, options: MeasureOptions
 ) -> EvalResult:
-    """Measure one network, called `name`, with the progress shown."""
+    """Measure one network, called `name`; the MACs of one with gates are the mean over images, gates included."""
     from prunekit.evaluation.exported import evaluate_onnx
     from prunekit.evaluation.score import evaluate
     from prunekit.exporting.onnx_files import OnnxClassifier
@@ -158,10 +160,9 @@ def measure(
     spec_of(model)
     timing = {"latency": options.latency, "latency_batch": options.latency_batch, "threads": options.threads}
     common: dict[str, Any] = {"name": name, "batch_size": options.batch_size, **timing}
-    with counting(output, f"evaluating {name}") as progress:
-        if isinstance(model, OnnxClassifier):
-            return evaluate_onnx(model, images, **common, on_progress=progress)
-        result = evaluate(model, images, **common, device=choose_device(options.device), on_progress=progress)
+    if isinstance(model, OnnxClassifier):
+        return evaluate_onnx(model, images, **common)
+    result = evaluate(model, images, **common, device=choose_device(options.device))
     if not gates.has_gates(model):
         return result
     return gates.with_mean_cost(output, model, images, result, options.batch_size)

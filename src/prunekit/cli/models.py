@@ -31,9 +31,10 @@ _SUFFIXES = (".pt", ".pth", ".pt2", ".th", ".bin", ".ckpt", ".safetensors", ".ta
 def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | None]:
     """Return the network that `source` names, and the size of its file in bytes (None where there is no file).
 
-    The values of `--input-size`, `--mean` and `--std` become part of the network's origin.
+    The values of `--input-size`, `--mean`, `--std` and `--classes` become part of the network's origin.
     """
     check_source(source)
+    classes = reading.class_names()
     from prunekit import checkpoint
     from prunekit.checkpoint.read import as_stored
     from prunekit.spec import Origin, origin_of, remember
@@ -49,13 +50,17 @@ def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | N
         ignore_keys=[pattern.strip() for pattern in (reading.ignore_keys or "").split(",") if pattern.strip()],
     )
     origin = origin_of(model) or Origin("")
-    remember(model, dataclasses.replace(origin, input=input_spec(reading, origin.input)))
+    named = origin.classes if classes is None else classes
+    remember(model, dataclasses.replace(origin, input=input_spec(reading, origin.input), classes=named))
     return model, len(content) if content is not None else _file_size(source)
 
 
-def check_inputs(source: str | None, data: DataOptions) -> None:
-    """Raise `InputError` where the model or the images are paths that lead nowhere, before torch is imported."""
-    data.check()
+def check_inputs(
+    source: str | None, data: DataOptions, reading: ReadingOptions, *, images_needed: bool = False
+) -> None:
+    """Raise `InputError` for paths that lead nowhere and options that cannot be read, before torch is imported."""
+    data.check(needed=images_needed)
+    reading.check()
     if source is not None:
         check_source(source)
 

@@ -13,10 +13,11 @@ from prunekit.errors import InputError
 from prunekit.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from prunekit.data import ImageSet
     from prunekit.report.terminal.output import Output
+    from prunekit.restoration.images import Images, LabelledImages
     from prunekit.workflows.passes import PassResult
 
 TUNING = "Tuning (with --data)"
@@ -83,15 +84,13 @@ class Job:
         return self.data.open(self.output, split, spec_of(self.network), self.reading)
 
 
-def calibration_images(job: Job, train_set: ImageSet | None = None) -> Tensor | None:
-    """Return normalised training images `(N, C, H, W)`, without their labels; None without `--data`."""
+def calibration_images(job: Job, train_set: ImageSet | None = None) -> Images | LabelledImages | None:
+    """Return normalised training images, with labels for a method that reads them; None without `--data`."""
     if job.data.data is None:
         return None
-    if job.passes.calibration < 1:
-        raise InputError(f"--calibration must be at least 1, not {job.passes.calibration}")
-    train_set = train_set or job.images("train")
-    images = train_set.sample(min(job.passes.calibration, len(train_set)), seed=0)
-    return next(images.batches(len(images)))[0]
+    from prunekit.workflows.calibration import drawn
+
+    return drawn(job.name, train_set or job.images("train"), job.passes.calibration)
 
 
 def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:

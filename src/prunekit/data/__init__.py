@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunekit.data.augment import AUGMENTATIONS, Augmentation, augmentation
-from prunekit.data.images import ImageSet, check_classes, check_input
+from prunekit.data.images import ImageSet, check_classes, check_input, labelled_for
 from prunekit.data.lazy import LazyImages
 from prunekit.data.named import names
 from prunekit.data.randomness import seeded
@@ -17,6 +17,7 @@ __all__ = [
     "augmentation",
     "check_classes",
     "check_input",
+    "labelled_for",
     "names",
     "open_data",
     "seeded",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.data.augment import Augmentation
 from prunekit.data.lazy import LazyImages, ahead
 from prunekit.data.randomness import seeded
 from prunekit.errors import InputError
-from prunekit.spec import InputSpec
+from prunekit.progress import counter
+from prunekit.spec import InputSpec, classes_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,28 @@ class ImageSet:
         """Return a random sample of `count` images without replacement, or all where there are fewer."""
         return self.subset(torch.randperm(len(self), generator=seeded(seed))[:count])
 
+    def relabelled(self, classes: Sequence[str]) -> ImageSet:
+        """Return the set with labels that are indices into `classes`, which has the set's own among others, by name.
+
+        Args:
+            classes: The names of a classifier's outputs, in their order.
+
+        Raises:
+            InputError: A class of the set is not in `classes`, or more than once.
+
+        Examples:
+            >>> import prunekit as pk
+            >>> digits = pk.open_data("digits", "test")
+            >>> backwards = digits.relabelled([str(digit) for digit in range(9, -1, -1)])
+            >>> bool((backwards.labels == 9 - digits.labels).all())
+            True
+        """
+        names = tuple(classes)
+        if names == self.classes:
+            return self
+        outputs = torch.tensor(_outputs_of(self.classes, names, self.name), device=self.labels.device)
+        return dataclasses.replace(self, labels=outputs[self.labels], classes=names)
+
     def to(self, device: torch.device | str) -> ImageSet:
         """Return the set with images and labels on `device`; lazy images and their labels stay where they are."""
         images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
@@ -76,6 +100,15 @@ class ImageSet:
             std = torch.tensor(self.input_spec.std, dtype=dtype, device=images.device)
             out.sub_(mean[:, None, None]).div_(std[:, None, None])
         return out
+
+    def inputs(self) -> Tensor:
+        """Return all images as a network reads them, normalised, `(N, C, H, W)`."""
+        count, parts, done = counter("reading images"), [], 0
+        for images, _ in self.batches(64):
+            parts.append(images)
+            done += len(images)
+            count(done, len(self))
+        return torch.cat(parts)
 
     def batches(
         self,
@@ -127,15 +160,76 @@ class ImageSet:
         yield from zip(parts, ahead(images, parts, rows), strict=True)
 
 
-def check_classes(outputs: int, data: ImageSet) -> None:
-    """Raise `InputError` unless a classifier with `outputs` outputs fits the classes of `data`."""
+def labelled_for(model: nn.Module, data: ImageSet) -> ImageSet:
+    """Return `data` with labels that number the outputs of `model`, by the class names that the model remembers.
+
+    Where it remembers none, the classes of the data are taken for its outputs, in their order.
+
+    Raises:
+        InputError: The model has no output, or several, of the name of a class.
+    """
+    names = classes_of(model)
+    return data.relabelled(names) if names else data
+
+
+def check_classes(outputs: int, data: ImageSet, names: Sequence[str] = ()) -> None:
+    """Raise `InputError` unless a classifier fits the classes of `data`.
+
+    Args:
+        outputs: The number of its outputs.
+        data: Images, labelled for it.
+        names: The names of its outputs, where they are known.
+    """
+    if names and len(names) != outputs:
+        raise InputError(
+            f"the classifier has {outputs} outputs, and {len(names)} class names are given for them",
+            hint="classes (--classes FILE) names each output, in their order",
+        )
     if len(data.classes) == outputs:
         return
+    others = "give the data set the network was trained on, or a network with as many outputs as classes"
+    some = "if these are some of its classes, classes (--classes FILE) says which: the name of each output, in order"
     raise InputError(
         f"{data.name} has {len(data.classes)} classes, labels 0 to {len(data.classes) - 1}, "
         f"but the classifier has {outputs} outputs",
-        hint="give the data set the network was trained on, or a network with as many outputs as classes",
+        hint=some if len(data.classes) < outputs else others,
     )
+
+
+def _outputs_of(classes: Sequence[str], names: Sequence[str], where: str) -> list[int]:
+    """Return for each of `classes` the place of its name in `names`.
+
+    Raises:
+        InputError: A class has no place, or several; `where` names the data.
+    """
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    unknown = [name for name in classes if name not in places]
+    if unknown:
+        raise InputError(
+            f"{where} has classes that none of the network's {len(names)} outputs is named after: {_some(unknown)}; "
+            f"the outputs are {_some(names)}",
+            hint=_nearest(unknown[0], places)
+            + "classes (--classes FILE) names the outputs, in their order, as the data names its classes",
+        )
+    twice = [name for name in classes if len(places[name]) > 1]
+    if twice:
+        raise InputError(
+            f"{where} has the class '{twice[0]}', and {len(places[twice[0]])} outputs of the network have that name",
+            hint="classes (--classes FILE) can tell them apart",
+        )
+    return [places[name][0] for name in classes]
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"is '{name}' meant to be '{near[0]}'? " if near else ""
 
 
 def check_input(shape: Sequence[int], data: ImageSet) -> None:

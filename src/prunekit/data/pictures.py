@@ -17,6 +17,7 @@ from prunekit.data.lazy import LazyImages
 from prunekit.data.prepare import Pixels, prepare
 from prunekit.data.shapes import fits_in_memory, suited_augmentation
 from prunekit.errors import InputError
+from prunekit.progress import counter
 from prunekit.spec import InputSpec
 
 _CHUNK = 256  # pictures per decoding task
@@ -71,6 +72,13 @@ class Pictures:
         return LazyImages(self.open, index, self.spec.shape), bad
 
     def _each(self, skip_bad: bool) -> Iterator[Pixels | None]:
+        """Yield all pictures, None for those that cannot be read."""
+        count = counter("reading images")
+        for done, pixels in enumerate(self._decoded_each(skip_bad), start=1):
+            yield pixels
+            count(done, len(self.labels))
+
+    def _decoded_each(self, skip_bad: bool) -> Iterator[Pixels | None]:
         chunks = [range(i, min(i + _CHUNK, len(self.labels))) for i in range(0, len(self.labels), _CHUNK)]
 
         def decode(chunk: range) -> list[Pixels | None]:

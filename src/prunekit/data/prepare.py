@@ -53,7 +53,7 @@ def _fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
     from torchvision.transforms.v2 import functional as V
 
     scale = max(height / picture.height, width / picture.width)
-    if scale * _MARGIN < 1:
+    if scale * _MARGIN < 1 + 1e-6:  # pictures of exactly the larger size are common
         scale *= _MARGIN
     # Rounded down, as torchvision does; the small term catches products such as 255.99….
     size = [max(height, int(picture.height * scale + 1e-6)), max(width, int(picture.width * scale + 1e-6))]

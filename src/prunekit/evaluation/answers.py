@@ -66,8 +66,11 @@ class Answers:
     @property
     def unbalanced(self) -> bool:
         """True where accuracy says little, since always predicting the largest class would be right on many images."""
-        even = 1 / len(self.classes)
-        return len(self.classes) > 1 and (self.largest[1] - even) / (1 - even) >= _UNBALANCED
+        seen = sum(score.images > 0 for score in self.per_class)
+        if seen < 2:
+            return len(self.classes) > 1
+        even = 1 / seen
+        return (self.largest[1] - even) / (1 - even) >= _UNBALANCED
 
     def mistakes(self) -> Mapping[tuple[int, int], int]:
         """Return how often the first class was mistaken for the second, most frequent first."""

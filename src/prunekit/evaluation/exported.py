@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from prunekit.data import ImageSet
 from prunekit.errors import InputError
 from prunekit.evaluation.latency import measure_latency
-from prunekit.evaluation.score import EvalResult, Progress, accuracy
+from prunekit.evaluation.score import EvalResult, accuracy
 from prunekit.exporting.onnx_files import OnnxClassifier
+from prunekit.progress import counter
 from prunekit.spec import origin_of
 
 
@@ -21,7 +24,6 @@ def evaluate_onnx(
     latency: bool = False,
     latency_batch: int = 1,
     threads: int | None = None,
-    on_progress: Progress | None = None,
 ) -> EvalResult:
     """Measure an ONNX file on the CPU; the arguments are as for `prunekit.evaluation.score.evaluate`.
 
@@ -33,7 +35,8 @@ def evaluate_onnx(
     origin = origin_of(model)
     if origin is None or origin.input is None:
         raise InputError(f"{name} does not say how large its input is", hint="add --input-size, such as 3x224x224")
-    score = accuracy(model, data, batch_size=batch_size, on_progress=on_progress) if data is not None else None
+    count = counter(f"evaluating {Path(name).name}")
+    score = accuracy(model, data, batch_size=batch_size, on_progress=count) if data is not None else None
     example = torch.zeros(1, *origin.input.shape)
     timing = measure_latency(model, [example], batch=model.batch or latency_batch, threads=threads) if latency else None
     result = EvalResult(

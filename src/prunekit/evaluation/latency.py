@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit.progress import counter
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -63,8 +65,8 @@ def measure_latency(
     example = tuple(_repeated(x, batch).to(device) for x in inputs)
     fewest, most = calls
     with torch.inference_mode(), threads_limited(threads) as used:
-        _run_for(lambda: model(*example), device, seconds / 5, fewest=3, most=most)
-        times = sorted(_run_for(lambda: model(*example), device, seconds, fewest=fewest, most=most))
+        _run_for(lambda: model(*example), device, seconds / 5, "warming up", fewest=3, most=most)
+        times = sorted(_run_for(lambda: model(*example), device, seconds, "timing", fewest=fewest, most=most))
     return Latency(
         p50=1e3 * _percentile(times, 0.50),
         p95=1e3 * _percentile(times, 0.95),
@@ -142,12 +144,19 @@ def threads_limited(wanted: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _run_for(run: Callable[[], object], device: torch.device, seconds: float, *, fewest: int, most: int) -> list[float]:
+def _run_for(
+    run: Callable[[], object], device: torch.device, seconds: float, what: str, *, fewest: int, most: int
+) -> list[float]:
     """Return the seconds of each call, for at least `fewest` of them and about `seconds` in all."""
     times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < fewest or (len(times) < most and time.perf_counter() < end):
+    start, count, shown = time.perf_counter(), counter(f"{what} (percent)"), 0
+    while len(times) < fewest or (len(times) < most and time.perf_counter() < start + seconds):
         times.append(seconds_of(run, device))
+        share = min(len(times) / fewest, (time.perf_counter() - start) / seconds)
+        if int(100 * share) > shown:  # rarely: what is shown takes time as well
+            shown = min(100, int(100 * share))
+            count(shown, 100)
+    count(100, 100)
     return times
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from prunekit.data import ImageSet, check_classes
+from prunekit.data import ImageSet, check_classes, labelled_for
 from prunekit.errors import InputError, counted
 from prunekit.evaluation.answers import Answers
 from prunekit.evaluation.latency import Latency, device_of, measure_latency
 from prunekit.programs.program import ExportedProgram, filled
-from prunekit.spec import origin_of
+from prunekit.progress import Progress, counter
+from prunekit.spec import classes_of, origin_of
 from prunekit.surgery import Graph, cost_of, trace
 from prunekit.surgery.copying import copied
 
-Progress = Callable[[int, int], None]
-"""Called after each batch with the images done so far and the images in all."""
+_COUNT = counter("evaluating")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def evaluate(
         threads: PyTorch's CPU threads during the timing only.
         device: Where to run; None for the device of the model's weights.
         name: The name of the network in the result.
-        on_progress: Called after each batch, see `Progress`.
+        on_progress: Called after each batch with the images done so far and the images in all.
 
     Returns:
         Accuracy and loss on `data`, parameters, multiply-accumulates (MACs) for one input, bytes and milliseconds.
@@ -130,8 +131,9 @@ def evaluate(
     graph = trace(model, inputs if len(inputs) > 1 else filled(model, inputs[0]), probe=False)
     measured = cost_of(model, graph)
     subject = _prepared(model, inputs, device)
+    count = on_progress or counter(f"evaluating {Path(name or _name_of(model)).name}")
     with _evaluating(subject):
-        score = accuracy(subject, data, batch_size=batch_size, on_progress=on_progress) if data is not None else None
+        score = accuracy(subject, data, batch_size=batch_size, on_progress=count) if data is not None else None
         timing = measure_latency(subject, inputs, batch=latency_batch, threads=threads) if latency else None
     result = EvalResult(
         model=name or _name_of(model),
@@ -149,18 +151,22 @@ def evaluate(
     return result.scored(score)
 
 
-def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_progress: Progress | None = None) -> Score:
+def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_progress: Progress = _COUNT) -> Score:
     """Return top-1 and top-5 accuracy and mean cross-entropy of `model` on all of `data`, on the weights' device.
 
     The model runs in its present mode: the caller sets `eval()`.
+
+    Raises:
+        InputError: The data does not fit the model.
     """
+    data = labelled_for(model, data)
     right = right5 = seen = classes = 0
     loss = 0.0
     answers: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.inference_mode():
         for images, labels in data.batches(batch_size, device=device_of(model)):
             logits = _logits(model, images, batch_size)
-            check_classes(logits.shape[1], data)
+            check_classes(logits.shape[1], data, classes_of(model))
             classes = logits.shape[1]
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
             best = logits.topk(min(5, classes)).indices
@@ -169,8 +175,7 @@ def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_prog
             right += int(hits[:, 0].sum())
             right5 += int(hits.any(1).sum())
             seen += len(labels)
-            if on_progress:
-                on_progress(seen, len(data))
+            on_progress(seen, len(data))
     if not seen:
         raise InputError("the data set has no images", hint="check the folder or the split that was asked for")
     known, named = (torch.cat(parts).cpu() for parts in zip(*answers, strict=True))
@@ -248,4 +253,4 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _name_of(model: nn.Module) -> str:
     origin = origin_of(model)
-    return origin.arch if origin else type(model).__name__
+    return origin.arch if origin and origin.arch else type(model).__name__

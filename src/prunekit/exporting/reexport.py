@@ -12,12 +12,14 @@ from prunekit.exporting.parity import compare, require
 from prunekit.nn.gated import gated_layers
 from prunekit.programs import archive
 from prunekit.programs.program import ExportedProgram
-from prunekit.spec import origin_of
+from prunekit.spec import Origin
 from prunekit.surgery.proof.verification import random_inputs
 
 
-def to_bytes(program: ExportedProgram) -> bytes:
-    """Return the `.pt2` of `program`, which takes the same batch sizes as before; it is read again and compared.
+def to_bytes(program: ExportedProgram, origin: Origin) -> bytes:
+    """Return the `.pt2` of `program` with notes of its origin; it takes the same batch sizes as before.
+
+    It is read again and compared.
 
     Raises:
         InputError: The program has several inputs, gates, or an input of unknown size.
@@ -28,14 +30,14 @@ def to_bytes(program: ExportedProgram) -> bytes:
         raise InputError(f"the program takes {len(program.inputs)} inputs, and those of one are written")
     if any(gated_layers(program)):
         raise InputError("an exported program does not keep gates apart", hint="put them into the checkpoint's network")
-    example = program.example(origin_of(program))
+    example = program.example(origin)
     free = {
         place: torch.export.Dim(formats.BATCH, min=1) if place == 0 else torch.export.Dim.AUTO
         for place, size in enumerate(program.sizes)
         if size is None
     }
     shapes = {"inputs": (free,)} if free else None
-    content = formats.to_pt2(program, (example,), shapes, formats.about(origin_of(program), history=True))
+    content = formats.to_pt2(program, (example,), shapes, formats.about(origin, history=True))
     again, _ = archive.read(io.BytesIO(content), "the new file")
     inputs = [(random_inputs((example,), example.device, seed)[0], None) for seed in range(2)]
     require(compare(program, again, inputs))

@@ -19,6 +19,7 @@ from prunekit.exporting.runtimes import OnnxModel, stranger
 from prunekit.files.writing import atomic_write, check_target
 from prunekit.nn.buckets import NAME
 from prunekit.programs.program import ExportedProgram
+from prunekit.progress import counter
 from prunekit.spec import origin_of
 from prunekit.surgery import cost_of, trace
 from prunekit.surgery.copying import copied
@@ -131,6 +132,7 @@ def exported(
 
 def written(model: nn.Module, x: Any, format: Format, options: ExportOptions) -> Written:
     """Return the content of a file before any comparison."""
+    counter("exporting")(0, 0)
     if isinstance(model, ExportedProgram) and model.batch not in (None, options.fixed_batch):
         raise InputError(f"this program takes batches of {model.batch} alone", hint=f"add --fixed-batch {model.batch}")
     example = Example.of(model, x)

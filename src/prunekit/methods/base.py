@@ -103,6 +103,8 @@ class Method(ABC):
         summary: One line for `prunekit --help`.
         examples: Commands that its own help shows.
         Config: The class of its settings.
+        labelled: Whether it reads labels: `images` are then batches of images and their labels.
+        baseline: Whether it is there to compare others with: a sweep leaves it out unless it is named.
 
     Examples:
         >>> import numpy as np, prunekit as pk
@@ -121,6 +123,8 @@ class Method(ABC):
     summary: ClassVar[str]
     examples: ClassVar[tuple[str, ...]] = ()
     Config: ClassVar[type[Config]] = Config
+    labelled: ClassVar[bool] = False
+    baseline: ClassVar[bool] = False
 
     @abstractmethod
     def plan(self, model: nn.Module, graph: Graph, config: Any, images: Images | None = None) -> Plan:
@@ -130,7 +134,8 @@ class Method(ABC):
             model: The network.
             graph: The graph that `trace` read from it.
             config: The settings, an instance of the method's `Config`.
-            images: Unlabelled calibration images, normalised: a tensor `(N, C, H, W)`, or batches of them.
+            images: Unlabelled calibration images, normalised: a tensor `(N, C, H, W)`, or batches of them; for a method
+                that is `labelled`, batches of images and their labels `(N,)`.
 
         Raises:
             InputError: The settings cannot be used with this network, or there is nothing to prune.

@@ -62,7 +62,7 @@ def check_budget(config: Config) -> str:
     if name == "ratio" and not isinstance(value, Mapping):
         check_ratio(value)
     elif name != "ratio":
-        _parsed(f"--{name.replace('_', '-')}", value)
+        check_amount(f"--{name.replace('_', '-')}", value)
     return name
 
 
@@ -90,6 +90,11 @@ def read_amount(flag: str, value: str | float | None, now: int) -> float:
     if not 0 < amount < now:
         raise InputError(f"{flag} {value} is {amount:,.0f}; it must lie between 0 and the present {now:,}")
     return amount
+
+
+def check_amount(flag: str, value: str | float | None) -> None:
+    """Raise `InputError` for what is no amount, or a share that is none, as far as that shows without a network."""
+    _parsed(flag, value)
 
 
 def _parsed(flag: str, value: str | float | None) -> tuple[float, str]:

@@ -27,6 +27,19 @@ def percent(value: float | None, *, decimals: int = 2) -> str:
     return NONE if value is None else f"{100 * value:.{decimals}f} %"
 
 
+def percent_about(mean: float | None, deviation: float | None) -> str:
+    """Format a share and its deviation, where there is one: 0.9388 and 0.002 as 93.88 ± 0.20 %."""
+    if mean is None or deviation is None:
+        return percent(mean)
+    return f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
+
+
+def counted_points(value: float) -> str:
+    """Format a difference of percentages: 1 point, 2.35 points."""
+    text = f"{value:.2f}".rstrip("0").rstrip(".")
+    return f"{text} point" if text == "1" else f"{text} points"
+
+
 def change(before: float, after: float) -> str:
     """Format a relative change: from 200 to 100 as −50 %."""
     if not before:

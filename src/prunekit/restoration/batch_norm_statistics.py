@@ -10,8 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import InputError
 from prunekit.plan import Plan, Refit
+from prunekit.progress import counter
 from prunekit.surgery import Graph, edit, resolve
 from prunekit.surgery.copying import copied
+from prunekit.surgery.execution.hooks import hooked
 
 
 def norms_of(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
@@ -24,12 +26,19 @@ def norms_of(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
 def aligned(model: nn.Module, images: Tensor) -> nn.Module:
     """Return a copy whose norms hold the statistics of `images` `(N, C, H, W)`: each sees what it was made to give."""
     subject = copied(model).eval()
-    for _, norm in norms_of(subject):
+    norms, count, passed = [norm for _, norm in norms_of(subject)], counter("measuring batch norms"), 0
+
+    def note(*_: object) -> None:
+        nonlocal passed
+        passed += 1
+        count(passed, len(norms))
+
+    for norm in norms:
         norm.momentum = 1.0
         norm.train()
-    with torch.no_grad():
+    with torch.no_grad(), hooked(norm.register_forward_hook(note) for norm in norms):
         subject(images)
-    for _, norm in norms_of(subject):
+    for norm in norms:
         norm.eval()
     return subject
 

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from prunekit.progress import counter
+
 _LEAVES = 160
 _COMMON = 0.9  # share of a leaf's brightness that all colour channels have in common
 _SMALLEST = 1.5  # pixels
@@ -27,7 +29,9 @@ def dead_leaves(count: int, shape: tuple[int, int, int], generator: torch.Genera
     y = torch.arange(height, dtype=torch.float32)[None, :, None]
     x = torch.arange(width, dtype=torch.float32)[None, None, :]
     pictures = _colours(count, channels, generator).expand(count, *shape).clone()
-    for _ in range(_LEAVES):
+    paint = counter("making images")
+    for leaves in range(_LEAVES):
+        paint(leaves, _LEAVES)
         across, along = _place(y, x, count, max(height, width), generator)
         box = (torch.rand(count, generator=generator) < 0.5)[:, None, None]
         inside = torch.where(box, torch.maximum(across.abs(), along.abs()) <= 0.9, across**2 + along**2 <= 1)

@@ -14,6 +14,9 @@ from prunekit.surgery import Graph
 Images = Tensor | Iterable[Tensor]
 """Unlabelled, normalised images: one tensor `(N, C, H, W)`, or batches of them."""
 
+LabelledImages = Iterable[tuple[Tensor, Tensor]]
+"""Batches of normalised images `(N, C, H, W)` and their labels `(N,)`."""
+
 MEMORY = 4 << 30  # bytes of activations
 
 
@@ -37,6 +40,13 @@ def gather(images: Images, model: nn.Module, graph: Graph, most: int | None = No
     if not sum(map(len, parts)):
         raise InputError("there are no calibration images", hint="--data names them; a few hundred are enough")
     return torch.cat(parts)
+
+
+def without_labels(images: Images | LabelledImages) -> Images:
+    """Return images without the labels that may come with them."""
+    if isinstance(images, Tensor):
+        return images
+    return [batch if isinstance(batch, Tensor) else batch[0] for batch in images]
 
 
 def reads_images(graph: Graph) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.plan import Plan, Refit
+from prunekit.progress import counter
 from prunekit.restoration.frontier import Arrival, Frontier
 from prunekit.restoration.least_squares import Chunks, fit_towards
 from prunekit.restoration.refit_targets import Site
@@ -44,9 +45,10 @@ def refit_in_order(
     failed: dict[str, str] = {}
     counts: dict[str, int] = {}
     images: list[int] = []
-    numbers = {site.layer: number for number, site in enumerate(sites)}
+    numbers, count = {site.layer: number for number, site in enumerate(sites)}, counter("refitting layers")
     with frontier, torch.no_grad(), unfused_attention():
-        for site, arrivals in frontier.arrivals():
+        for done, (site, arrivals) in enumerate(frontier.arrivals()):
+            count(done, len(sites))
             if not arrivals:
                 continue
             generator = torch.Generator().manual_seed(seed + numbers[site.layer])
@@ -61,6 +63,7 @@ def refit_in_order(
             refit(small, Plan(found))
             refits += found
             del arrivals, sample
+    count(len(sites), len(sites))
     return Restored(refits, failed, counts, (images[0], images[-1]) if images else (0, 0))
 
 

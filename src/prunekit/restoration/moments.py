@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.plan import Refit
+from prunekit.progress import counter
 from prunekit.restoration.gaussian import Filters, activated, correlations, depthwise_correlations
 from prunekit.restoration.modelled_path import Stage, stages
 from prunekit.restoration.moment_propagation import spreads
@@ -39,8 +40,9 @@ def obstacle_to_moments(model: nn.Module, graph: Graph, group: ChannelGroup) -> 
 
 def modelled(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup]) -> dict[str, Reading]:
     """Return the readings of the groups whose statistics can be modelled, by name."""
-    found, varying = {}, spreads(model, graph)
-    for group in groups:
+    found, varying, count = {}, spreads(model, graph), counter("modelling activations")
+    for done, group in enumerate(groups):
+        count(done, len(groups))
         if len(group.producers) == 1 and obstacle_to_moments(model, graph, group) is None:
             _, covariance = _behind(model, graph, group, 0)
             gram: Tensor = torch.zeros_like(covariance[0])
@@ -65,8 +67,9 @@ def moment_refits(
         InputError: statistics that are no numbers.
     """
     stays = graph.kept_indices(graph.kept_classes(kept))
-    refits = []
-    for name in groups:
+    refits, names, count = list[Refit](), list(groups), counter("refitting layers")
+    for done, name in enumerate(names):
+        count(done, len(names))
         group = graph.group(name)
         for member in group.consumers:
             refits += _refit(model, graph, group, member, list(kept[name]), stays)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunekit.progress import counter
 from prunekit.restoration.images import MEMORY, bytes_per_image
 from prunekit.restoration.plain_layers import obstacle, reads
 from prunekit.restoration.refit_targets import norm_behind
@@ -53,10 +54,12 @@ def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], imag
     """Return the readings of these groups on `images`, by name; without those whose consumers cannot be watched."""
     model = copied(model).eval()  # the caller's keeps its mode and its running statistics
     gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(model, graph, group)]
-    generator = torch.Generator().manual_seed(0)
+    generator, count, done = torch.Generator().manual_seed(0), counter("measuring activations"), 0
     for batch in torch.split(images, max(1, min(BATCH, MEMORY // 4 // bytes_per_image(graph)))):
         with torch.no_grad(), unfused_attention(), _Reads(model, graph, gauges, generator):
             model(batch)
+        done += len(batch)
+        count(done, len(images))
     found: dict[str, Reading] = {}
     for group in groups:
         parts = [gauge for gauge in gauges if gauge.group is group and gauge.rows]

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.data import ImageSet
+from prunekit.data import ImageSet, labelled_for
 from prunekit.errors import TrainingError, counted
+from prunekit.spec import remember_classes
 from prunekit.training.config import TrainConfig
 from prunekit.training.events import EpochEvent, Scored, Sink
 from prunekit.training.forward import check_fit, is_out_of_memory
@@ -89,6 +90,9 @@ def train(
 ) -> TrainResult:
     """Train `model` **in place**; it keeps its device, memory layout and train/eval modes.
 
+    Labels are matched with the class names that the model remembers; one that remembers none takes those of
+    `train_set`, which `save` then stores.
+
     On one CPU process a resumed run ends with the same weights, bit for bit, as if it had never stopped (a layer that
     draws from another generator than torch's is not covered). Under torchrun every process calls this; the batch is
     divided among them, and the first writes and reports.
@@ -126,6 +130,8 @@ def train(
         (True, True)
     """
     config.check()
+    train_set = labelled_for(model, train_set)
+    val_set = None if val_set is None else labelled_for(model, val_set)
     began = time.monotonic()
     path = None if state_path is None else Path(state_path)
     world = join(config.device)
@@ -147,6 +153,7 @@ def train(
         state = _state(settings, learner, path, world, resume=resume, force=force)
         with synchronised(model) if config.sync_bn and world.size > 1 else contextlib.nullcontext():
             Run(learner, feed, val_set, config, world, stop, state, path, on_event).go()
+    remember_classes(model, train_set.classes)
     history = tuple(EpochEvent(**event) for event in state.history)
     start, kept = (None if scored is None else Scored(**scored) for scored in (state.start, state.best))
     return TrainResult(model, history, time.monotonic() - began, start, kept)

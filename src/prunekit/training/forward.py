@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunekit import models
 from prunekit.data import ImageSet, check_classes
 from prunekit.errors import InputError, PrunekitError, TrainingError
+from prunekit.spec import classes_of
 
 # Messages of torch, and the advice for each.
 _SIZES = r"cannot be multiplied|[Ss]izes? of tensor|[Ss]ize mismatch|too small|greater than actual|invalid for input of"
@@ -95,9 +96,15 @@ def check_fit(model: nn.Module, train_set: ImageSet, val_set: ImageSet | None, t
     images, _ = next(train_set.batches(2, device=weight.device, order=twice, dtype=dtype_of(model)))
     classes = class_scores(answer(model, images), 2)[0].shape[1]
     for data in sets:
-        check_classes(classes, data)
+        check_classes(classes, data, classes_of(model))
     if teacher is None:
         return
+    named = classes_of(teacher)
+    if named and named != train_set.classes:
+        raise InputError(
+            "the teacher's outputs are of other classes, or in another order, than those of the network",
+            hint="distil from a network whose outputs mean the same (inspect --json shows their `classes`)",
+        )
     known = class_scores(answer(teacher, images), 2)[0].shape[1]
     if known != classes:
         raise InputError(f"the teacher knows {known} classes, and the network {classes}")

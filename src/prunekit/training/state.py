@@ -96,7 +96,7 @@ def identity(
     origin = origin_of(model)
     shapes = {name: list(p.shape) for name, p in model.state_dict().items() if isinstance(p, Tensor)}
     return {
-        "architecture": origin.arch if origin else type(model).__name__,
+        "architecture": origin.arch if origin and origin.arch else type(model).__name__,
         "tensors of the network": _digest(json.dumps(shapes)),
         "plans": [dict(step) for step in origin.history] if origin else [],
         "training images": _images(train_set),

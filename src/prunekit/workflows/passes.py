@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit import api
 from prunekit.checkpoint import load, save
@@ -27,6 +27,7 @@ from prunekit.evaluation.score import accuracy
 from prunekit.files.writing import atomic_write
 from prunekit.methods.base import Config
 from prunekit.methods.budget import read_budget
+from prunekit.restoration.images import Images, LabelledImages
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost
 from prunekit.surgery.graph.groups import frozen_by_reason
@@ -71,12 +72,12 @@ class PassResult:
 
 @dataclass(frozen=True)
 class PassImages:
-    """Images of a run: to tune on, to validate on, to score passes with, and unlabelled ones to restore from."""
+    """Images of a run: to tune on, to validate on, to score passes with, and those that the method reads."""
 
     train: ImageSet
     val: ImageSet | None
     score: ImageSet
-    calibration: Tensor | None = None
+    calibration: Images | LabelledImages | None = None
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,20 @@ After Li et al., "Pruning Filters for Efficient ConvNets" (ICLR 2017), figure 2:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from prunekit import surgery
 from prunekit.data import ImageSet
 from prunekit.errors import InputError
 from prunekit.evaluation.score import accuracy
+from prunekit.methods.baselines.scores import filter_norms
 from prunekit.methods.ranking import keep_after, removal_order
 from prunekit.plan import Keep, Plan
+from prunekit.progress import Progress, counter, report_progress
 from prunekit.surgery import ChannelGroup, Graph
 
 RATIOS = (0.25, 0.5, 0.75)
@@ -54,7 +53,7 @@ def sensitivity(
     ratios: Sequence[float] = RATIOS,
     *,
     batch_size: int = 256,
-    on_group: Callable[[int, int], None] | None = None,
+    on_group: Progress | None = None,
 ) -> list[GroupSensitivity]:
     """Measure `model` once for every group that can lose channels and every ratio.
 
@@ -85,13 +84,12 @@ def sensitivity(
     groups = [group for group in graph.groups if len(group.free) > 1]
     if not groups:
         raise InputError("no channels of this model can be removed", hint="prunekit inspect says why")
-    found = []
+    found, count = [], on_group or counter("pruning one group at a time")
     for number, group in enumerate(groups, start=1):
         left = [_pruned_accuracy(model, graph, group, ratio, images, batch_size) for ratio in ratios]
         removed, accuracies = zip(*left, strict=True)
         found.append(GroupSensitivity(group.name, group.size, tuple(ratios), removed, accuracies))
-        if on_group:
-            on_group(number, len(groups))
+        count(number, len(groups))
     return found
 
 
@@ -103,15 +101,5 @@ def _pruned_accuracy(
     count = min(int(ratio * group.size), len(removal.order))
     keeps = keep_after([group], removal, count)
     small = surgery.edit(model, Plan(Keep(name, index) for name, index in keeps.items()), graph)
-    return count, accuracy(small.eval(), images, batch_size=batch_size).accuracy
-
-
-def filter_norms(model: nn.Module, group: ChannelGroup) -> NDArray[np.float64]:
-    """Return the L1 norm of the filters that make each channel, summed over its producers: `(group size,)`."""
-    norms = np.zeros(group.size)
-    with torch.no_grad():
-        for member in group.producers:
-            weight = model.get_parameter(member.parameter).detach().double().abs().movedim(member.dim, 0)
-            norms_here = weight.reshape(weight.shape[0], -1).sum(1).cpu().numpy()
-            np.add.at(norms, member.units, norms_here[member.positions])
-    return norms
+    with report_progress(None):  # groups are counted
+        return count, accuracy(small.eval(), images, batch_size=batch_size).accuracy

@@ -113,8 +113,7 @@ def _train(output: Output, model: nn.Module, label: str, options: DemoOptions, *
 
     config = TrainConfig(batch_size=64, device="cpu", seed=options.seed, **settings)
     images = open_data("digits", "train")
-    with watching(output, label) as sink:
-        result = train(model, config, images, open_data("digits", "val"), on_event=sink)
+    result = train(model, config, images, open_data("digits", "val"), on_event=watching(output, label))
     remember_run(model, images, config, result)
 
 

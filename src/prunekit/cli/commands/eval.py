@@ -78,6 +78,7 @@ COMMAND = Command(
         "prunekit eval small.pt --data cifar10 --data-root ~/data --min-accuracy 0.93",
         "prunekit eval torchvision:resnet18 torchvision:mobilenet_v2 --threads 1",
         "prunekit eval small.pt --data path/to/images --per-class",
+        "prunekit eval weights.pth --arch resnet50 --data path/to/some/classes --classes names.txt",
         "prunekit eval small.pt --data digits --json | jq .accuracy",
         "prunekit eval gated.pt --data digits --budget 50% --runtime auto",
         "prunekit eval gated.pt@40% gated.pt@60% --data digits",

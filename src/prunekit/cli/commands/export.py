@@ -22,9 +22,9 @@ from prunekit.cli.framework.options import (
 from prunekit.cli.inputs import example_inputs
 from prunekit.cli.models import STREAM, check_inputs, output_path, read_model, spec_of
 from prunekit.errors import InputError
+from prunekit.progress import counter
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
-from prunekit.report.terminal.progress import counting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,7 +85,7 @@ def run(
 ) -> None:
     """Export, compare, write, and show both side by side."""
     _check(file, where, data, check)
-    check_inputs(model, data)
+    check_inputs(model, data, reading)
     from prunekit.exporting.writer import ExportOptions
 
     format = _format(file, where)
@@ -93,9 +93,11 @@ def run(
     network, size = read_model(model, reading)
     _use_gates(network, file)
     example = example_inputs(network, file.inputs)
-    images = data.open(output, cast("Split", check.split), spec_of(network), reading) if data.data is not None else None
     options = ExportOptions(file.opset, file.fixed_batch, file.fold_bn, check.tolerance, check.min_agreement)
-    batches = _batches(images, output) if images is not None else None
+    batches = None
+    if data.data is not None:
+        images = data.open(output, cast("Split", check.split), spec_of(network), reading)
+        batches = _batches(network, example, images, output)
     done = _exported(network, example, format, options, batches, buckets=file.buckets)
     times = _latencies(network, example, done, file.fixed_batch or 1, check) if check.latency else {}
     written = None if where.dry_run else _write(done, target, output, force=where.force)
@@ -178,14 +180,34 @@ def _exported(
     return exported(network, example, format, options, batches)
 
 
-def _batches(images: ImageSet, output: Output) -> Iterator[Batch]:
-    """Yield all images in batches, with the progress shown."""
-    seen = 0
-    with counting(output, "comparing") as progress:
-        for batch, labels in images.batches(_BATCH_SIZE):
-            yield batch, labels
-            seen += len(labels)
-            progress(seen, len(images))
+def _batches(network: nn.Module, example: tuple[Tensor, ...], images: ImageSet, output: Output) -> Iterator[Batch]:
+    """Yield all images in batches, with the progress shown; with labels where they are those of the network."""
+    seen, labelled = 0, True
+    try:
+        images = _labelled(network, example, images)
+    except InputError as error:
+        labelled = False
+        output.warn(f"{error.message}: outputs are compared, and no accuracies ({error.hint})")
+    count = counter("comparing outputs")
+    for batch, labels in images.batches(_BATCH_SIZE):
+        yield batch, labels if labelled else None
+        seen += len(labels)
+        count(seen, len(images))
+
+
+def _labelled(network: nn.Module, example: tuple[Tensor, ...], images: ImageSet) -> ImageSet:
+    """Return images whose labels number the outputs of a classifier; raise `InputError` where they cannot."""
+    import torch
+
+    from prunekit.data import check_classes, labelled_for
+    from prunekit.spec import classes_of
+
+    images = labelled_for(network, images)
+    with torch.inference_mode():
+        scores = network(*example)
+    if isinstance(scores, torch.Tensor) and scores.dim() == 2:
+        check_classes(scores.shape[1], images, classes_of(network))
+    return images
 
 
 def _latencies(

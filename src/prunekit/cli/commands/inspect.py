@@ -14,7 +14,6 @@ from prunekit.cli.models import check_inputs, check_report, describe_source, rea
 from prunekit.errors import InputError, PrunekitError
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
-from prunekit.report.terminal.progress import counting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +55,7 @@ def run(
 ) -> None:
     """Trace the model and show its layers, channel groups, frozen groups and history."""
     options.check(data)
-    check_inputs(model, data)
+    check_inputs(model, data, reading)
     from prunekit import api
     from prunekit.surgery.graph.groups import frozen_by_reason
 
@@ -157,8 +156,7 @@ def _sensitivity(
 
     images = data.open(output, "test", spec_of(network), reading)
     chosen = images.sample(min(options.images, len(images)), seed=0)
-    with counting(output, "sensitivity") as progress:
-        groups = sensitivity(network, found.graph, chosen, options.ratios, on_group=progress)
+    groups = sensitivity(network, found.graph, chosen, options.ratios)
     whole = accuracy(network, chosen).accuracy
     return {"accuracy": whole, "images": len(chosen), "groups": [group.to_json() for group in groups]}
 

@@ -37,7 +37,7 @@ def command_for(name: str) -> Command:
     ) -> None:
         target = output_path(model, where, name, output)
         check(data, tuning, passes, target)
-        check_inputs(model, data)
+        check_inputs(model, data, reading)
         check_budget(config)
         network, _ = read_model(model, reading)
         check_kind(network, target)

@@ -1,8 +1,7 @@
-"""`prunekit sweep`: methods over ratios, one table and picture; an interrupted sweep can be resumed."""
+"""`prunekit sweep`: methods over budgets, one table and picture; an interrupted sweep can be resumed."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunekit.cli import sweep_file
 from prunekit.cli.framework.build import Command
-from prunekit.cli.framework.fields import from_text
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
 from prunekit.cli.measuring import MeasureOptions, measure, open_images, warn_of_balance
 from prunekit.cli.models import (
@@ -24,24 +23,28 @@ from prunekit.cli.models import (
     spec_of,
     write_report,
 )
-from prunekit.errors import InputError
-from prunekit.report.documents import document, dumps
+from prunekit.cli.sweep_arguments import Grid, SweepTuning, asked_for, check_grid
+from prunekit.errors import CheckFailed, InputError
+from prunekit.report import numbers
 from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
+    from prunekit.data import ImageSet
     from prunekit.evaluation.score import EvalResult
-    from prunekit.workflows.sweeps import SweepPoint, Variant
-
-_MOST = 1000  # points: a larger number is a typing error
+    from prunekit.training.config import TrainConfig
+    from prunekit.workflows.sweeps.points import SweepPoint
+    from prunekit.workflows.sweeps.summary import Sweep
 
 Methods = Annotated[
     list[str] | None,
     typer.Option(
+        "--methods",
         "--method",
-        metavar="NAME[:KEY=VALUE,...]",
-        help="A method, perhaps with settings; give it again for more. By default all installed ones.",
+        metavar="NAME[:RESTORATION][:KEY=VALUE,...],...",
+        help="Methods, each perhaps with a way of restoring or other settings; manidp trains gates. By default all "
+        "installed ones but baselines (l1-norm, random, taylor).",
     ),
 ]
 
@@ -50,15 +53,23 @@ Methods = Annotated[
 class SweepOptions:
     """Points of the sweep, and where they go."""
 
-    ratios: str = option("0.1:0.9:0.1", metavar="R,...|FROM:TO:STEP", help="Shares of channels to remove.")
+    ratios: str | None = option(
+        metavar="R,...|FROM:TO:STEP", help="Shares of channels to remove (the default: 0.1:0.9:0.1)."
+    )
+    target_macs: str | None = option(metavar="AMOUNT,...", help="Or MACs to keep, such as 75%,50%,25% or 20M.")
+    target_params: str | None = option(metavar="AMOUNT,...", help="Or parameters to keep, such as 75%,50%,25% or 2M.")
+    seeds: str | None = option(metavar="SEED,...", help="Make each network once with every seed (the default: 0).")
+    within: float = option(1.0, metavar="POINTS", help="Accuracy that the recommended network may lose.")
     out: str | None = option(
         flag="--output,-o", metavar="FILE", help="File for the points, as JSON; by default beside the model."
     )
-    resume: bool = option(False, help="Go on with the points of that file; more ratios and methods may be asked for.")
+    resume: bool = option(
+        False, help="Go on with the points of that file; other budgets, methods and seeds may be asked for."
+    )
     force: bool = option(False, help="Replace files that exist.")
     calibration: int = option(1000, metavar="COUNT", help="Training images to restore from, without labels.")
     format: str = option("table", choices=("table", "csv", "markdown"), help="Format of the result on standard output.")
-    picture: str | None = option(metavar="FILE", help="Draw accuracy against MACs and the ratio there.")
+    picture: str | None = option(metavar="FILE", help="Draw accuracy against the budgets and MACs there.")
     html: str | None = option(metavar="FILE", help="Write one self-contained page there.")
 
 
@@ -66,80 +77,118 @@ def run(
     output: Output,
     model: ModelArgument,
     *,
-    method: Methods = None,
+    methods: Methods = None,
     sweep: SweepOptions,
     data: DataOptions,
+    tuning: SweepTuning,
     options: MeasureOptions,
     reading: ReadingOptions,
 ) -> None:
-    """Measure the model, then every method at every ratio that is not yet known."""
+    """Measure the model, then every method at every budget that is not yet known."""
     options.check()
-    check_inputs(model, data)
-    from prunekit.workflows import sweeps
-
-    ratios, variants, target = read_ratios(sweep.ratios), _variants(method), _target(model, sweep, data)
-    if len(ratios) * len(variants) > _MOST:
-        raise InputError(f"{len(ratios) * len(variants)} points are more than {_MOST}")
+    check_inputs(model, data, reading)
+    target = _target(model, sweep, data)
+    stored = sweep_file.read(target) if sweep.resume else sweep_file.Stored()
+    grid, config = asked_for(output, methods, sweep, stored), tuning.settled(options.device)
+    check_grid(grid, data, config)
+    if not sweep.resume:
+        sweep_file.must_be_new(target, force=sweep.force)
     network, _ = read_model(model, reading)
-    spec_of(network)
-    header = {"model": describe_source(model), "weights": sweeps.fingerprint(network), "data": data.data}
-    kept = _Kept(target, {**header, "split": options.split, "calibration": sweep.calibration})
-    known = kept.points(resume=sweep.resume, force=sweep.force)
+    settings = _settings(network, sweep, data, options, grid, config)
+    sweep_file.must_agree(target, stored, settings)
     images = open_images(output, network, data, options, reading)
-
-    def measured(pruned: nn.Module, name: str) -> EvalResult:
-        return measure(output, pruned, name, images, options)
-
-    base = kept.base or measured(network, describe_source(model))
+    base = stored.base or measure(output, network, describe_source(model), images, options)
     warn_of_balance(output, base)
-    kept.write(base, known)
+    facts = {"model": describe_source(model), **settings, "asked": grid.to_json()}
+    job = _Job(output, target, facts, grid, config, base, images, data, options, sweep)
+    done = job.view(_points(job, network, stored.points, reading))
+    _report(job, done, job.store(done))
+    if done.failed:
+        raise CheckFailed(
+            f"{len(done.failed)} of {numbers.counted(len(done.points), 'point')} have no figures",
+            hint="their rows say why; --resume tries them again",
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of the command, parsed and checked, with the network measured."""
+
+    output: Output
+    target: Path
+    facts: dict[str, Any]
+    grid: Grid
+    tuning: TrainConfig | None
+    base: EvalResult
+    images: ImageSet | None
+    data: DataOptions
+    options: MeasureOptions
+    sweep: SweepOptions
+
+    def view(self, points: Sequence[SweepPoint]) -> Sweep:
+        """Return the sweep as far as it is."""
+        from prunekit.workflows.sweeps.summary import Sweep
+
+        epochs = self.tuning.epochs if self.tuning else 0
+        axis, within = self.grid.axis, self.sweep.within
+        return Sweep(self.base, tuple(points), axis, self.data.data, self.options.split, epochs, within)
+
+    def store(self, sweep: Sweep) -> dict[str, Any]:
+        """Write the sweep to its file; return the document."""
+        return sweep_file.write(self.target, self.facts, sweep)
+
+
+def _settings(
+    network: nn.Module,
+    sweep: SweepOptions,
+    data: DataOptions,
+    options: MeasureOptions,
+    grid: Grid,
+    tuning: TrainConfig | None,
+) -> dict[str, Any]:
+    """Return what all points of one file have in common."""
+    from prunekit.workflows.sweeps.points import fingerprint
+
+    spec_of(network)
+    return {
+        "weights": fingerprint(network),
+        "data": data.data,
+        "split": options.split,
+        "calibration": sweep.calibration,
+        "axis": grid.axis,
+        "tuning": tuning.settings() if tuning else None,
+    }
+
+
+def _points(
+    job: _Job, network: nn.Module, known: Sequence[SweepPoint], reading: ReadingOptions
+) -> Sequence[SweepPoint]:
+    """Make and measure the points that are not known, and store each when it is done."""
+    from prunekit.report.terminal.training import watching
+    from prunekit.workflows.sweeps.running import sweep
+
+    output, grid, data, spec = job.output, job.grid, job.data, spec_of(network)
+    job.store(job.view(known))
 
     def keep(points: Sequence[SweepPoint]) -> None:
-        kept.write(base, points)
-        _say(output, points[-1])
+        job.store(job.view(points))
+        _say(output, points[-1], len(grid.seeds) > 1)
 
-    calibration = _calibration(output, network, data, sweep.calibration, reading)
-    points = sweeps.sweep(network, variants, ratios, measured, images=calibration, known=known, on_point=keep)
-    _report(output, target, base, points, sweep, kept.document(base, points))
-
-
-def read_ratios(text: str) -> list[float]:
-    """Parse `0.1,0.5` or `0.1:0.9:0.2` (both ends included) into ascending ratios.
-
-    Raises:
-        InputError: The text has no numbers, or one that is not between 0 and 1.
-    """
-    try:
-        if ":" in text:
-            first, last, step = (float(part) for part in text.split(":"))
-            count = int((last - first) / step + 1e-9) + 1 if step > 0 else 0
-            found = [round(first + i * step, 10) for i in range(min(count, _MOST))]
-        else:
-            found = [float(part) for part in text.split(",") if part.strip()]
-    except (ValueError, OverflowError):
-        found = []
-    if not found or not all(0 < ratio < 1 for ratio in found):
-        raise InputError(
-            f"--ratios '{text}' are not shares between 0 and 1", hint="expected for example 0.2,0.5 or 0.1:0.9:0.1"
-        )
-    return sorted(set(found))
-
-
-def _variants(given: list[str] | None) -> list[Variant]:
-    """Return the requested methods, with their settings checked."""
-    from prunekit import api
-    from prunekit.methods import registry
-    from prunekit.workflows.sweeps import Variant
-
-    variants: dict[str, Variant] = {}
-    for text in given or registry.names():
-        name, _, settings = text.partition(":")
-        variant = Variant(name, from_text(registry.get(name).Config, settings))
-        if set(variant.settings) & {"ratio", "target_macs", "target_params"}:
-            raise InputError(f"--method {text} says how much is to go", hint="--ratios says that")
-        api.make_config(name, **variant.settings)
-        variants[variant.label] = variant
-    return list(variants.values())
+    return sweep(
+        network,
+        grid.variants,
+        grid.budgets,
+        lambda made, name: measure(output, made, name, job.images, job.options),
+        axis=grid.axis,
+        seeds=grid.seeds,
+        train_set=None if data.data is None else data.open(output, "train", spec, reading),
+        val_set=data.open(output, "val", spec, reading) if job.tuning else None,
+        calibration=job.sweep.calibration,
+        tuning=job.tuning,
+        known=known,
+        on_point=keep,
+        on_event=watching(output, "tuning"),
+    )
 
 
 def _target(source: str, sweep: SweepOptions, data: DataOptions) -> Path:
@@ -148,6 +197,8 @@ def _target(source: str, sweep: SweepOptions, data: DataOptions) -> Path:
         raise InputError("a sweep keeps its points in a file", hint="name one with -o FILE")
     if sweep.calibration < 1:
         raise InputError(f"--calibration must be at least 1, not {sweep.calibration}")
+    if not 0 <= sweep.within <= 100:
+        raise InputError(f"--within must lie between 0 and 100 points, not {sweep.within:g}")
     check_report(sweep.html, force=sweep.force)
     check_report(sweep.picture, force=sweep.force)
     if sweep.picture is not None:
@@ -161,99 +212,47 @@ def _target(source: str, sweep: SweepOptions, data: DataOptions) -> Path:
     return path
 
 
-class _Kept:
-    """The file that holds a sweep while it runs, and after: its own JSON document."""
+def _say(output: Output, point: SweepPoint, several: bool) -> None:
+    from prunekit.workflows.sweeps.points import written
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        self.path = path
-        self.header = header
-        self.base: EvalResult | None = None
-
-    def points(self, *, resume: bool, force: bool) -> list[SweepPoint]:
-        """Return the points of an earlier run with `resume`; none where a new sweep begins."""
-        from prunekit.workflows.sweeps import SweepPoint, result_from_json
-
-        if not self.path.exists():
-            return []
-        if not resume:
-            if force:
-                return []
-            raise InputError(f"{self.path} exists", hint="--resume goes on with it, --force begins anew")
-        try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            before = {key: found[key] for key in self.header}
-            self.base = result_from_json(found["base"])
-            points = [SweepPoint.from_json(point) for point in found["points"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.path} is not a sweep that could go on: {error}") from error
-        differing = [key for key in self.header if key != "model" and before[key] != self.header[key]]
-        if differing:
-            raise InputError(f"{self.path} is a sweep of other {' and '.join(differing)}", hint="name another with -o")
-        return points
-
-    def document(self, base: EvalResult, points: Sequence[SweepPoint]) -> dict[str, Any]:
-        """Return the document of all known points."""
-        fields = {**self.header, "base": base.to_json(), "points": [point.to_json() for point in points]}
-        return document("sweep", {"output": str(self.path), **fields})
-
-    def write(self, base: EvalResult, points: Sequence[SweepPoint]) -> None:
-        """Write the points known so far."""
-        write_report(str(self.path), dumps(self.document(base, points)) + "\n", force=True)
-
-
-def _calibration(
-    output: Output, network: nn.Module, data: DataOptions, count: int, reading: ReadingOptions
-) -> Tensor | None:
-    """Return normalised training images without their labels, where there are images."""
-    if data.data is None:
-        return None
-    images = data.open(output, "train", spec_of(network), reading)
-    chosen = images.sample(min(count, len(images)), seed=0)
-    return next(chosen.batches(len(chosen)))[0]
-
-
-def _say(output: Output, point: SweepPoint) -> None:
-    from prunekit.report import numbers
-
+    name = f"{point.label} {written(point.budget[1])}" + (f", seed {point.seed}" if several else "")
     if point.result is None:
-        output.warn(f"{point.label} {point.ratio:g}: {point.error}")
-    else:
-        result = point.result
-        accuracy = f"accuracy {numbers.percent(result.accuracy)}, " if result.accuracy is not None else ""
-        output.note(f"{point.label} {point.ratio:g}: {accuracy}{result.params:,} parameters, {result.macs:,} MACs")
+        output.warn(f"{name}: {point.error}")
+        return
+    result = point.result
+    accuracy = f"accuracy {numbers.percent(result.accuracy)}, " if result.accuracy is not None else ""
+    output.note(f"{name}: {accuracy}{result.params:,} parameters, {result.macs:,} MACs")
 
 
-def _report(
-    output: Output,
-    target: Path,
-    base: EvalResult,
-    points: list[SweepPoint],
-    sweep: SweepOptions,
-    facts: dict[str, Any],
-) -> None:
+def _report(job: _Job, done: Sweep, facts: dict[str, Any]) -> None:
     from prunekit.report.pages import sweeping
+    from prunekit.report.terminal.sweeping import show_sweep
 
-    title = f"{base.model}: methods over ratios"
-    if sweep.html is not None:
-        write_report(sweep.html, sweeping.sweep_page(title, base, points), force=sweep.force)
-    if sweep.picture is not None:
+    title, asked = f"{Path(done.base.model).name}: accuracy against cost", job.sweep
+    if asked.html is not None:
+        write_report(asked.html, sweeping.sweep_page(title, done), force=asked.force)
+    if asked.picture is not None and (charts := sweeping.sweep_charts(done)):
         from prunekit.report.pictures import png
 
-        png.draw(sweeping.sweep_charts(base, points), Path(sweep.picture), title=title, force=sweep.force)
-    if output.json:
-        output.document(facts)
+        about = sweeping.sweep_about(done)
+        png.draw(charts, Path(asked.picture), title=title, about=about, force=asked.force)
+    if job.output.json:
+        job.output.document(facts)
         return
-    sweeping.show_sweep(output, base, points, sweep.format)
-    output.note(f"the points are in {target}")
+    show_sweep(job.output, done, asked.format)
+    job.output.note(f"the points are in {job.target}")
 
 
 COMMAND = Command(
     run,
     (
         "prunekit sweep model.pt --data digits --picture sweep.png",
-        "prunekit sweep model.pt --data digits --ratios 0.1:0.9:0.2 --method slim --method merge",
-        "prunekit sweep model.pt --data digits --method merge:restore=none --method merge:restore=paper --html s.html",
+        "prunekit sweep model.pt --data digits --ratios 0.1:0.9:0.2 --methods slim,merge,random,l1-norm,taylor",
+        "prunekit sweep model.pt --data digits --methods merge:none,merge:paper,merge:moments --html sweep.html",
+        "prunekit sweep model.pt --data digits --target-macs 75%,50%,25% --epochs 3 --seeds 0,1,2",
+        "prunekit sweep model.pt --data digits --target-macs 75%,50% --methods merge,manidp --epochs 10",
         "prunekit sweep model.pt --data digits --ratios 0.45,0.55 --resume --format csv",
     ),
-    {"sweep": "Sweep", "data": DATA, "options": "Measuring", "reading": READING},
+    {"sweep": "Sweep", "data": DATA, "tuning": "Tuning (with --data)", "options": "Measuring", "reading": READING},
+    {"distill": "--distill-share"},
 )

@@ -88,11 +88,10 @@ def run(
 ) -> None:
     """Train, write the artefact, and show the result."""
     config.check()
-    check_inputs(model, data)
+    job = prepare(output, model, data, config, where, reading, options)
     from prunekit.training.entry import train
     from prunekit.training.fine_tuning import cut_since_training, suited
 
-    job = prepare(output, model, data, config, where, reading, options)
     if job.tunes:
         config = suited(config, len(job.train_set), cut_since_training(job.model))
     if where.dry_run:
@@ -130,14 +129,18 @@ def prepare(
     if where.out == STREAM:
         raise InputError("a trained model goes to a file: its state lies beside it", hint="name one with -o FILE")
     target = Path(output_path(source or str(reading.arch), where, suffix, output))
+    check_inputs(source, data, reading, images_needed=True)
+    from prunekit.data import labelled_for
+
     if source is not None:
         model, _ = read_model(source, reading)
         check_kind(model, str(target))
         train_set = data.open(output, "train", spec_of(model), reading)
     else:
         model, train_set = _from_scratch(output, data, config, reading)
+    train_set = labelled_for(model, train_set)
     teacher = read_teacher(options.teacher, reading)
-    val_set = data.open(output, "val", train_set.input_spec, reading)
+    val_set = labelled_for(model, data.open(output, "val", train_set.input_spec, reading))
     return Job(model, train_set, val_set, teacher, target, tunes=source is not None)
 
 
@@ -154,11 +157,16 @@ def _say_before(output: Output, job: Job, config: TrainConfig) -> None:
 def _from_scratch(
     output: Output, data: DataOptions, config: TrainConfig, reading: ReadingOptions
 ) -> tuple[nn.Module, ImageSet]:
-    """Build a network with as many outputs as the data has classes, where it accepts their number; return both."""
+    """Build a network with an output for each class, where it accepts their number; return it and the images.
+
+    The classes are those of `--classes`, or else those of the data.
+    """
     import torch
 
     from prunekit import models
+    from prunekit.spec import remember_classes
 
+    names = reading.class_names()
     arch, arguments = str(reading.arch), reading.arguments()
     default = models.default_input(arch, arguments)
     # the data set knows its own normalisation better than an architecture does
@@ -169,7 +177,8 @@ def _from_scratch(
     train_set = data.open(output, "train", spec, reading)
     torch.manual_seed(config.seed)
     told = "num_classes" in (arguments or {}) or not models.takes(arch, "num_classes")
-    return models.build(arch, arguments, num_classes=None if told else len(train_set.classes)), train_set
+    count = len(names or train_set.classes)
+    return remember_classes(models.build(arch, arguments, num_classes=None if told else count), names or ()), train_set
 
 
 def _show(output: Output, job: Job, config: TrainConfig) -> None:

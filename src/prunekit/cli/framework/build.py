@@ -18,6 +18,7 @@ from prunekit.cli.framework import config
 from prunekit.cli.framework.fields import collect, options_of
 from prunekit.cli.framework.settings import Asked, Setting, keys
 from prunekit.errors import InputError, unknown_name
+from prunekit.progress import report_progress
 from prunekit.report.terminal.output import Output
 
 _COMMON = "Common options"
@@ -213,7 +214,11 @@ def _callback(command: Command) -> Callable[..., Any]:
             output.open_log(common.log)
         settings = {name: collect(group, values) for name, group in groups.items()}
         others = {p.name: values[p.name] for p in declared if p.name not in groups}
-        return command.run(output, **settings, **others)
+        try:
+            with report_progress(output.progress):
+                return command.run(output, **settings, **others)
+        finally:
+            output.settle()
 
     context = inspect.Parameter("_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     callback.__signature__ = inspect.Signature([context, *flat])  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ def sinks(
     from prunekit.training.sinks import MetricsFile, TensorBoard
 
     with contextlib.ExitStack() as stack:
-        receivers: list[Sink] = [stack.enter_context(watching(output)), MetricsFile(metrics)]
+        receivers: list[Sink] = [watching(output), MetricsFile(metrics)]
         if tensorboard is not None:
             board = TensorBoard(tensorboard)
             stack.callback(board.close)

@@ -68,12 +68,29 @@ class ReadingOptions:
     input_size: str | None = option(metavar="SIZE", help="Input size: 224, 32x32 or 3x32x32.")
     mean: str | None = option(metavar="M,...", help="Mean of each channel, for pixels from 0 to 1.")
     std: str | None = option(metavar="S,...", help="Standard deviation of each channel.")
+    classes: str | None = option(
+        metavar="FILE",
+        help="The classes that the outputs stand for, in their order: one name a line, or a JSON list. Images are "
+        "matched with them by the names of their folders.",
+    )
 
     def arguments(self) -> dict[str, Any] | None:
         """Return the parsed `--arch-args`; None where there are none."""
         from prunekit.models import parse_args
 
         return parse_args(self.arch_args) if self.arch_args else None
+
+    def check(self) -> None:
+        """Raise `InputError` for values that cannot be read, before torch is imported."""
+        if self.input_size is not None:
+            parse_size(self.input_size, channels=3)
+        self.class_names()
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Return the names in the file of `--classes`; None where there is none. It needs no torch."""
+        from prunekit.files.class_names import read_class_names
+
+        return read_class_names(self.classes) if self.classes is not None else None
 
 
 @dataclass(frozen=True)
@@ -87,8 +104,10 @@ class DataOptions:
     data_root: str | None = option(metavar="FOLDER", help="Folder of the torchvision data set.")
     skip_bad: bool = option(False, help="Leave unreadable images out instead of stopping at the first.")
 
-    def check(self) -> None:
-        """Raise `InputError` where `--data` is a path that leads nowhere, before torch is imported to read it."""
+    def check(self, *, needed: bool = False) -> None:
+        """Raise `InputError`, before torch is imported, for a path that leads nowhere, or where `needed` for none."""
+        if needed and self.data is None:
+            raise InputError("no data given", hint="say which with --data digits, a folder or a torchvision data set")
         if self.data is not None and len(Path(self.data).parts) > 1 and not os.path.lexists(self.data):
             raise InputError(f"there is no folder {self.data}")
 
@@ -100,10 +119,10 @@ class DataOptions:
         Raises:
             InputError: There is no `--data`, or it cannot be read.
         """
+        self.check(needed=True)
         from prunekit.data import open_data
 
-        if self.data is None:
-            raise InputError("no data given", hint="say which with --data digits, a folder or a torchvision data set")
+        assert self.data is not None
         resize = reading.input_size is not None
         images = open_data(
             self.data, split, root=self.data_root, input_spec=spec, skip_bad=self.skip_bad, resize=resize

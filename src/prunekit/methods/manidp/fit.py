@@ -113,7 +113,7 @@ def fit(
     view, kept = GatedView.of(gated), dict[str, float]()
     if recipe.start == "informed" and not resume:
         device = next(gated.parameters()).device
-        images = next(train_set.sample(IMAGES, seed=config.seed).batches(IMAGES))[0]
+        images = train_set.sample(IMAGES, seed=config.seed).inputs()
         kept = inform(view, images.to(device), recipe.keep, recipe.ease, config.seed)
     trained = train(
         gated,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunekit.data import ImageSet
+from prunekit.data import ImageSet, labelled_for
+from prunekit.evaluation.score import accuracy
 from prunekit.methods.manidp.assess import GateResult, assess
 from prunekit.methods.manidp.gating import baseline_of
 from prunekit.methods.manidp.objective import gram, pooled
@@ -16,6 +17,7 @@ from prunekit.methods.manidp.record import Record, observe, watched
 from prunekit.methods.manidp.thresholds import SPAN, Thresholds, used_budget
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, same_thresholds
+from prunekit.progress import counter, report_progress
 from prunekit.surgery.execution.hooks import hooked
 
 _SHIFTS = (-SPAN, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
@@ -52,7 +54,13 @@ class Portrait:
 
 
 def portray(view: GatedView, images: ImageSet) -> Portrait:
-    """Watch a network, in eval mode, on labelled `images`. Thresholds are moved for the sweep and put back."""
+    """Watch a network, in eval mode, on labelled `images`. Thresholds are moved for the sweep and put back.
+
+    Raises:
+        InputError: The images are of other classes than the network.
+    """
+    images = labelled_for(view.model, images)
+    accuracy(view.model, images.subset([0]))  # which compares the number of classes with that of the outputs
     record = observe(view, images.batches(250))
     return Portrait(
         result=assess(record, view.cost),
@@ -68,12 +76,14 @@ def portray(view: GatedView, images: ImageSet) -> Portrait:
 def _sweep(view: GatedView, images: ImageSet) -> tuple[tuple[float, float], ...]:
     layers = view.layers.values()
     family = Thresholds.around(view, observe(view, images.batches(250), saliencies=True))
-    points = []
+    points, count = [], counter("trying thresholds")
     with same_thresholds(layers):
-        for shift in _SHIFTS:
+        for done, shift in enumerate(_SHIFTS):
+            count(done, len(_SHIFTS))
             for layer, value in zip(layers, family.at(shift), strict=True):
                 layer.threshold.fill_(value)
-            found = observe(view, images.batches(250))
+            with report_progress(None):
+                found = observe(view, images.batches(250))
             points.append((found.mean_macs, found.accuracy))
     return tuple(points)
 
@@ -86,7 +96,7 @@ def _alignment(view: GatedView, images: ImageSet) -> dict[str, float]:
         hooked(layer.norm.register_forward_hook(_keeping(features, layer)) for layer in layers),
         watched(layers) as seen,
     ):
-        view.model(next(images.batches(len(images)))[0])
+        view.model(images.inputs())
     pairs = zip(view.cost.layers, features, seen, strict=True)
     return {name: _correlation(gram(f.double()), gram(pi.double())) for name, f, pi in pairs}
 

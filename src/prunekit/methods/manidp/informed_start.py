@@ -23,6 +23,7 @@ from prunekit.methods.manidp.difficulty import hardness, lean
 from prunekit.methods.manidp.keep_ratios import shares
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, gated_layers
+from prunekit.progress import counter
 from prunekit.restoration.frontier import MEMORY, Frontier
 from prunekit.restoration.layerwise_refit import refit_in_order
 from prunekit.restoration.refit_targets import Site
@@ -74,8 +75,11 @@ def answers_moved(gated: nn.Module, images: Tensor, seed: int = 0) -> dict[str, 
     generator = torch.Generator().manual_seed(seed)
     layers = dict(gated_layers(gated))
     sums = {name: torch.zeros(()) for name in layers}
+    count, done = counter("measuring channels"), 0
     with _leaves(layers) as saliencies:
         for batch in torch.split(images, _CHUNK):
+            count(done, len(images))
+            done += len(batch)
             logits = gated(batch)
             for left in reversed(range(_DIRECTIONS)):
                 direction = torch.randn(logits.shape, generator=generator).to(logits)

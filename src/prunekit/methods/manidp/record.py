@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv
+from prunekit.progress import counter
 from prunekit.surgery.execution.hooks import hooked
 
 
@@ -62,6 +63,7 @@ def observe(
     losses: list[Tensor] = []
     correct: list[Tensor] = []
     stored: list[list[Tensor]] = [[] for _ in layers]
+    count, done = counter("watching the gates"), 0
     used = [torch.zeros(width, dtype=torch.int64) for width in cost.channels]
     with watched(layers) as seen:
         for images, labels in batches:
@@ -73,6 +75,8 @@ def observe(
                 if saliencies:
                     stored[number].append(pi.float().cpu())
             seen.clear()
+            done += len(images)
+            count(done, 0)  # the number of batches is unknown
             if labels is not None:
                 losses.append(F.cross_entropy(logits, labels, reduction="none").cpu())
                 correct.append((logits.argmax(1) == labels).cpu())
@@ -85,6 +89,11 @@ def observe(
         correct=torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool),
         saliencies=tuple(torch.cat(parts) for parts in stored) if saliencies else (),
     )
+
+
+def unlabelled(batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, None]]:
+    """Yield the images of batches alone, where their labels may be of other classes than the network's."""
+    return ((images, None) for images, _ in batches)
 
 
 @contextlib.contextmanager

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError, counted
 from prunekit.methods.manidp.costs import DynamicCost
-from prunekit.methods.manidp.record import Record, observe
+from prunekit.methods.manidp.record import Record, observe, unlabelled
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import gated_layers, same_thresholds
+from prunekit.progress import counter, report_progress
 
 _ROUNDS = 8
 _HALVINGS = 30
@@ -131,7 +132,7 @@ def _set(view: GatedView, batches: Batches, goal: _Goal) -> Calibration:
 def _search(view: GatedView, batches: Batches, goal: _Goal) -> Calibration:
     """Look the quantile up in the saliencies first seen, measure what it really costs, and correct the aim by that."""
     target = goal.target
-    first = observe(view, batches(), saliencies=True)
+    first = observe(view, unlabelled(batches()), saliencies=True)
     if len(first.kept) < FEWEST:
         raise InputError(
             f"too few to set thresholds by: {counted(len(first.kept), 'image')}", hint=f"give at least {FEWEST}"
@@ -139,13 +140,17 @@ def _search(view: GatedView, batches: Batches, goal: _Goal) -> Calibration:
     family = Thresholds.around(view, first)
     aim, best = target, None
     low, high = -SPAN, SPAN  # shifts known to cost too much, and little enough
-    for _ in range(_ROUNDS):
+    count = counter("setting thresholds")
+    for done in range(_ROUNDS):
+        count(done, _ROUNDS)
         shift = _shift(family, first.saliencies, goal, aim)
         shift = shift if low < shift < high else (low + high) / 2
         values = family.at(shift)
         for layer, value in zip(view.layers.values(), values, strict=True):
             layer.threshold.fill_(value)
-        found = _calibration(goal, family.quantile(shift), values, observe(view, batches()), view.cost)
+        with report_progress(None):
+            record = observe(view, unlabelled(batches()))
+        found = _calibration(goal, family.quantile(shift), values, record, view.cost)
         if best is None or abs(found.realised - target) < abs(best.realised - target):
             best = found
         if abs(best.realised - target) <= _CLOSE * target:

@@ -17,6 +17,7 @@ from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
 from prunekit.methods.merge.candidates import Candidate
 from prunekit.methods.merge.selection import losses, pivoted, removals
 from prunekit.methods.ranking import round_widths
+from prunekit.progress import counter
 from prunekit.restoration.second_moments import Reading
 from prunekit.surgery import Cost, Graph, predict
 
@@ -51,8 +52,9 @@ class Ranked:
 
 def rank(layers: Sequence[Candidate], criterion: str, readings: Mapping[str, Reading]) -> list[Ranked]:
     """Return each layer's units by the criterion; by `l2-norm` where `pivot` has no reading of them."""
-    ranked = []
-    for layer in layers:
+    ranked, count = list[Ranked](), counter("ranking filters")
+    for done, layer in enumerate(layers):
+        count(done, len(layers))
         reading = readings.get(layer.group.name)
         if criterion == "pivot" and reading is not None:
             ranked.append(Ranked(layer, *pivoted(reading)))
@@ -130,7 +132,10 @@ def _by_loss(
         return not within(way.keeps_at(count)), way.loss(count), count
 
     ways = [start.by(part) for part in _MIXES]  # the best is where both limits bind, or one that lets the other be
-    ends = [end(way) for way in ways]
+    ends, count = [], counter("choosing widths")
+    for done, way in enumerate(ways):
+        count(done, len(ways))
+        ends.append(end(way))
     best = ends.index(min(ends))
     return ways[best].keeps_at(ends[best][-1])
 
@@ -192,8 +197,9 @@ def _descent(
 
 def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> NDArray[np.float64]:
     """Return the cost of one unit of each layer, as a share of all parameters and of all MACs: `(2, layers)`."""
-    whole, costs = predict(graph, graph.kept_classes({})), []
-    for one in ranked:
+    whole, costs, count = predict(graph, graph.kept_classes({})), [], counter("weighing layers")
+    for done, one in enumerate(ranked):
+        count(done, len(ranked))
         size = one.layer.group.size
         half = predict(graph, graph.kept_classes({one.name: one.best(max(1, size // 2))}))
         saved = np.array([(whole.params - half.params) / whole.params, (whole.macs - half.macs) / whole.macs])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prunekit.report.provenance import made
 from prunekit.report.text import for_html
 
 _STYLE = """
@@ -19,7 +20,11 @@ body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 72rem; background: 
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 p { margin: .25rem 0; color: var(--soft); overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; background: linear-gradient(90deg, var(--paper) 30%, transparent) left,
+  linear-gradient(270deg, var(--paper) 30%, transparent) right,
+  linear-gradient(90deg, var(--line), transparent) left, linear-gradient(270deg, var(--line), transparent) right;
+  background-repeat: no-repeat; background-size: 3rem 100%, 3rem 100%, 1rem 100%, 1rem 100%;
+  background-attachment: local, local, scroll, scroll; } /* a shade where a table goes on */
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
@@ -32,12 +37,16 @@ tbody tr:hover { background: var(--tint); }
 .card span { color: var(--soft); font-size: .875rem; }
 .charts { display: grid; margin-top: 1.5rem; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.charts > div { max-width: 44rem; }
 .both { display: flex; align-items: center; gap: .5rem; } .both > span:first-child { flex: none; width: 6.5rem; }
 .both > span:last-child { flex: auto; min-width: 4rem; }
 .bar { display: block; height: .7rem; background: var(--before); border-radius: 2px; }
 .bar i { display: block; height: 100%; background: var(--after); border-radius: 2px; }
 .w { min-width: 12rem; width: 32%; }
-.key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin: 0 .35rem 0 .75rem; }
+.key { display: inline-block; margin-right: 1rem; white-space: nowrap; }
+.key svg { display: inline-block; width: .9rem; height: .9rem; margin-right: .35rem; vertical-align: -.1rem; }
+footer { margin-top: 2.5rem; padding-top: .75rem; border-top: 1px solid var(--line); color: var(--soft);
+  font-size: .875rem; overflow-wrap: anywhere; }
 h3 { font-size: .95rem; margin: 1rem 0 .25rem; overflow-wrap: anywhere; }
 .heat th, .heat td { padding: .2rem .3rem; white-space: nowrap; } .heat td.t { min-width: 0; }
 .heat .right { background: rgb(37 99 235 / calc(var(--share) * .45)); }
@@ -57,13 +66,17 @@ svg .mark { fill: var(--paper); font-weight: 700; font-size: 11px; }
 )
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """Return a whole page; `parts` are pieces of HTML, one below the other."""
+def page(title: str, parts: Sequence[str], *, about: str = "") -> str:
+    """Return a whole page; `parts` are pieces of HTML, one below the other.
+
+    At the end stands what the figures are `about`, with the version and the date.
+    """
+    foot = "; ".join(filter(None, (about, made())))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{for_html(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{for_html(title)}</h1>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+        f"<h1>{for_html(title)}</h1>\n" + "\n".join(parts) + f"\n<footer>{for_html(foot)}</footer>\n</body>\n</html>\n"
     )
 
 

@@ -1,94 +1,73 @@
-"""A sweep as a table, a page, and the charts of a picture."""
+"""A sweep as a page, and the charts of a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit.report import numbers
 from prunekit.report.pages import page
 from prunekit.report.pictures import svg
 from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
-from prunekit.report.terminal import tables
+from prunekit.report.provenance import measured_on
+from prunekit.report.terminal.sweeping import failures, recommended, sweep_cells
+from prunekit.workflows.sweeps.points import written
 
 if TYPE_CHECKING:
-    from prunekit.evaluation.score import EvalResult
-    from prunekit.report.terminal.output import Output
-    from prunekit.workflows.sweeps import SweepPoint
+    from prunekit.workflows.sweeps.summary import Summary, Sweep
 
-_COLUMNS = ("method", "ratio", "accuracy", "parameters", "MACs", "size", "latency")
-
-
-def show_sweep(output: Output, base: EvalResult, points: Sequence[SweepPoint], format: str) -> None:
-    """Write all points to standard output, the unpruned network first."""
-    if format == "csv":
-        flat = tables.flat(base)
-        rows = [["", 0.0, *flat.values(), None]]
-        rows += [
-            [p.label, p.ratio, *(tables.flat(p.result).values() if p.result else [None] * len(flat)), p.error]
-            for p in points
-        ]
-        output.data(tables.csv_text(["method", "ratio", *flat, "error"], rows))
-    elif format == "markdown":
-        output.data(tables.markdown(*_cells(base, points)))
-    else:
-        output.table(tables.table(*_cells(base, points)), data=True)
+_RATIO = Axis("ratio", "share of channels removed")
+_MACS = Axis("MACs", "for one image", written=numbers.count)
+_PARAMS = Axis("parameters", written=numbers.count)
+# What accuracy is drawn against, by the axis of the sweep.
+_AGAINST = {"ratio": (_RATIO, _MACS), "target_macs": (_MACS,), "target_params": (_PARAMS, _MACS)}
 
 
-def sweep_page(title: str, base: EvalResult, points: Sequence[SweepPoint]) -> str:
-    """Return one page: the curves, then every figure."""
-    charts = sweep_charts(base, points)
-    columns, rows = _cells(base, points)
-    parts = [page.charts([svg.draw(chart) for chart in charts]), svg.legend(charts[0].series)] if charts else []
-    return page.page(title, [*parts, page.heading("All points"), page.table(columns, rows)])
+def sweep_page(title: str, sweep: Sweep) -> str:
+    """Return one page: the curves, what is recommended, and every figure."""
+    charts = sweep_charts(sweep)
+    drawn = [page.charts([svg.draw(chart) for chart in charts]), svg.legend(charts[0].series)] if charts else []
+    words = [page.paragraph(line) for line in (recommended(sweep), *failures(sweep))]
+    parts = [*drawn, *words, page.heading("Figures"), page.table(*sweep_cells(sweep))]
+    return page.page(title, parts, about=sweep_about(sweep))
 
 
-def sweep_charts(base: EvalResult, points: Sequence[SweepPoint]) -> list[Chart]:
-    """Return accuracy against the ratio and against MACs, a line per method; none without accuracies."""
-    if base.accuracy is None or not any(p.result and p.result.accuracy is not None for p in points):
+def sweep_about(sweep: Sweep) -> str:
+    """Return what the figures of a sweep are about, in one line."""
+    tuned = f"tuned for {numbers.counted(sweep.tuned, 'epoch')}" if sweep.tuned else "not tuned"
+    spread = "mean and standard deviation over the seeds" if len(sweep.seeds) > 1 else ""
+    images = measured_on(sweep.data, sweep.split, sweep.base.images, sweep.seeds)
+    return "; ".join(filter(None, (images, spread, tuned)))
+
+
+def sweep_charts(sweep: Sweep) -> list[Chart]:
+    """Return accuracy against the budget and the cost, a line for each variant; none without accuracies."""
+    base = sweep.base.accuracy
+    if base is None or all(summary.accuracy is None for summary in sweep.summaries):
         return []
-    unpruned = ReferenceLine(f"unpruned {numbers.percent(base.accuracy)}", 100 * base.accuracy)
-    axes = (Axis("ratio", "share of channels removed"), Axis("MACs", written=numbers.count))
+    unpruned = ReferenceLine(f"unpruned {numbers.percent(base)}", 100 * base)
     return [
-        Chart(f"Accuracy against {axis.label}", axis, Axis("accuracy", "%"), _curves(base, points, axis), (unpruned,))
-        for axis in axes
+        Chart(f"Accuracy against {axis.label}", axis, Axis("accuracy", "%"), _curves(sweep, axis), (unpruned,))
+        for axis in _AGAINST[sweep.axis]
     ]
 
 
-def _curves(base: EvalResult, points: Sequence[SweepPoint], against: Axis) -> tuple[Series, ...]:
-    """Return the points of each method by ratio, beginning at the unpruned network."""
+def _curves(sweep: Sweep, against: Axis) -> tuple[Series, ...]:
+    """Return the points of each variant by cost, beginning at the unpruned network."""
+    base = sweep.base
+    first = {_RATIO: 0.0, _MACS: float(base.macs or 0), _PARAMS: float(base.params)}[against]
+    start = Point(first, 100 * (base.accuracy or 0.0), note=f"unpruned: {numbers.percent(base.accuracy)}", fixed=True)
     curves: dict[str, list[Point]] = {}
-    for point in points:
-        if point.result is not None and point.result.accuracy is not None:
-            start = [_place(base, 0.0, "unpruned", against)]
-            note = f"{point.label}, ratio {point.ratio:g}"
-            curves.setdefault(point.label, start).append(_place(point.result, point.ratio, note, against))
-    return tuple(Series(label, tuple(places), "line") for label, places in curves.items())
-
-
-def _place(result: EvalResult, ratio: float, note: str, against: Axis) -> Point:
-    accuracy = 100 * (result.accuracy or 0.0)
-    x = ratio if against.label == "ratio" else float(result.macs or 0)
-    return Point(x, accuracy, note=f"{note}: {accuracy:.2f} %, {numbers.count(result.macs)} MACs")
-
-
-def _cells(base: EvalResult, points: Sequence[SweepPoint]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return the columns and rows of the table; a column without any figure is left out."""
-    rows = [
-        ("unpruned", "", *_figures(base, base)),
-        *((p.label, f"{p.ratio:g}", *_figures(base, p.result)) for p in points),
-    ]
-    shown = [i for i in range(len(_COLUMNS)) if any(row[i] not in (numbers.NONE, "") for row in rows)]
-    return [_COLUMNS[i] for i in shown], [tuple(row[i] for i in shown) for row in rows]
-
-
-def _figures(base: EvalResult, result: EvalResult | None) -> tuple[str, ...]:
-    if result is None:
-        return (numbers.NONE,) * 5
-    return (
-        numbers.percent(result.accuracy),
-        tables.against(base.params, result.params, f"{result.params:,}"),
-        tables.against(base.macs, result.macs, numbers.count(result.macs)),
-        numbers.data_size(result.bytes),
-        numbers.milliseconds(result.latency_ms.p50 if result.latency_ms else None),
+    for summary in sweep.summaries:
+        if summary.accuracy is not None:
+            curves.setdefault(summary.label, []).append(_place(summary, summary.accuracy, against))
+    return tuple(
+        Series(label, (start, *sorted(places, key=lambda p: abs(p.x - first))), "line")
+        for label, places in curves.items()
     )
+
+
+def _place(summary: Summary, accuracy: float, against: Axis) -> Point:
+    x = {_RATIO: summary.budget, _MACS: summary.macs, _PARAMS: summary.params}[against]
+    figures = f"{numbers.percent_about(accuracy, summary.deviation)}, {numbers.count(summary.macs)} MACs"
+    note = f"{summary.label}, {written(summary.budget)}: {figures}"
+    return Point(float(x or 0), 100 * accuracy, note=note, spread=100 * (summary.deviation or 0.0))

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
 Form = Literal["points", "line", "bars", "steps"]
+
+SHAPES = 4
+"""Shapes of markers: series of one colour differ in shape, and colour is not all that tells series apart."""
+
+_NEAR = 0.025  # of an axis: closer points hide each other
+_STEP = 0.015  # of an axis: what lines are moved by
 
 
 def plainly(value: float) -> str:
@@ -37,13 +43,18 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """One point: its coordinates, the text in its marker or beside it, and its tooltip."""
+    """One point: its coordinates, the text in its marker or beside it, and its tooltip.
+
+    `spread` is half the height of its error bar; a `fixed` point stays where it is when lines are drawn apart.
+    """
 
     x: float
     y: float
     mark: str = ""
     name: str = ""
     note: str = ""
+    spread: float = 0.0
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,8 @@ class Chart:
     def extent(self, along: Literal["x", "y"]) -> tuple[float, float]:
         """Return the least and the largest figure that one axis must cover."""
         found = [getattr(point, along) for point in self.points]
+        if along == "y":
+            found += [point.y + side * point.spread for point in self.points for side in (-1, 1)]
         found += [reference.value for reference in self.references if reference.along == along]
         for series in self.series:
             if series.solid and series.points:
@@ -110,6 +123,32 @@ class Chart:
                 reach = [point.x + side * half for point in series.points for side in (-1, 1)]
                 found += reach if along == "x" else [0.0]
         return min(found), max(found)
+
+
+def apart(chart: Chart) -> Chart:
+    """Return the chart with lines that would hide each other side by side.
+
+    A series moves right by one step for each earlier one that has a point in nearly the same place; points that are
+    `fixed` stay. Notes have the true figures.
+    """
+    wide, high = (max(ends) - min(ends) or 1.0 for ends in (chart.extent("x"), chart.extent("y")))
+    moved: list[Series] = []
+    for number, series in enumerate(chart.series):
+        before = [one for one in chart.series[:number] if one.form == series.form == "line"]
+        step = _STEP * wide * sum(_meet(one, series, wide, high) for one in before)
+        points = tuple(p if p.fixed else replace(p, x=p.x + step) for p in series.points)
+        moved.append(replace(series, points=points))
+    return replace(chart, series=tuple(moved))
+
+
+def _meet(one: Series, other: Series, wide: float, high: float) -> bool:
+    """Return whether two series have a point in nearly the same place, those that are fixed apart."""
+    return any(
+        abs(a.x - b.x) < _NEAR * wide and abs(a.y - b.y) < _NEAR * high
+        for a in one.points
+        for b in other.points
+        if not (a.fixed and b.fixed)
+    )
 
 
 def ticks(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunekit.errors import InputError
 from prunekit.files.writing import atomic_write
 from prunekit.report import numbers
-from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series, ticks
+from prunekit.report.pictures.chart import SHAPES, Axis, Chart, Point, ReferenceLine, Series, apart, ticks
+from prunekit.report.provenance import made
 from prunekit.report.text import printable
 
 if TYPE_CHECKING:
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
 _PICTURES = (".png", ".svg", ".pdf")
 _COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#a61e4d")
 _MUTED = "#9aa5b1"
+_SOFT = "#5b6775"
+_MARKERS = "os^D"
+_LETTERS_AN_INCH = 13  # of the small print below
+_TITLE_LETTERS_AN_INCH = 9
 _BINS = 60
 _MANY = 100  # points, above which markers are small
 _LETTERS = 60  # names that fit along an axis
@@ -88,19 +96,23 @@ def passes_chart(passes: Sequence[PassResult], start_accuracy: float) -> Chart:
     return Chart("Accuracy over the passes", Axis("MACs", written=numbers.count, descending=True), ACCURACY, series)
 
 
-def draw(charts: Sequence[Chart], path: Path, *, title: str = "", force: bool = True) -> None:
+def draw(charts: Sequence[Chart], path: Path, *, title: str = "", about: str = "", force: bool = True) -> None:
     """Write the charts side by side as one picture, in the format of the suffix of `path`.
+
+    Below them stands what the figures are `about`, with the version and the date.
 
     Raises:
         InputError: Matplotlib is missing, or the file cannot be written.
     """
     widths = [max(6.0, min(0.22 * len(chart.x.names), 40.0)) for chart in charts]
-    figure = require_matplotlib()(figsize=(sum(widths), 4.2), layout="constrained")
+    figure = require_matplotlib()(figsize=(sum(widths), 4.4), layout="constrained")
+    line = "; ".join(filter(None, (about, made())))
+    figure.supxlabel(textwrap.fill(_text(line), round(sum(widths) * _LETTERS_AN_INCH)), fontsize=8, color=_SOFT)
     if title:
-        figure.suptitle(_text(title))
+        figure.suptitle(textwrap.fill(_text(title), round(sum(widths) * _TITLE_LETTERS_AN_INCH)))
     grid = figure.subplots(1, len(charts), squeeze=False, width_ratios=widths)[0]
     for axes, chart in zip(grid, charts, strict=True):
-        _draw(axes, chart)
+        _draw(axes, apart(chart))
     kind = path.suffix.lower().removeprefix(".")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts that the font lacks
@@ -110,9 +122,13 @@ def draw(charts: Sequence[Chart], path: Path, *, title: str = "", force: bool = 
 def _draw(axes: Axes, chart: Chart) -> None:
     axes.set(xlabel=_text(chart.x.title), ylabel=_text(chart.y.title), title=_text(chart.title))
     axes.spines[["top", "right"]].set_visible(False)
-    bright = iter(_COLOURS * len(chart.series))
+    bright = itertools.count()
     for series in chart.series:
-        _add(axes, series, _MUTED if series.muted else next(bright))
+        if series.muted:
+            _add(axes, series, _MUTED, _MARKERS[0])
+        else:
+            number = next(bright)
+            _add(axes, series, _COLOURS[number % len(_COLOURS)], _MARKERS[number % SHAPES])
     for line in chart.references:
         across = axes.axhline if line.along == "y" else axes.axvline
         across(line.value, color="black", linestyle="--", linewidth=1, label=_text(line.label))
@@ -122,7 +138,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
         axes.legend(frameon=False)
 
 
-def _add(axes: Axes, series: Series, colour: str) -> None:
+def _add(axes: Axes, series: Series, colour: str, marker: str) -> None:
     xs, ys = [p.x for p in series.points], [p.y for p in series.points]
     label = _text(series.name) or None
     if series.form == "bars":
@@ -132,8 +148,11 @@ def _add(axes: Axes, series: Series, colour: str) -> None:
         axes.stairs(ys, edges, color=colour, label=label, linewidth=1.6)
     else:
         size, alpha = (6.0, 1.0) if len(xs) < _MANY else (2.0, 0.4)
-        style = "o-" if series.form == "line" else "o"
+        style = f"{marker}-" if series.form == "line" else marker
         axes.plot(xs, ys, style, color=colour, label=label, markersize=size, alpha=alpha)
+        if any(p.spread for p in series.points):
+            spreads = [p.spread or math.nan for p in series.points]
+            axes.errorbar(xs, ys, spreads, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3)
 
 
 def _write_ticks(axes: Axes, chart: Chart) -> None:

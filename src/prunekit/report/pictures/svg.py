@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series, ticks
+from prunekit.report.pictures.chart import SHAPES, Axis, Chart, Point, ReferenceLine, Series, apart, ticks
 from prunekit.report.text import for_html
 
 _WIDTH, _HEIGHT = 480, 330
@@ -15,6 +17,12 @@ _COLOURS = 6
 _RADIUS = 9  # of a marker with text in it
 _LETTER = 8.6  # approximate width of a letter, in the size of the labels
 _MANY = 100  # points, above which markers are small
+# Corners of the shapes after the circle, in radii: a square, a triangle and a diamond.
+_CORNERS = (
+    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
+    ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
+)
 
 
 class _Scale:
@@ -56,29 +64,43 @@ def draw(chart: Chart) -> str:
     """Return the chart as one `<svg>`; empty where there are no points."""
     if not chart.points:
         return ""
+    chart = apart(chart)
     across = _Scale(chart.extent("x"), chart.x, _LEFT, _WIDTH - _RIGHT)
     up = _Scale(chart.extent("y"), chart.y, _HEIGHT - _BOTTOM, _TOP)
     parts = [f'<text class="title" x="{_LEFT}" y="18">{for_html(chart.title)}</text>', *_axes(across, up)]
     taken: list[tuple[float, float]] = []
-    for series, colour in zip(chart.series, _colours(chart.series), strict=True):
-        parts += _series(series, colour, across, up, taken)
+    for series, look in zip(chart.series, _looks(chart.series), strict=True):
+        parts += _series(series, look, across, up, taken)
     parts += [_reference(line, across, up) for line in chart.references]
     label = for_html(chart.description)
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def legend(series: Sequence[Series]) -> str:
-    """Return the legend: the colour and name of each series."""
-    keys = zip(series, _colours(series), strict=True)
-    return (
-        "<p>" + "".join(f'<span class="key f{colour}"></span>{for_html(line.name)}' for line, colour in keys) + "</p>"
+    """Return the legend: the marker and name of each series."""
+    keys = "".join(
+        f'<span class="key"><svg viewBox="0 0 14 14" aria-hidden="true">{_shaped(7, 7, look, 5)}</svg>'
+        f"{for_html(line.name)}</span> "
+        for line, look in zip(series, _looks(series), strict=True)
     )
+    return f'<p class="keys">{keys}</p>'
 
 
-def _colours(series: Sequence[Series]) -> list[str]:
-    """Return the colour of each series by its name in the style: `b` for muted series, numbers for the others."""
-    bright = [line for line in series if not line.muted]
-    return ["b" if line.muted else str(bright.index(line) % _COLOURS) for line in series]
+@dataclass(frozen=True)
+class _Look:
+    """The colour of a series by its name in the style (`b` for muted series), and the shape of its markers."""
+
+    colour: str
+    shape: int = 0
+
+
+def _looks(series: Sequence[Series]) -> list[_Look]:
+    bright = itertools.count()
+    looks = []
+    for line in series:
+        number = 0 if line.muted else next(bright)
+        looks.append(_Look("b") if line.muted else _Look(str(number % _COLOURS), number % SHAPES))
+    return looks
 
 
 def _axes(across: _Scale, up: _Scale) -> list[str]:
@@ -102,7 +124,7 @@ def _reference(line: ReferenceLine, across: _Scale, up: _Scale) -> str:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     if line.along == "y":
         place = up(line.value)
-        ends, text = f'x1="{_LEFT}" x2="{right}" y1="{place}" y2="{place}"', f'x="{right}" y="{round(place - 5, 1)}"'
+        ends, text = f'x1="{_LEFT}" x2="{right}" y1="{place}" y2="{place}"', f'x="{right}" y="{round(place - 9, 1)}"'
         side = "end"
     else:
         place = across(line.value)
@@ -114,7 +136,8 @@ def _reference(line: ReferenceLine, across: _Scale, up: _Scale) -> str:
     )
 
 
-def _series(series: Series, colour: str, across: _Scale, up: _Scale, taken: list[tuple[float, float]]) -> list[str]:
+def _series(series: Series, look: _Look, across: _Scale, up: _Scale, taken: list[tuple[float, float]]) -> list[str]:
+    colour = look.colour
     if series.form == "bars":
         return [_bar(point, series, colour, across, up) for point in series.points]
     if series.form == "steps":
@@ -125,9 +148,17 @@ def _series(series: Series, colour: str, across: _Scale, up: _Scale, taken: list
     parts = [_polyline([(x, y) for x, y, _ in places], colour)] if series.form == "line" and len(places) > 1 else []
     radius = 4 if len(places) < _MANY else 2
     for x, y, point in places:
-        drawn = _marked(x, y, point.mark, colour, taken) if point.mark else _dot(x, y, colour, radius)
-        parts.append(f"<g><title>{for_html(point.note or series.name)}</title>{drawn}</g>")
+        drawn = _marked(x, y, point.mark, colour, taken) if point.mark else _shaped(x, y, look, radius)
+        bar = _spread(x, point, colour, up) if point.spread else ""
+        parts.append(f"<g><title>{for_html(point.note or series.name)}</title>{bar}{drawn}</g>")
     return parts
+
+
+def _spread(x: float, point: Point, colour: str, up: _Scale) -> str:
+    """Return an error bar with caps."""
+    top, bottom = up(point.y + point.spread), up(point.y - point.spread)
+    caps = "".join(f"M{round(x - 4, 1)} {y}H{round(x + 4, 1)}" for y in (top, bottom))
+    return f'<path class="l{colour}" stroke-width="1.5" d="M{x} {top}V{bottom}{caps}"/>'
 
 
 def _polyline(places: Sequence[tuple[float, float]], colour: str) -> str:
@@ -145,6 +176,15 @@ def _bar(point: Point, series: Series, colour: str, across: _Scale, up: _Scale) 
 
 def _dot(x: float, y: float, colour: str, radius: int) -> str:
     return f'<circle class="f{colour}" cx="{x}" cy="{y}" r="{radius}"/>'
+
+
+def _shaped(x: float, y: float, look: _Look, radius: int) -> str:
+    """Return a marker: a circle, a square, a triangle or a diamond, by the look of its series."""
+    if not look.shape:
+        return _dot(x, y, look.colour, radius)
+    corners = _CORNERS[look.shape - 1]
+    places = " ".join(f"{round(x + radius * a, 1)},{round(y + radius * b, 1)}" for a, b in corners)
+    return f'<polygon class="f{look.colour}" points="{places}"/>'
 
 
 def _marked(x: float, y: float, mark: str, colour: str, taken: list[tuple[float, float]]) -> str:

@@ -13,6 +13,7 @@ from prunekit import __version__
 from prunekit.errors import InputError
 from prunekit.report.documents import dumps
 from prunekit.report.terminal.log import Log
+from prunekit.report.terminal.progress import Bar, Lines
 from prunekit.report.text import printable
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class Output:
         self.called = "prunekit"
         self._log: Log | None = None
         self._warned: set[str] = set()
+        self._bar = Bar(lambda: _console(sys.stderr))
+        self._lines = Lines(self.note)
+        self._lines_of_log = Lines(self.record)
 
     def configure(self, *, quiet: bool, json: bool, debug: bool) -> None:
         """Set what the options of a command ask for."""
@@ -72,15 +76,29 @@ class Output:
         """True where standard error is a terminal that can redraw a line."""
         return not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
+    def progress(self, what: str, done: int, total: int, *, key: str | None = None) -> None:
+        """Show how far a piece of work is, until something else is written; see `Bar`."""
+        if self.live:
+            self._bar(what, done, total, key=key)
+        if self.live or self.quiet:
+            self._lines_of_log(what, done, total)
+        else:
+            self._lines(what, done, total)
+
+    def settle(self) -> None:
+        """Take what shows progress away, for other output or because the work is done."""
+        self._bar.hide()
+
     def people(self) -> Console:
         """Return a Rich console on standard error; colour follows NO_COLOR and TERM."""
+        self.settle()
         return _console(sys.stderr)
 
-    def note(self, text: str, *, console: Console | None = None) -> None:
-        """Write one line of information, above the progress bar of `console` where one is given."""
+    def note(self, text: str) -> None:
+        """Write one line of information."""
         self.record(text)
         if not self.quiet:
-            (console or self.people()).print(_shown(text), soft_wrap=True)
+            self.people().print(_shown(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Write one line of warning, once."""
@@ -104,6 +122,7 @@ class Output:
             self.record(_rendered(content, io.StringIO()))
             if self.quiet:
                 return
+        self.settle()
         text = _rendered(content, sys.stdout if data else sys.stderr)
         if data:
             self.data(text)
@@ -129,6 +148,7 @@ class Output:
 
     def data(self, text: str) -> None:
         """Write `text` to standard output with one final newline; bytes of a path that are not UTF-8 are kept."""
+        self.settle()
         if self.first:
             _write(sys.stdout.buffer, (text.rstrip("\n") + "\n").encode(errors="surrogateescape"))
 

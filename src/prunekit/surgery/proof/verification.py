@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
+from prunekit.progress import counter
 from prunekit.surgery.copying import aliases, copied
 from prunekit.surgery.editing.editor import edit, take
 from prunekit.surgery.execution.draws import DrawAgain, Draws, own_randomness, start_over
@@ -163,8 +164,9 @@ def _same_weights(expected: nn.Module, small: nn.Module) -> None:
 
 
 def _compare(proof: _Proof, inputs: list[tuple[Any, ...]]) -> Comparison:
-    wanted, found = [], []
-    for x in inputs:
+    wanted, found, count = [], [], counter("proving")
+    for done, x in enumerate(inputs):
+        count(done, len(inputs))
         output, draws = proof.reference.run(x)
         wanted.append(values_of(output))
         found.append(values_of(_run_candidate(proof.candidate, x, draws)))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunekit.errors import InputError
+from prunekit.progress import counter
 from prunekit.surgery.copying import without_collection
 from prunekit.surgery.execution.sources import Source, bound_inputs, to_meta, transparent
 from prunekit.surgery.graph.balance import Balancer, Shares, Traced, balances_of, compounding, traced
@@ -47,6 +48,7 @@ def trace(model: nn.Module, x: Any, *, examples: Iterable[Any] = (), probe: bool
     """
     inputs, further = bound_inputs(model, x), [bound_inputs(model, other) for other in examples]
     _log.debug("tracing %s", type(model).__name__)
+    counter("tracing")(0, 0)
     with transparent(), without_collection():
         recording, source = record(Source(model, values), inputs, further)
         while True:

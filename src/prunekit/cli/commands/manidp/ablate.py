@@ -58,12 +58,12 @@ def run(
     """Train each variant from the same network, measure all at the same cost, and show them side by side."""
     config.check()
     target = options.share()
-    check_inputs(model, data)
+    check_inputs(model, data, reading)
     folder = Path(options.out) if options.out is not None else beside(model, "ablation", "")
     if folder.exists() and not options.resume:
         raise InputError(f"{folder} exists", hint="--resume goes on with it; -o names another")
     from prunekit.workflows.ablation import Ablation
-    from prunekit.workflows.sweeps import fingerprint
+    from prunekit.workflows.sweeps.points import fingerprint
 
     network, _ = read_model(model, reading)
     train_set, test_set = (data.open(output, split, spec_of(network), reading) for split in ("train", "test"))
@@ -77,13 +77,12 @@ def run(
         fields = {"output": str(folder), "model": describe_source(model), **header, "images": len(test_set)}
         return document("manidp.ablate", {**fields, "rows": rows})
 
-    with watching(output) as sink:
-        ablation = Ablation(network, recipe, config, target, train_set, test_set, folder, sink)
-        for label in ablation.labels:
-            if label not in done:
-                output.note(f"{label} ...")
-                done[label] = ablation.row(label)
-                write_report(str(folder / _RESULTS), dumps(facts()) + "\n", force=True)
+    ablation = Ablation(network, recipe, config, target, train_set, test_set, folder, watching(output))
+    for label in ablation.labels:
+        if label not in done:
+            output.note(f"{label} ...")
+            done[label] = ablation.row(label)
+            write_report(str(folder / _RESULTS), dumps(facts()) + "\n", force=True)
     _show(output, folder, facts(), [done[label] for label in ablation.labels])
 
 

@@ -16,8 +16,9 @@ from prunekit.cli.framework.options import (
     ReadingOptions,
     option,
 )
-from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
+from prunekit.cli.models import STREAM, check_inputs, output_path, read_model, spec_of, write_model
 from prunekit.errors import InputError
+from prunekit.methods.budget import check_amount
 from prunekit.report import numbers
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
@@ -42,6 +43,19 @@ class CalibrateOptions:
     buckets: int | None = option(help="Also cut this many static sub-networks, for --runtime buckets.")
     seed: int = option(0, help="Seed of the choice of images and of the clustering.")
 
+    def check(self) -> None:
+        """Raise `InputError`, before torch is imported, for values out of range, or where there is nothing to do."""
+        if not self.target_macs and self.buckets is None:
+            raise InputError("nothing to calibrate", hint="say --target-macs 50%, or several: 40%,50%,60%")
+        for amount in self.target_macs or ():
+            check_amount("--target-macs", amount)
+        for name in ("images", "buckets"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} must be at least 1, not {value}")
+        if not 0 <= self.foresee < math.inf:
+            raise InputError(f"--foresee must be at least 0, not {self.foresee:g}")
+
 
 def run(
     output: Output,
@@ -52,22 +66,20 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Calibrate the thresholds of each budget, store them, and set those of the first."""
+    options.check()
+    target = output_path(model, where, "calibrated", output)
+    check_inputs(model, data, reading, images_needed=True)
     from prunekit.methods.manidp.difficulty import foresee
     from prunekit.methods.manidp.thresholds import use_budget
     from prunekit.methods.manidp.view import GatedView
 
-    if not options.target_macs and options.buckets is None:
-        raise InputError("nothing to calibrate", hint="say --target-macs 50%, or several: 40%,50%,60%")
-    target = output_path(model, where, "calibrated", output)
     network, _ = read_model(model, reading)
     view = GatedView.of(network)
     if not view.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
     train_set = data.open(output, "train", spec_of(network), reading).sample(options.images, seed=options.seed)
-    if not 0 <= options.foresee < math.inf:
-        raise InputError(f"--foresee must be at least 0, not {options.foresee:g}")
     if options.foresee:
-        foresee(network, next(train_set.batches(len(train_set)))[0], options.foresee)
+        foresee(network, train_set.inputs(), options.foresee)
     found: dict[str, Calibration] = {}
     for amount in options.target_macs or ():
         found[amount] = _calibrate(output, view, train_set, amount)
@@ -105,8 +117,7 @@ def _calibrate(output: Output, view: GatedView, images: ImageSet, amount: str) -
 def _buckets(output: Output, view: GatedView, images: ImageSet, options: CalibrateOptions) -> dict[str, Any]:
     from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed
 
-    pixels = next(images.batches(len(images)))[0]
-    right = add_buckets(view, pixels, int(options.buckets or 0), seed=options.seed)
+    right = add_buckets(view, images.inputs(), int(options.buckets or 0), seed=options.seed)
     macs = list(bucketed(view.model).macs)
     output.note(
         f"{len(macs)} sub-networks of {', '.join(map(numbers.count, macs))} MACs; the router sends "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
-from prunekit.cli.models import STREAM, output_path, read_model, spec_of, write_model
+from prunekit.cli.models import STREAM, check_inputs, output_path, read_model, spec_of, write_model
 from prunekit.errors import InputError
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
@@ -12,21 +12,20 @@ from prunekit.report.terminal.output import Output
 
 def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOptions, reading: ReadingOptions) -> None:
     """Observe the gates on the training images, remove the channels kept by none, verify and write the result."""
+    target = output_path(model, where, "static", output)
+    check_inputs(model, data, reading, images_needed=True)
     from prunekit import api
-    from prunekit.methods.manidp.record import observe
+    from prunekit.methods.manidp.record import observe, unlabelled
     from prunekit.methods.manidp.static import prune_static
     from prunekit.methods.manidp.view import GatedView
-    from prunekit.report.terminal.progress import counting
     from prunekit.surgery import cost_of
 
-    target = output_path(model, where, "static", output)
     network, _ = read_model(model, reading)
     view = GatedView.of(network)
     if not view.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
     images = data.open(output, "train", spec_of(network), reading)
-    with counting(output, "watching the gates"):
-        record = observe(view, images.batches(250))
+    record = observe(view, unlabelled(images.batches(250)))
     small, plan = prune_static(view, record)
     groups = {group.name: group.size for group in view.graph.groups}
     before, after = cost_of(network, view.graph).to_json(), api.inspect(small).cost.to_json()

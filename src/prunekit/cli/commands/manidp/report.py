@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
-from prunekit.cli.models import describe_source, read_model, spec_of
+from prunekit.cli.models import beside, check_inputs, describe_source, read_model, spec_of
 from prunekit.errors import InputError
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
@@ -32,16 +32,16 @@ def run(
     output: Output, model: ModelArgument, data: DataOptions, options: ReportOptions, reading: ReadingOptions
 ) -> None:
     """Observe the gates on the images and write the report."""
-    from prunekit.cli.models import beside
+    target = Path(options.out) if options.out else beside(model, "gates").with_suffix(".html")
+    if target.exists() and not options.force:
+        raise InputError(f"{target} exists", hint="replace it with --force, or choose another name with -o")
+    check_inputs(model, data, reading, images_needed=True)
     from prunekit.files.writing import atomic_write
     from prunekit.methods.manidp.gate_report import portray
     from prunekit.methods.manidp.thresholds import use_budget
     from prunekit.methods.manidp.view import GatedView
     from prunekit.report.pages.gates import gates_page
 
-    target = Path(options.out) if options.out else beside(model, "gates").with_suffix(".html")
-    if target.exists() and not options.force:
-        raise InputError(f"{target} exists", hint="replace it with --force, or choose another name with -o")
     network, _ = read_model(model, reading)
     view = GatedView.of(network)
     if not view.layers:

@@ -49,10 +49,10 @@ def run(
     reading: ReadingOptions,
 ) -> None:
     """Add gates to the network, train it, write the artefact, and show the result."""
-    from prunekit.methods.manidp.fit import add_gates, fit, note_baseline
-
     config.check()
     job = prepare(output, model, data, config, where, reading, options, suffix="gated")
+    from prunekit.methods.manidp.fit import add_gates, fit, note_baseline
+
     gated = add_gates(job.model, recipe)
     if where.dry_run:
         _show(output, job, gated)

@@ -21,6 +21,7 @@ from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.buckets import NAME, BucketTable, Router
 from prunekit.nn.gated import gated_layers, remove_gates
 from prunekit.plan import Keep, Plan
+from prunekit.progress import counter
 from prunekit.surgery import Graph
 from prunekit.surgery.copying import copied
 from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
@@ -156,7 +157,9 @@ def train_router(router: Router, images: Tensor, home: Tensor, generator: torch.
         for module in router.children():
             module.reset_parameters()  # type: ignore[operator]
         optimizer = torch.optim.Adam(router.parameters(), lr=_LR)
-        for _ in range(_STEPS):
+        count = counter("training the router")
+        for done in range(_STEPS):
+            count(done, _STEPS)
             batch = torch.randint(len(images), (min(_BATCH, len(images)),), generator=generator)
             optimizer.zero_grad()
             loss = F.cross_entropy(router(images[batch]), home[batch])

@@ -1,4 +1,4 @@
-"""Random channels go: the baseline that every pruning criterion has to beat.
+"""Dice decide: each channel is worth the eyes of its throws, and the lowest go.
 
 The whole of a method: its settings, and a plan that says which channels stay. prunekit makes the command, the help and
 the JSON of it, cuts the network, and proves the result.
@@ -18,23 +18,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RandomConfig(Config):
-    """Settings of the baseline."""
+class DiceConfig(Config):
+    """Settings of the method."""
 
-    seed: int = option(0, help="Seed of the draw: the same seed gives the same channels.")
+    throws: int = option(3, help="Throws for each channel.")
+    seed: int = option(0, help="Seed of the dice: the same seed gives the same channels.")
     restore: str = option("none", help="How to make up for what goes.", choices=restorations)
 
 
-class RandomChannels(Method):
-    """Remove channels at random, all with the same chance."""
+class Dice(Method):
+    """Remove the channels with the fewest eyes."""
 
-    name: ClassVar[str] = "random"
-    summary: ClassVar[str] = "Remove random channels: the baseline that every criterion has to beat."
-    examples: ClassVar[tuple[str, ...]] = ("prunekit random model.pt --ratio 0.3 --seed 1",)
-    Config: ClassVar[type[Config]] = RandomConfig
+    name: ClassVar[str] = "dice"
+    summary: ClassVar[str] = "Remove the channels with the fewest eyes: an example of a method in a package."
+    examples: ClassVar[tuple[str, ...]] = ("prunekit dice model.pt --ratio 0.3 --seed 1",)
+    Config: ClassVar[type[Config]] = DiceConfig
 
     def plan(self, model: nn.Module, graph: Graph, config: Any, images: Images | None = None) -> Plan:
-        """Give each channel a random score; the lowest go, and are made up for as was asked.
+        """Throw for each channel; the lowest sums go, and are made up for as was asked.
 
         Raises:
             InputError: nothing can be removed, or the budget cannot be met.
@@ -44,6 +45,7 @@ class RandomChannels(Method):
         from prunekit import plan_by_scores, restore
 
         draw = np.random.default_rng(config.seed)
-        scores = {group.name: draw.random(group.size) for group in graph.groups if group.free}
+        eyes = {group.name: draw.integers(1, 7, (group.size, config.throws)) for group in graph.groups if group.free}
+        scores = {name: thrown.sum(1).astype(float) for name, thrown in eyes.items()}
         plan = plan_by_scores(graph, scores, config)
         return restore(model, plan, graph=graph, images=images, way=config.restore)
