@@ -7,15 +7,18 @@ a pivoted Cholesky factorisation. What a layer then loses is `tr(gram S)` (`prun
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from prunekit.restoration.second_moments import Reading
 
 _RIDGE = 1e-3  # of the mean variance: below that, channels are alike
+_BLOCK = 64  # steps between two updates of the matrices
 
 
 def pivoted(reading: Reading) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -24,69 +27,89 @@ def pivoted(reading: Reading) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     Also, what is lost with the first `n` of them kept, as `losses` tells.
     """
     unexplained = _Unexplained(reading)
-    order, found = [], [unexplained.loss()]
+    order, found = [], [unexplained.loss]
     for _ in range(len(reading.gram)):
-        order.append(unexplained.keep(unexplained.best()))
-        found.append(unexplained.loss())
-    return np.array(order, dtype=np.int64), np.minimum.accumulate(np.array(found))
+        order.append(unexplained.keep_best())
+        found.append(unexplained.loss)
+    return np.array(order, dtype=np.int64), _falling(found)
 
 
 def losses(reading: Reading, order: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the relative loss with the first `n` units of `order` kept, for `n` from 0 to all: `(units + 1,)`."""
     unexplained = _Unexplained(reading)
-    found = [unexplained.loss()]
+    found = [unexplained.loss]
     for unit in order:
         unexplained.keep(int(unit))
-        found.append(unexplained.loss())
-    return np.minimum.accumulate(np.array(found))
+        found.append(unexplained.loss)
+    return _falling(found)
+
+
+def _falling(found: Sequence[float]) -> NDArray[np.float64]:
+    return np.minimum.accumulate(np.maximum(0.0, np.array(found)))
 
 
 class _Unexplained:
-    """The covariance `S` that the channels kept so far leave, never written out: a step costs `O(n k)`, not `O(n^2)`.
+    """What the channels kept so far leave of `S` and of `T = S G S`, for those that are not kept; and `loss`, `tr(G S)`.
 
-    With `c_j = s_j / sqrt(pivot_j)` for the `k` channels kept so far, `S = S_0 - sum_j c_j c_j^T`, so that a column of
-    `S` is one of `S_0` less a few of these vectors, and likewise for `G S` and `S_0 G S`, whose first values are known.
-    What a channel would explain, `diag(S G S) / (diag(S) + ridge)`, is brought up to date from that one column.
+    With `s` and `t` the columns of a channel that is kept next and `p = s_i + ridge` its pivot, what is left is
+
+        S - c c^T  and  T - c d^T - d c^T,  with  c = s / sqrt(p)  and  d = (t - t_i s / (2 p)) / sqrt(p),
+
+    the loss falls by `t_i / p`, and what a channel would explain is `diag(T) / (diag(S) + ridge)`. As in LAPACK's
+    pivoted Cholesky factorisation (`dpstrf`), the diagonals are always up to date, the matrices a block of steps later:
+    a column in between is what it was at the block's start less a few outer products. So nearly all work is in products
+    of matrices, half of it on ever fewer channels.
     """
 
     def __init__(self, reading: Reading) -> None:
-        start, gram = reading.covariance.detach().double(), reading.gram.detach().double()
-        product = gram @ start
-        # row u: column u of S_0, of G S_0, and of S_0 G S_0, one after the other
-        self._start = torch.cat([start.t(), product.t(), (start @ product).t()], 1)
-        self._steps = torch.empty_like(self._start)  # row j: c_j, G c_j and S_0 G c_j
-        self._diagonal = start.diagonal().clone()
-        self._gains = (start * product.t()).sum(1)  # diag(S G S)
-        mean = self._diagonal.mean()
+        self._s, gram = reading.covariance.detach().double(), reading.gram.detach().double()
+        self._t = self._s @ gram @ self._s
+        self.loss = float((gram * self._s.t()).sum())
+        mean = self._s.diagonal().mean()
         self._ridge = float(_RIDGE * mean) if mean > 0 else 1.0
-        self._kept: list[int] = []
-        self._loss = float(product.diagonal().sum())
+        self._begin(torch.arange(len(gram), device=gram.device))
 
-    def best(self) -> int:
-        """Return the unit that lowers the loss most."""
-        gains = self._gains / (self._diagonal.clamp_min(0) + self._ridge)
-        gains[self._kept] = -torch.inf
-        return int(gains.argmax())
+    def _begin(self, units: Tensor) -> None:
+        """Begin a block, with the channels that are left."""
+        self._units, self._steps = units, 0
+        self._variances, self._gains = self._s.diagonal().clone(), self._t.diagonal().clone()
+        self._left = torch.ones_like(units, dtype=torch.bool)
+        self._c, self._d = self._s.new_empty(2, min(_BLOCK, len(units)), len(units))
 
-    def keep(self, unit: int) -> int:
-        """Take out what `unit` explains."""
-        done, width = len(self._kept), len(self._diagonal)
-        known = self._steps[:done]
-        columns = self._start[unit] - known[:, unit] @ known
-        own, read, through = columns.reshape(3, width)  # column `unit` of S, of G S, and of S_0 G S
-        pivot = own[unit].clamp_min(0) + self._ridge
-        residual = through - (known[:, :width] @ read) @ known[:, :width]  # column `unit` of S G S
-        worth = own @ read  # s^T G s
-        self._gains += own * (own * (worth / pivot) - 2 * residual) / pivot
-        self._diagonal -= own.square() / pivot
-        self._loss -= float(worth / pivot)
-        self._steps[done] = columns / pivot.sqrt()
-        self._kept.append(unit)
+    def keep_best(self) -> int:
+        """Keep the unit that lowers the loss most, and return it."""
+        gains = self._gains / (self._variances.clamp_min(0) + self._ridge)
+        place = int(torch.where(self._left, gains, -torch.inf).argmax())
+        unit = int(self._units[place])
+        self._keep(place)
         return unit
 
-    def loss(self) -> float:
-        """Return `tr(gram S)`."""
-        return max(0.0, self._loss)
+    def keep(self, unit: int) -> None:
+        """Take out what `unit` explains."""
+        self._keep(int(torch.searchsorted(self._units, unit)))
+
+    def _keep(self, place: int) -> None:
+        c, d = self._c[: self._steps], self._d[: self._steps]
+        own = self._s[place] - c[:, place] @ c
+        read = self._t[place] - c[:, place] @ d - d[:, place] @ c
+        pivot, worth = float(own[place].clamp_min(0)) + self._ridge, float(read[place])
+        c, d = own / math.sqrt(pivot), (read - own * (worth / (2 * pivot))) / math.sqrt(pivot)
+        self._variances -= c.square()
+        self._gains -= 2 * c * d
+        self.loss -= worth / pivot
+        self._c[self._steps], self._d[self._steps] = c, d
+        self._left[place] = False
+        self._steps += 1
+        if self._steps == len(self._c):
+            self._end()
+
+    def _end(self) -> None:
+        """End a block: bring the matrices up to date, for the channels that are left."""
+        left = self._left.nonzero().squeeze(1)
+        c, d = self._c[:, left], self._d[:, left]
+        self._s = self._s[left][:, left].addmm_(c.t(), c, alpha=-1)
+        self._t = self._t[left][:, left].addmm_(c.t(), d, alpha=-1).addmm_(d.t(), c, alpha=-1)
+        self._begin(self._units[left])
 
 
 def removals(curves: Sequence[NDArray[np.float64]], costs: Sequence[float], least: Sequence[int]) -> list[int]:
