@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from networks import lively
 from prunekit import api, models, surgery
 from prunekit.errors import InputError
+from prunekit.methods.merge import selection
 from prunekit.methods.merge.selection import losses, pivoted, removals
 from prunekit.plan import Keep, Plan
-from prunekit.restoration import batch_norm_statistics, synthetic
+from prunekit.restoration import batch_norm_statistics, moments, synthetic
 from prunekit.restoration.activations import activation_of
 from prunekit.restoration.dead_leaves import dead_leaves
 from prunekit.restoration.gaussian import Filters, activated, correlations, depthwise_correlations, hermite
@@ -324,6 +326,26 @@ def test_losses_are_those_of_least_squares(seed: int) -> None:
     assert curve[-1] < 0.02 * curve[0]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 10))
+def test_the_order_is_that_of_the_plain_formula(seed: int, size: int, block: int) -> None:
+    """However many steps wait for their products of matrices: one rank-one update of `S` after the other."""
+    reading = reading_of(seed, size)
+    left, gram, order, found = reading.covariance.clone(), reading.gram, list[int](), list[float]()
+    ridge = 1e-3 * left.diagonal().mean()
+    for _ in range(size):
+        gains = (left @ gram * left).sum(1) / (left.diagonal().clamp_min(0) + ridge)
+        order.append(max(set(range(size)) - {*order}, key=lambda unit: float(gains[unit])))  # noqa: B023
+        column = left[:, order[-1]]
+        left = left - torch.outer(column, column) / (column[order[-1]].clamp_min(0) + ridge)
+        found.append(float((gram * left).sum()))
+    with mock.patch.object(selection, "_BLOCK", block):
+        chosen, curve = pivoted(reading)
+    assert chosen.tolist() == order
+    assert np.allclose(curve[1:], np.minimum.accumulate(found), rtol=1e-6, atol=1e-9 * curve[0])
+    assert np.allclose(losses(reading, order[::-1])[[0, -1]], curve[[0, -1]], atol=1e-3 * curve[0])
+
+
 def test_a_copied_channel_goes_first() -> None:
     reading = reading_of(3)
     twin = torch.cat([torch.arange(7), torch.tensor([2])])
@@ -473,11 +495,37 @@ def test_degenerate_statistics_give_finite_weights(
     assert all(torch.isfinite(value).all() for value in small.state_dict().values())
 
 
-def test_statistics_that_are_no_numbers_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("tensor", "value", "said"),
+    [
+        ("1.running_var", torch.nan, "'1' or the layer before it holds values that are not finite"),
+        ("0.weight", torch.inf, "'1' or the layer before it holds values that are not finite"),
+        ("1.running_var", -1.0, "'1' holds a running variance below zero"),
+        ("3.weight", torch.nan, "'3.weight' holds values that are not finite"),
+        ("1.weight", 1e200, "what is behind '1' cannot be modelled: its statistics are too large"),
+    ],
+)
+def test_statistics_that_are_no_numbers_are_refused(tensor: str, value: float, said: str) -> None:
     model = block()
-    model[1].running_var[0] = torch.nan
-    with pytest.raises(InputError, match="not finite"):
+    model.state_dict()[tensor].view(-1)[0] = value
+    with pytest.raises(InputError, match=said):
         api.prune("merge", model, torch.zeros(1, 3, 12, 12), ratio=0.5, restore="moments")
+
+
+def test_a_covariance_that_is_none_leaves_more_of_the_weights() -> None:
+    """The ridge grows until the equations can be solved; where they can be, the solution is the plain one."""
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(40, 30, generator=generator, dtype=torch.float64)
+    columns, index = torch.randn(5, 40, generator=generator, dtype=torch.float64), torch.arange(25)
+    good = draw @ draw.t()
+    system = good[:25, :25] + moments.RIDGE * good.diagonal().mean() * torch.eye(25, dtype=torch.float64)
+    rest = columns @ good[:, :25] - columns[:, :25] @ good[:25, :25]
+    expected = columns[:, :25] + torch.linalg.solve(system, rest.t()).t()
+    assert torch.allclose(moments._solve(columns, good, index), expected)
+    good[:25, :25] -= 0.5 * good.diagonal().mean() * torch.eye(25, dtype=torch.float64)  # no covariance any more
+    found = moments._solve(columns, good, index)
+    assert torch.isfinite(found).all()
+    assert (found - columns[:, :25]).norm() < (expected - columns[:, :25]).norm()
 
 
 def test_too_few_images_are_said(recwarn: pytest.WarningsRecorder) -> None:

@@ -48,7 +48,7 @@ def modelled(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup]) -> 
             gram: Tensor = torch.zeros_like(covariance[0])
             for member in group.consumers:
                 scale = scale_of(model, norm_behind(model, graph, member.module)).cpu()
-                weight = model.get_parameter(member.parameter).cpu()
+                weight = _weight(model, member)
                 part = gram_of(weight, member, group.size, torch.where(scale.isfinite(), scale, 0.0))
                 own = float((part * covariance[0]).sum())
                 join = find_join(model, graph, member.module)
@@ -64,7 +64,7 @@ def moment_refits(
     """Return new weights and statistics for every consumer of `groups`, in the shapes that are left by `kept`.
 
     Raises:
-        InputError: statistics that are no numbers.
+        InputError: weights or statistics that are no numbers.
     """
     stays = graph.kept_indices(graph.kept_classes(kept))
     refits, names, count = list[Refit](), list(groups), counter("refitting layers")
@@ -88,7 +88,10 @@ def _behind(model: nn.Module, graph: Graph, group: ChannelGroup, reach: int) -> 
     for stage in further:
         rho = depthwise_correlations(found, _filters(model, stage))
         found = activated(_norm(model, stage), stage.activation.function, rho)
-    return found.mean, found.covariances()
+    covariances = found.covariances()
+    if not bool(torch.isfinite(covariances).all()):
+        raise InputError(f"what is behind '{first.norm}' cannot be modelled: its statistics are too large")
+    return found.mean, covariances
 
 
 def _filters(model: nn.Module, stage: Stage) -> Filters:
@@ -101,13 +104,27 @@ def _norm(model: nn.Module, stage: Stage) -> Any:
     """Return the batch norm of a stage.
 
     Raises:
-        InputError: it, or the weights in front of it, are no numbers.
+        InputError: it, or the weights in front of it, are no numbers, or a variance is negative.
     """
     norm: Any = model.get_submodule(stage.norm)
+    if bool((norm.running_var < 0).any()):
+        raise InputError(f"'{stage.norm}' holds a running variance below zero")
     for tensor in (_filters(model, stage).weight, norm.running_var, norm.running_mean, norm.weight, norm.bias):
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"'{stage.norm}' or the layer before it holds values that are not finite")
     return norm
+
+
+def _weight(model: nn.Module, member: Member) -> Tensor:
+    """Return the weights of a consumer, in double precision.
+
+    Raises:
+        InputError: they are no numbers.
+    """
+    weight = model.get_parameter(member.parameter).detach().double().cpu()
+    if not bool(torch.isfinite(weight).all()):
+        raise InputError(f"'{member.parameter}' holds values that are not finite")
+    return weight
 
 
 def _shifts(axes: int, reach: int) -> list[tuple[int, ...]]:
@@ -123,7 +140,7 @@ def _refit(
     model: nn.Module, graph: Graph, group: ChannelGroup, member: Member, kept: list[int], stays: Mapping[Any, Any]
 ) -> list[Refit]:
     consumer = reads(graph, member.module)[0]
-    weight = model.get_parameter(member.parameter).detach().double().cpu()
+    weight = _weight(model, member)
     places = torch.from_numpy(places_of(member, group.size))
     if _sees_neighbours(model, graph, group, consumer):
         assert consumer.read is not None
@@ -172,15 +189,23 @@ def _patches(covariance: Tensor, size: int, step: int) -> Tensor:
 
 
 def _solve(columns: Tensor, patch: Tensor, index: Tensor) -> Tensor:
-    """Solve the ridge regression towards the present weights on the kept inputs."""
+    """Solve the ridge regression towards the present weights on the kept inputs.
+
+    A modelled covariance is positive definite up to rounding alone: where the ridge does not cover that, a larger one
+    leaves more of the weights as they are.
+    """
     kept = patch[index][:, index]
     present = columns[:, index]
     spread = float(patch.diagonal().mean())
     penalty = RIDGE * spread if spread > 0 else 1.0
-    system = kept + penalty * torch.eye(len(index), dtype=kept.dtype)
     rest = (columns @ patch)[:, index] - present @ kept
-    step: Tensor = torch.linalg.solve(system, rest.t()).t()
-    return present + step
+    kept.diagonal().add_(penalty)
+    factor, failed = torch.linalg.cholesky_ex(kept)
+    while bool(failed):  # ends: what is finite is positive definite with enough on its diagonal
+        kept.diagonal().add_(9 * penalty)
+        penalty *= 10
+        factor, failed = torch.linalg.cholesky_ex(kept)
+    return present + torch.cholesky_solve(rest.t(), factor).t()
 
 
 def _write(weight: Tensor, solved: Tensor, places: Tensor, kept: list[int], *, whole: bool) -> Tensor:
