@@ -335,7 +335,7 @@ def test_the_order_is_that_of_the_plain_formula(seed: int, size: int, block: int
     ridge = 1e-3 * left.diagonal().mean()
     for _ in range(size):
         gains = (left @ gram * left).sum(1) / (left.diagonal().clamp_min(0) + ridge)
-        order.append(max(set(range(size)) - {*order}, key=lambda unit: float(gains[unit])))  # noqa: B023
+        order.append(max(set(range(size)) - {*order}, key=lambda unit: float(gains[unit])))
         column = left[:, order[-1]]
         left = left - torch.outer(column, column) / (column[order[-1]].clamp_min(0) + ridge)
         found.append(float((gram * left).sum()))

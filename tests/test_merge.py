@@ -315,6 +315,33 @@ def test_far_less_than_asked_for_is_said() -> None:
     assert "warning" not in pk.prune("merge", model, x, ratio=0.4).plan.notes
 
 
+def test_a_target_out_of_reach_says_how_far_it_is_and_what_goes_further() -> None:
+    """Behind ReLU6 the paper's merges stop: two layers are left to it, of three."""
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 32, 3), nn.ReLU6(), nn.Conv2d(32, 16, 1), nn.ReLU()]
+    model, x = nn.Sequential(*layers, nn.Conv2d(16, 4, 1)).eval(), torch.zeros(1, 3, 12, 12)
+    with pytest.raises(InputError, match="cannot be met: removing all that may go leaves") as refusal:
+        pk.prune("merge", model, x, target_macs="5%", restore="paper")
+    assert refusal.value.hint == "without --restore paper 3 layers can be narrowed instead of 2"
+    left = int(refusal.value.message.rpartition(" ")[2].replace(",", ""))
+    reached = pk.prune("merge", model, x, target_macs=left, restore="paper")
+    assert reached.after.macs == left
+    assert pk.prune("merge", model, x, target_macs="5%").after.macs <= 0.05 * reached.before.macs
+
+
+@pytest.mark.parametrize("settings", [{"target_macs": "3%"}, {"target_params": "3%"}])
+def test_widths_by_loss_reach_what_equal_shares_reach(settings: dict[str, Any]) -> None:
+    """Even where measured losses would keep an eighth of each layer."""
+    layers = [nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), nn.ReLU()]
+    model = lively(nn.Sequential(*layers, nn.Conv2d(32, 4, 1)))
+    images = torch.randn(20, 3, 10, 10, dtype=torch.float64)
+    result = pk.prune("merge", model, images[:1], images=images, **settings)
+    shares = {
+        "target_macs": result.after.macs / result.before.macs,
+        "target_params": result.after.params / result.before.params,
+    }
+    assert shares[next(iter(settings))] <= 0.03
+
+
 def test_where_no_way_works_none_is_told() -> None:
     with pytest.raises(InputError, match="model's output") as refusal:
         pk.merge(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(1, 3, 8, 8), ratio=0.5)

@@ -28,7 +28,11 @@ class Budget:
 
     def met_by(self, cost: Cost) -> bool:
         """Return whether a network of that cost is within the amount (not for ratios)."""
-        return (cost.macs if self.kind == "macs" else cost.params) <= self.amount
+        return self.spent(cost) <= self.amount
+
+    def spent(self, cost: Cost) -> int:
+        """Return the MACs or parameters of a network of that cost (not for ratios)."""
+        return cost.macs if self.kind == "macs" else cost.params
 
 
 def read_budget(config: Config, now: Cost) -> Budget:
@@ -115,6 +119,32 @@ def _parsed(flag: str, value: str | float | None) -> tuple[float, str]:
         what = "MACs" if "macs" in flag else "parameters"
         raise InputError(f"{flag} {value} would leave {number:g} {what}", hint=f"did you mean {flag} {share}?")
     return number, unit
+
+
+def fewest_to_meet(
+    budget: Budget, limit: int, cost_at: Callable[[int], Cost], further: Callable[[], str | None] | None = None
+) -> int:
+    """Return the smallest number of steps, `limit` at most, whose network meets a target.
+
+    Args:
+        budget: The target, in MACs or parameters.
+        limit: All steps that there are.
+        cost_at: The cost of what is left after so many steps; it must not rise.
+        further: What to do where these steps are not enough, asked only then.
+
+    Raises:
+        InputError: Even the last step leaves more.
+    """
+    count = fewest(limit, lambda k: budget.met_by(cost_at(k)))
+    left = cost_at(count)
+    if not budget.met_by(left):
+        what = "MACs" if budget.kind == "macs" else "parameters"
+        raise InputError(
+            f"the target of {budget.amount:,.0f} {what} cannot be met: "
+            f"removing all that may go leaves {budget.spent(left):,}",
+            hint=further() if further else None,
+        )
+    return count
 
 
 def fewest(limit: int, enough: Callable[[int], bool]) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prunekit.errors import InputError
 from prunekit.methods.base import Config
-from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
+from prunekit.methods.budget import check_ratio, fewest_to_meet, read_budget
 from prunekit.methods.ranking import Scores, keep_after, protected_within, removal_order, round_widths
 from prunekit.methods.streams import with_unread_streams
 from prunekit.plan import Keep, Plan
@@ -102,7 +102,7 @@ def _by_threshold(
         total = sum(len(group.free) for group in groups)
         count = min(round(budget.amount * total), len(removal.order))
     else:
-        count = _fewest(budget, len(removal.order), lambda k: _cost(graph, keeps_at(k), given))
+        count = fewest_to_meet(budget, len(removal.order), lambda k: _cost(graph, keeps_at(k), given))
     return Kept(keeps_at(count), tuple(protected_within(groups, scores, removal, count)))
 
 
@@ -110,22 +110,6 @@ def _cost(graph: Graph, keeps: Mapping[str, Sequence[int]], given: Mapping[str, 
     """Return the highest possible cost after removal: a constant that turns out to be zero needs no bias."""
     biases = {layer for name in keeps for layer in given.get(name, ())}
     return predict(graph, graph.kept_classes(keeps), biases)
-
-
-def _fewest(budget: Budget, limit: int, cost_at: Callable[[int], Cost]) -> int:
-    """Return the fewest removals that meet the target.
-
-    Raises:
-        InputError: Even the removal of everything that can be removed leaves more.
-    """
-    count = fewest(limit, lambda k: budget.met_by(cost_at(k)))
-    reached = cost_at(count)
-    if not budget.met_by(reached):
-        left = reached.macs if budget.kind == "macs" else reached.params
-        raise InputError(
-            f"the target of {budget.amount:,.0f} {budget.kind} cannot be met: removing all that may go leaves {left:,}"
-        )
-    return count
 
 
 def _by_group(graph: Graph, groups: Sequence[ChannelGroup], scores: Scores, config: Config) -> Kept:

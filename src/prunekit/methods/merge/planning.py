@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -48,7 +48,9 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
         raise _refusal(model, graph, way, config.scope, left)
     evidence = way.evidence(model, graph, images)
     name = way.leading(model, graph, [layer.group for layer in layers]) if isinstance(way, ClosedForm) else way.name
-    kept, notes = _select(graph, layers, config, name, evidence)
+    kept, notes = _select(
+        graph, layers, config, name, evidence, lambda: _further(model, graph, layers, config)
+    )
     plain = {layer.group.name: layer.reason for layer in layers if layer.reason and layer.group.name in kept}
     notes |= {"merged": 0, "negative_scales": 0, "left": left, "plain": plain, "protected": []}
     plan = Plan([Keep(name, index) for name, index in kept.items()], notes)
@@ -56,18 +58,21 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
     if config.refit_bn and evidence.images is not None:
         plan = refit_norms(model, graph, plan, evidence.images)
     short = shortfall(graph, kept, config)
-    return plan if short is None else _with_warning(plan, f"{short}: {_further(model, graph, layers, config)}")
+    if short is None:
+        return plan
+    further = _further(model, graph, layers, config) or "--target-macs says how much is to be left"
+    return _with_warning(plan, f"{short}: {further}")
 
 
-def _further(model: nn.Module, graph: Graph, layers: Sequence[Candidate], config: MergeConfig) -> str:
-    """Return what to ask for where these layers are not enough."""
+def _further(model: nn.Module, graph: Graph, layers: Sequence[Candidate], config: MergeConfig) -> str | None:
+    """Return what to ask for where these layers are not enough, or None."""
     usual = len(candidates(model, graph, ClosedForm(), config.scope)[0]) if config.restore else 0
     if usual > len(layers):
         return f"without --restore {config.restore} {usual} layers can be narrowed instead of {len(layers)}"
     every = len(candidates(model, graph, registry.get(config.restore or ClosedForm.name), "all")[0])
     if every > len(layers):
         return f"--scope all narrows {every} layers instead of {len(layers)}"
-    return "--target-macs says how much is to be left"
+    return None
 
 
 def _with_warning(plan: Plan, warning: str) -> Plan:
@@ -102,7 +107,12 @@ def _is_refitted(model: nn.Module, graph: Graph, layer: Candidate) -> bool:
 
 
 def _select(
-    graph: Graph, layers: Sequence[Candidate], config: MergeConfig, way: str, evidence: Evidence
+    graph: Graph,
+    layers: Sequence[Candidate],
+    config: MergeConfig,
+    way: str,
+    evidence: Evidence,
+    further: Callable[[], str | None],
 ) -> tuple[Kept, dict[str, Any]]:
     """Return the kept filters, and what they were chosen by."""
     model, images = evidence.model, evidence.images
@@ -124,5 +134,5 @@ def _select(
         if not readings:
             criterion, widths = config.criterion or "l2-norm", "uniform"
     ranked = rank(layers, criterion, readings)
-    kept = choose(graph, ranked, config, readings if widths == "loss" else {})
+    kept = choose(graph, ranked, config, readings if widths == "loss" else {}, further)
     return kept, {"criterion": criterion, "widths": widths}

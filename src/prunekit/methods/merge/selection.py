@@ -49,7 +49,7 @@ def _falling(found: Sequence[float]) -> NDArray[np.float64]:
 
 
 class _Unexplained:
-    """What the channels kept so far leave of `S` and of `T = S G S`, for those that are not kept; and `loss`, `tr(G S)`.
+    """What the channels kept so far leave of `S` and `T = S G S`, for those that are not kept; and `loss`, `tr(G S)`.
 
     With `s` and `t` the columns of a channel that is kept next and `p = s_i + ridge` its pivot, what is left is
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
+from prunekit.methods.budget import Budget, check_ratio, fewest, fewest_to_meet, read_budget
 from prunekit.methods.merge.candidates import Candidate
 from prunekit.methods.merge.selection import losses, pivoted, removals
 from prunekit.methods.ranking import round_widths
@@ -75,11 +75,18 @@ def importance(weight: Tensor, criterion: str) -> NDArray[np.float64]:
     return result
 
 
-def choose(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading]) -> Kept:
+def choose(
+    graph: Graph,
+    ranked: Sequence[Ranked],
+    config: MergeConfig,
+    readings: Mapping[str, Reading],
+    further: Callable[[], str | None],
+) -> Kept:
     """Return the kept units of every layer that loses some.
 
     With `readings`, widths follow the loss that they predict, within the parameters and MACs that the same ratio of
-    every layer would leave; without, every layer loses the same share.
+    every layer would leave; without, every layer loses the same share. `further` tells what to do where a target is
+    out of reach.
 
     Raises:
         InputError: a budget that cannot be met, or a layer that cannot be narrowed.
@@ -87,7 +94,8 @@ def choose(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings
     if isinstance(config.ratio, dict):
         return _rounded(ranked, _by_group(graph, ranked, config), config)
     budget = read_budget(config, predict(graph, graph.kept_classes({})))
-    return _by_loss(graph, ranked, config, budget, readings) if readings else _uniform(graph, ranked, config, budget)
+    uniform = _uniform(graph, ranked, config, budget, further)
+    return _by_loss(graph, ranked, config, budget, readings, uniform) if readings else uniform
 
 
 def shortfall(graph: Graph, kept: Kept, config: MergeConfig) -> str | None:
@@ -102,29 +110,36 @@ def shortfall(graph: Graph, kept: Kept, config: MergeConfig) -> str | None:
     return f"this takes {taken:.1%} of the MACs, where {budget.amount:.0%} were asked for"
 
 
-def _uniform(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget) -> Kept:
+def _uniform(
+    graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget, further: Callable[[], str | None]
+) -> Kept:
     def keeps_at(ratio: float) -> Kept:
         kept = {one.name: _largest(one, ratio, config.min_channels) for one in ranked}
         return _rounded(ranked, {name: units for name, units in kept.items() if units is not None}, config)
 
     if budget.kind == "ratio":
         return keeps_at(budget.amount)
-    step = 1 + _steps_to(graph, budget, 998, lambda k: keeps_at((k + 1) / 1000))
-    return keeps_at(step / 1000)
+    steps = fewest_to_meet(budget, 998, lambda k: _cost(graph, keeps_at((k + 1) / 1000)), further)
+    return keeps_at((steps + 1) / 1000)
 
 
 def _by_loss(
-    graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget, readings: Mapping[str, Reading]
+    graph: Graph,
+    ranked: Sequence[Ranked],
+    config: MergeConfig,
+    budget: Budget,
+    readings: Mapping[str, Reading],
+    uniform: Kept,
 ) -> Kept:
-    uniform = _uniform(graph, ranked, config, budget)
     start = _descent(graph, ranked, config, readings, uniform)
     if budget.kind != "ratio":
         way = start.by(float(budget.kind == "macs"))
-        return way.keeps_at(_steps_to(graph, budget, len(way.order), way.keeps_at))
-    goal = predict(graph, graph.kept_classes(uniform))
+        kept = way.keeps_at(fewest(len(way.order), lambda k: budget.met_by(_cost(graph, way.keeps_at(k)))))
+        return kept if budget.met_by(_cost(graph, kept)) else uniform
+    goal = _cost(graph, uniform)
 
     def within(kept: Kept) -> bool:
-        cost = predict(graph, graph.kept_classes(kept))
+        cost = _cost(graph, kept)
         return cost.params <= goal.params and cost.macs <= goal.macs
 
     def end(way: _Descent) -> tuple[bool, float, int]:
@@ -138,6 +153,10 @@ def _by_loss(
         ends.append(end(way))
     best = ends.index(min(ends))
     return ways[best].keeps_at(ends[best][-1])
+
+
+def _cost(graph: Graph, kept: Kept) -> Cost:
+    return predict(graph, graph.kept_classes(kept))
 
 
 @dataclass(frozen=True)
@@ -184,9 +203,8 @@ def _descent(
 ) -> _Descent:
     def least(one: Ranked) -> int:
         size = one.layer.group.size
-        share = _LEAST_MEASURED * size
-        if readings[one.name].modelled:
-            share = _LEAST_MODELLED * len(uniform.get(one.name, range(size)))
+        equal = len(uniform.get(one.name, range(size)))
+        share = _LEAST_MODELLED * equal if readings[one.name].modelled else min(_LEAST_MEASURED * size, equal)
         return max(config.min_channels, math.ceil(share))
 
     known = [one for one in ranked if one.name in readings]
@@ -205,22 +223,6 @@ def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> NDArray[np.float64]:
         saved = np.array([(whole.params - half.params) / whole.params, (whole.macs - half.macs) / whole.macs])
         costs.append(saved / max(1, size - size // 2))
     return np.stack(costs, 1)
-
-
-def _steps_to(graph: Graph, budget: Budget, limit: int, keeps_at: Callable[[int], Kept]) -> int:
-    """Return the fewest steps whose network meets the target.
-
-    Raises:
-        InputError: even the last one leaves more.
-    """
-
-    def cost(step: int) -> Cost:
-        return predict(graph, graph.kept_classes(keeps_at(step)))
-
-    step = fewest(limit, lambda k: budget.met_by(cost(k)))
-    if not budget.met_by(cost(step)):
-        raise InputError(f"the target of {budget.amount:,.0f} {budget.kind} cannot be met by merging these layers")
-    return step
 
 
 def _by_group(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig) -> Kept:
