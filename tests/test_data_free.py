@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import io
 import math
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from networks import lively
+from networks import Residual, lively
 from prunekit import api, models, surgery
 from prunekit.errors import InputError
 from prunekit.methods.merge import selection
 from prunekit.methods.merge.selection import losses, pivoted, removals
 from prunekit.plan import Keep, Plan
-from prunekit.restoration import batch_norm_statistics, moments, synthetic
+from prunekit.restoration import moments, norm_alignment, synthetic
 from prunekit.restoration.activations import activation_of
 from prunekit.restoration.dead_leaves import dead_leaves
 from prunekit.restoration.gaussian import Filters, activated, correlations, depthwise_correlations, hermite
@@ -36,6 +38,11 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         result: Tensor = model(x)
     return result
+
+
+def aligned(model: nn.Module, images: Tensor) -> nn.Module:
+    """The network with the statistics of these images."""
+    return norm_alignment.aligned(model, surgery.trace(model, images[:2]), images)
 
 
 def block(seed: int = 0, channels: int = 16) -> nn.Sequential:
@@ -50,7 +57,7 @@ def block(seed: int = 0, channels: int = 16) -> nn.Sequential:
         assert isinstance(norm, nn.BatchNorm2d)
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0, 0.5)
-    result = batch_norm_statistics.aligned(model.eval(), torch.randn(400, 3, 12, 12, dtype=torch.float64))
+    result = aligned(model.eval(), torch.randn(400, 3, 12, 12, dtype=torch.float64))
     assert isinstance(result, nn.Sequential)
     return result
 
@@ -124,7 +131,7 @@ def test_moments_of_white_inputs_are_the_networks(monkeypatch: pytest.MonkeyPatc
     nn.init.uniform_(layers[1].weight, 0.5, 1.5)
     nn.init.normal_(layers[1].bias, 0, 0.5)
     x = torch.randn(2000, 3, 10, 10, dtype=torch.float64)
-    layers = batch_norm_statistics.aligned(layers, x)
+    layers = aligned(layers, x)
     shifts: list[tuple[int, ...]] = [(0, 0), (0, 1), (2, 0), (-1, 1)]
     moments = activated(layers[1], torch.relu, correlations(Filters(layers[0].weight, (1, 1), (1, 1)), shifts))
     mean, covariance = moments.mean, moments.covariances()
@@ -149,7 +156,7 @@ def test_moments_behind_a_depthwise_convolution(monkeypatch: pytest.MonkeyPatch)
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0, 0.5)
     x = torch.randn(4000, 4, 6, 6, dtype=torch.float64)
-    layers = batch_norm_statistics.aligned(layers.eval(), x)
+    layers = aligned(layers.eval(), x)
     before = activated(
         layers[1], nn.functional.relu6, correlations(Filters(layers[0].weight, (1, 1), (1, 1)), [(0, 0)])
     )
@@ -178,7 +185,7 @@ def test_a_consumer_behind_pooling_and_flatten() -> None:
         *(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.GELU(), nn.AvgPool2d(2)),
         *(nn.Flatten(), nn.Linear(12 * 16, 6)),
     )
-    model = batch_norm_statistics.aligned(lively(model).double(), torch.randn(200, 3, 8, 8, dtype=torch.float64))
+    model = aligned(lively(model).double(), torch.randn(200, 3, 8, 8, dtype=torch.float64))
     images = torch.randn(200, 3, 8, 8, dtype=torch.float64)
     want, error = outputs(model, images), {}
     for restore in ("none", "moments"):
@@ -202,15 +209,77 @@ def test_dead_leaves_have_the_statistics_of_nature() -> None:
     assert -3 < slope < -1.2  # nature: about -2; white noise: 0
 
 
+def plainly_aligned(model: nn.Module, images: Tensor) -> nn.Module:
+    """What training mode does on all images at once."""
+    subject = copy.deepcopy(model).eval()
+    for _, norm in norm_alignment.norms_of(subject):
+        norm.momentum = 1.0
+        norm.train()
+    outputs(subject, images)
+    return subject.eval()
+
+
+class TwiceNormed(nn.Module):
+    """A batch norm that is used twice, on different values, and one after a choice of the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.BatchNorm1d(3)
+        self.picky = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = self.picky and bool((x.mean() < 0).item())
+        x = self.norm(x).relu()
+        x = self.norm(self.conv(x) * 2 + 1).mean((2, 3))
+        return x if other else self.last(input=x)
+
+
+@pytest.mark.parametrize("memory", [1, 40_000, 1 << 30], ids=["none may wait", "few may wait", "all may wait"])
+@pytest.mark.parametrize("name", ["residual", "twice", "depthwise"])
+def test_batches_align_as_all_images_at_once(name: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many images wait at a norm, and a last batch of another size among them."""
+    monkeypatch.setattr(norm_alignment, "BATCH", 4)
+    build: dict[str, Callable[[], nn.Module]] = {
+        "residual": lambda: nn.Sequential(
+            *(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+            *(Residual(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())) for _ in range(2)),
+        ),
+        "twice": TwiceNormed,
+        "depthwise": lambda: nn.Sequential(
+            *(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6))
+        ),
+    }
+    model, images = lively(build[name]()), torch.randn(23, 3, 8, 8, dtype=torch.float64) * 3 + 1
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    graph = surgery.trace(model, images[:2])
+    found = norm_alignment.aligned(model, graph, images, memory=memory).state_dict()
+    for key, value in plainly_aligned(model, images).state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.allclose(found[key], value, rtol=1e-9, atol=1e-12), key
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_images_that_take_another_way_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_alignment, "BATCH", 1)
+    model, images = lively(TwiceNormed()), torch.ones(3, 3, 8, 8, dtype=torch.float64)
+    images[2] = -1
+    graph, threads = surgery.trace(model, images[:2]), threading.active_count()
+    assert isinstance(model, TwiceNormed)
+    model.picky = True
+    with pytest.raises(InputError, match="another way for some images"):
+        norm_alignment.aligned(model, graph, images)
+    assert threading.active_count() == threads
+
+
 def test_aligned_networks_see_standardised_values() -> None:
     model = lively(models.build("resnet20_cifar", {"width": 0.5}))
     images = torch.randn(50, 3, 16, 16, dtype=torch.float64)
-    copied = batch_norm_statistics.aligned(model, images)
+    copied = aligned(model, images)
     seen: dict[str, Tensor] = {}
-    for name, norm in batch_norm_statistics.norms_of(copied):
+    for name, norm in norm_alignment.norms_of(copied):
         norm.register_forward_hook(lambda _m, _a, out, name=name: seen.__setitem__(name, out))
     outputs(copied, images)
-    for name, norm in batch_norm_statistics.norms_of(copied):
+    for name, norm in norm_alignment.norms_of(copied):
         assert norm.running_var is not None
         scale = norm.weight.abs() * (norm.running_var / (norm.running_var + norm.eps)).sqrt()
         assert torch.allclose(seen[name].mean((0, 2, 3)), norm.bias, atol=1e-2)
@@ -222,7 +291,7 @@ def test_synthetic_images_restore_what_nobody_has_seen(monkeypatch: pytest.Monke
     monkeypatch.setattr(synthetic, "COUNT", 60)
     model = lively(models.build("resnet20_cifar", {"width": 0.5}))
     pictures = dead_leaves(200, (3, 16, 16), torch.Generator().manual_seed(99)).double()
-    model = batch_norm_statistics.aligned(model, pictures)
+    model = aligned(model, pictures)
     want, error = outputs(model, pictures), {}
     for restore in ("none", "synthetic"):
         small = api.prune("merge", model, pictures[:1], ratio=0.5, restore=restore).model
@@ -234,7 +303,7 @@ def test_slim_is_restored_by_the_same_code(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(synthetic, "COUNT", 60)
     model = lively(models.build("resnet20_cifar", {"width": 0.5}))
     pictures = dead_leaves(100, (3, 16, 16), torch.Generator().manual_seed(99)).double()
-    model = batch_norm_statistics.aligned(model, pictures)
+    model = aligned(model, pictures)
     want, error = outputs(model, pictures), {}
     for restore in ("constants", "synthetic"):
         small = api.prune("slim", model, pictures[:1], ratio=0.3, restore=restore).model
@@ -470,7 +539,7 @@ def degenerate() -> nn.Module:
     """Dead channels, a gamma of zero, no variance, and two equal filters."""
     model = lively(models.build("resnet20_cifar", {"width": 0.5})).float()
     with torch.no_grad():
-        for _, norm in batch_norm_statistics.norms_of(model):
+        for _, norm in norm_alignment.norms_of(model):
             norm.weight[0] = 0
             norm.bias[1] = -50
             assert norm.running_var is not None
@@ -600,7 +669,7 @@ def test_resnet50_runs_through_every_way(restore: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(synthetic, "COUNT", 4)
     torch.manual_seed(0)
     model = torchvision.models.resnet50(weights=None)
-    for _, norm in batch_norm_statistics.norms_of(model):
+    for _, norm in norm_alignment.norms_of(model):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0, 0.3)
         assert norm.running_var is not None

@@ -1,8 +1,6 @@
-"""Batch-norm statistics: what a network's are on given images, and a pruned network's moved by how it differs there."""
+"""Batch-norm statistics of a pruned network, moved by how it differs from the original on given images."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,37 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import InputError
 from prunekit.plan import Plan, Refit
-from prunekit.progress import counter
+from prunekit.restoration.norm_alignment import aligned, norms_of
 from prunekit.surgery import Graph, edit, resolve
-from prunekit.surgery.copying import copied
-from prunekit.surgery.execution.hooks import hooked
-
-
-def norms_of(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """Yield the batch norms that hold running statistics, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            yield name, module
-
-
-def aligned(model: nn.Module, images: Tensor) -> nn.Module:
-    """Return a copy whose norms hold the statistics of `images` `(N, C, H, W)`: each sees what it was made to give."""
-    subject = copied(model).eval()
-    norms, count, passed = [norm for _, norm in norms_of(subject)], counter("measuring batch norms"), 0
-
-    def note(*_: object) -> None:
-        nonlocal passed
-        passed += 1
-        count(passed, len(norms))
-
-    for norm in norms:
-        norm.momentum = 1.0
-        norm.train()
-    with torch.no_grad(), hooked(norm.register_forward_hook(note) for norm in norms):
-        subject(images)
-    for norm in norms:
-        norm.eval()
-    return subject
 
 
 def refit_norms(model: nn.Module, graph: Graph, plan: Plan, images: Tensor) -> Plan:
@@ -54,7 +23,7 @@ def refit_norms(model: nn.Module, graph: Graph, plan: Plan, images: Tensor) -> P
     if len(images) < 2:
         raise InputError("batch-norm statistics cannot be estimated on a single image", hint="pass a few hundred")
     small = edit(model, plan, graph)
-    before, after = dict(norms_of(aligned(model, images))), dict(norms_of(aligned(small, images)))
+    before, after = (dict(norms_of(aligned(one, graph, images))) for one in (model, small))
     stays = resolve(graph, plan).indices
     refits = []
     for name, norm in norms_of(model):

@@ -6,6 +6,7 @@ Source: Lee, Mumford and Huang, "Occlusion models for natural images" (IJCV 2001
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ _COMMON = 0.9  # share of a leaf's brightness that all colour channels have in c
 _SMALLEST = 1.5  # pixels
 _LARGEST = 0.6  # of the picture's longer side
 _SHADING = 0.5
+_PAINTED = 50  # pictures at a time
 
 
 def dead_leaves(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -29,6 +31,7 @@ def dead_leaves(count: int, shape: tuple[int, int, int], generator: torch.Genera
     y = torch.arange(height, dtype=torch.float32)[None, :, None]
     x = torch.arange(width, dtype=torch.float32)[None, None, :]
     pictures = _colours(count, channels, generator).expand(count, *shape).clone()
+<<<<<<< HEAD
     paint = counter("making images")
     for leaves in range(_LEAVES):
         paint(leaves, _LEAVES)
@@ -40,24 +43,68 @@ def dead_leaves(count: int, shape: tuple[int, int, int], generator: torch.Genera
         pictures = torch.where(inside.unsqueeze(1), leaf, pictures)
     centred = pictures - pictures.mean((0, 2, 3), keepdim=True)
     return centred / centred.square().mean((0, 2, 3), keepdim=True).sqrt().clamp_min(1e-6)
+=======
+    for _ in range(_LEAVES):
+        leaf = _Leaf.drawn(count, shape, generator)
+        for start in range(0, count, _PAINTED):
+            part = slice(start, start + _PAINTED)
+            _paint(pictures[part], leaf.of(part), y, x)
+    variance, mean = torch.var_mean(pictures, (0, 2, 3), correction=0, keepdim=True)
+    return pictures.sub_(mean).div_(variance.sqrt().clamp_min(1e-6))
+
+
+class _Leaf(NamedTuple):
+    """One leaf for each picture: colours `(N, C, 1, 1)`, and all else `(N, 1, 1)`.
+
+    `slope` is how its brightness changes along its first axis; `radius` is in pixels, that axis times `stretch`.
+    """
+
+    box: Tensor
+    slope: Tensor
+    colours: Tensor
+    radius: Tensor
+    stretch: Tensor
+    angle: Tensor
+    top: Tensor
+    left: Tensor
+
+    @classmethod
+    def drawn(cls, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> _Leaf:
+        """Return leaves at random."""
+
+        def uniform() -> Tensor:
+            return torch.rand(count, generator=generator)[:, None, None]
+
+        def normal() -> Tensor:
+            return torch.randn(count, generator=generator)[:, None, None]
+
+        channels, height, width = shape
+        largest = max(2 * _SMALLEST, _LARGEST * max(height, width))
+        radius = (_SMALLEST**-2 + uniform() * (largest**-2 - _SMALLEST**-2)) ** -0.5
+        stretch = torch.exp(0.5 * normal())
+        angle = math.pi * uniform()
+        top, left = ((1.2 * uniform() - 0.1) * size for size in (height, width))
+        box, slope = uniform() < 0.5, _SHADING * normal()
+        return cls(box, slope, _colours(count, channels, generator), radius, stretch, angle, top, left)
+
+    def of(self, part: slice) -> _Leaf:
+        """Return the leaves of some of the pictures."""
+        return _Leaf(*(values[part] for values in self))
+
+
+def _paint(pictures: Tensor, leaf: _Leaf, y: Tensor, x: Tensor) -> None:
+    """Paint a leaf into each of `pictures`, **in place**."""
+    down, right = y - leaf.top, x - leaf.left
+    sine, cosine = leaf.angle.sin(), leaf.angle.cos()
+    across = (right * cosine + down * sine) / (leaf.radius * leaf.stretch)  # in radii
+    along = (down * cosine - right * sine) / (leaf.radius / leaf.stretch)
+    inside = torch.where(leaf.box, torch.maximum(across.abs(), along.abs()) <= 0.9, across**2 + along**2 <= 1)
+    shade = (leaf.slope * across).clamp(-1, 1).unsqueeze(1)
+    pictures.copy_(torch.where(inside.unsqueeze(1), leaf.colours + shade, pictures))
+>>>>>>> ba564c4 (Batch norms are aligned in batches that wait for one another: the statistics of all images, in two GiB; dead leaves are painted in parts)
 
 
 def _colours(count: int, channels: int, generator: torch.Generator) -> Tensor:
     grey = torch.randn(count, 1, generator=generator)
     own = torch.randn(count, channels, generator=generator)
     return (math.sqrt(_COMMON) * grey + math.sqrt(1 - _COMMON) * own)[:, :, None, None]
-
-
-def _place(y: Tensor, x: Tensor, count: int, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return coordinates of every pixel along a leaf's two axes, in its radii: `(count, H, W)` each."""
-
-    def uniform() -> Tensor:
-        return torch.rand(count, generator=generator)[:, None, None]
-
-    largest = max(2 * _SMALLEST, _LARGEST * side)
-    radius = (_SMALLEST**-2 + uniform() * (largest**-2 - _SMALLEST**-2)) ** -0.5
-    stretch = torch.exp(0.5 * torch.randn(count, generator=generator))[:, None, None]
-    angle = math.pi * uniform()
-    down, right = y - (1.2 * uniform() - 0.1) * y.numel(), x - (1.2 * uniform() - 0.1) * x.numel()
-    across = (right * angle.cos() + down * angle.sin()) / (radius * stretch)
-    return across, (down * angle.cos() - right * angle.sin()) / (radius / stretch)

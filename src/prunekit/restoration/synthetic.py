@@ -14,10 +14,10 @@ from torch import nn
 from prunekit.errors import InputError
 from prunekit.plan import Plan, Refit
 from prunekit.restoration.base import Evidence
-from prunekit.restoration.batch_norm_statistics import aligned, norms_of
 from prunekit.restoration.calibration import calibrate
 from prunekit.restoration.dead_leaves import dead_leaves
 from prunekit.restoration.images import MEMORY, bytes_per_image, reads_images
+from prunekit.restoration.norm_alignment import aligned, norms_of
 from prunekit.surgery import Graph, edit
 
 COUNT = 500
@@ -55,8 +55,9 @@ def obstacle_to_synthesis(model: nn.Module, graph: Graph) -> str | None:
     return None
 
 
-def synthesise(model: nn.Module, graph: Graph, *, count: int = COUNT, seed: int = 0) -> Evidence:
-    """Make images for `model`, as many as `count` and memory allow, and bring its statistics in line with them.
+def synthesise(model: nn.Module, graph: Graph, *, seed: int = 0) -> Evidence:
+    """Make `COUNT` images for `model`, or as many as would pass at once within `MEMORY` (more take too long), and bring
+    its statistics in line with them.
 
     Raises:
         InputError: the network does not read one image, or it has no batch norm whose statistics tell of its data.
@@ -65,8 +66,8 @@ def synthesise(model: nn.Module, graph: Graph, *, count: int = COUNT, seed: int 
     if reason is not None:
         raise InputError(reason, hint="--restore calibrate takes images of your own, with --data")
     like = next(p for p in model.parameters() if p.is_floating_point())
-    count = min(count, max(2, MEMORY // bytes_per_image(graph)))
     channels, height, width = graph.example[0].shape[1:]
+    count = min(COUNT, max(2, MEMORY // bytes_per_image(graph)))
     generator = torch.Generator().manual_seed(seed)
     images = dead_leaves(count, (channels, height, width), generator).to(like)
-    return Evidence(aligned(model, images), images)
+    return Evidence(aligned(model, graph, images), images)

@@ -18,7 +18,7 @@ from torch import Tensor
 from prunekit.restoration.second_moments import Reading
 
 _RIDGE = 1e-3  # of the mean variance: below that, channels are alike
-_BLOCK = 64  # steps between two updates of the matrices
+_BLOCK = 128  # steps between two updates of the matrices
 
 
 def pivoted(reading: Reading) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
