@@ -298,6 +298,16 @@ def test_ways_are_chosen_layer_by_layer() -> None:
     assert errors[0] < errors[1]
 
 
+def test_layers_of_which_nothing_is_known_lose_what_equal_shares_take() -> None:
+    """Three of four, behind SiLU: they do not have to pay for what the modelled layer keeps."""
+    layers = [nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 32, 3), nn.SiLU()]
+    layers += [nn.Conv2d(32, 32, 3), nn.SiLU(), nn.Conv2d(32, 16, 3), nn.SiLU(), nn.Conv2d(16, 4, 1)]
+    model, x = lively(nn.Sequential(*layers)), torch.zeros(1, 3, 16, 16, dtype=torch.float64)
+    result = pk.prune("merge", model, x, ratio=0.4)
+    kept = {keep.group: len(keep.index) for keep in result.plan.keeps}
+    assert {name: kept[name] for name in ("3", "5", "7")} == {"3": 19, "5": 19, "7": 9}
+
+
 def test_moments_know_what_else_goes() -> None:
     """A reader whose own outputs go plainly is refitted in the shape that is left."""
     model = lively(Mixed())
@@ -340,6 +350,52 @@ def test_widths_by_loss_reach_what_equal_shares_reach(settings: dict[str, Any]) 
         "target_params": result.after.params / result.before.params,
     }
     assert shares[next(iter(settings))] <= 0.03
+
+
+class Grouped(nn.Module):
+    """A bottleneck with a grouped convolution, as in ResNeXt and RegNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.reduce = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 24, 1, bias=False)
+        self.grouped, self.expand = nn.Conv2d(24, 24, 3, padding=1, groups=4, bias=False), nn.Conv2d(24, 8, 1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(24), nn.BatchNorm2d(24)])
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.start(x)
+        inner = self.norms[1](self.grouped(self.norms[0](self.reduce(x)).relu())).relu()
+        return self.head((x + self.expand(inner)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("restore", ["none", "calibrate", "synthetic", None])
+def test_grouped_convolutions_are_narrowed(restore: str | None) -> None:
+    model, images = lively(Grouped()), torch.randn(60, 3, 8, 8, dtype=torch.float64)
+    given = images if restore == "calibrate" else None
+    result = pk.prune("merge", model, images[:1], ratio=0.5, restore=restore, images=given)
+    small = result.model
+    assert small.grouped.weight.shape == (12, 3, 3, 3)
+    assert small.grouped.groups == 4
+    left = {} if restore else {"a grouped convolution reads these channels", "blocks of channels go together, each"}
+    assert all(any(said.startswith(one) for one in left) for said in result.plan.notes["plain"].values())
+    assert bool(result.plan.notes["plain"]) == (restore is None)
+    if restore == "calibrate":
+        assert {"grouped", "expand"} <= {refit.layer for refit in result.plan.refits}
+        with torch.no_grad():
+            want, plain = model(images), pk.prune("merge", model, images[:1], ratio=0.5, restore="none").model
+            errors = [float((net(images) - want).square().mean()) for net in (small, plain)]
+        assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("restore", ["moments", "paper"])
+def test_what_cannot_pass_a_grouped_convolution_is_said(restore: str) -> None:
+    with pytest.raises(InputError, match=r"grouped convolution|blocks of channels|add into"):
+        pk.prune("merge", lively(Grouped()), torch.zeros(1, 3, 8, 8, dtype=torch.float64), ratio=0.5, restore=restore)
+    for scope in ("inner", "all"):
+        result = pk.prune(
+            "merge", lively(Grouped()), torch.zeros(1, 3, 8, 8, dtype=torch.float64), ratio=0.5, scope=scope
+        )
+        assert result.after.macs < 0.6 * result.before.macs
 
 
 def test_where_no_way_works_none_is_told() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit.restoration.plain_layers import weight_of
+from prunekit.restoration.plain_layers import reads_grouped, weight_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.editing.compensation import places_of
 
@@ -48,8 +48,6 @@ def maker_of(model: nn.Module, graph: Graph, group: ChannelGroup) -> Maker | str
         return f"its channels come from a {type(module).__name__}"
     if member.parameter != weight_of(member.module) or member.dim != 0:
         return f"its channels come from '{member.parameter}', which is not the weight of a layer"
-    if getattr(module, "groups", 1) != 1:
-        return "a grouped convolution makes these channels"
     places = np.bincount(member.units, minlength=group.size)
     if places.min() == 0 or member.units.size != graph.shapes[member.parameter][0]:
         return "no layer makes all of these channels"
@@ -73,8 +71,6 @@ def obstacle_to_readers(model: nn.Module, graph: Graph, group: ChannelGroup, *, 
     if graph.is_stream(group):
         return "several layers add into these channels"
     readers = [member.module for member in group.consumers]
-    if any(getattr(model.get_submodule(name), "groups", 1) != 1 for name in readers):
-        return "a grouped convolution reads these channels"
     if not plainly and len(set(readers)) != len(readers):
         return f"'{max(readers, key=readers.count)}' reads these channels by several weights"
     return None
@@ -86,12 +82,14 @@ def obstacle_to_making_up(model: nn.Module, graph: Graph, group: ChannelGroup) -
     reason = maker if isinstance(maker, str) else obstacle_to_readers(model, graph, group)
     if reason is not None:
         return reason
-    if len(group.producers) != 1:
-        return f"'{group.producers[-1].module}' scales these channels"
+    if reads_grouped(graph, group):
+        return "a grouped convolution reads these channels"
     own = group.producers[0]
     norm = graph.batch_norm_after(own.module)
     if norm is not None and own.units.size != group.size:
         return "blocks of channels go together, each with statistics of its own"
+    if len(group.producers) != 1:
+        return f"'{group.producers[-1].module}' scales these channels"
     if norm is not None and norm_after(model, graph, own.module) is None:
         return f"'{norm}' is no batch norm that is known"
     return None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunekit.restoration.activations import Activation, activation_of
-from prunekit.restoration.plain_layers import obstacle, reads
+from prunekit.restoration.plain_layers import obstacle, reads, reads_grouped
 from prunekit.restoration.refit_targets import norm_behind
 from prunekit.surgery import ChannelGroup, Graph
 from prunekit.surgery.graph.recording import Node
@@ -48,6 +48,10 @@ def stages(model: nn.Module, graph: Graph, group: ChannelGroup) -> tuple[list[St
             return found, stage
         found.append(stage)
         layer = _depthwise_behind(graph, group, stage.value)
+    if group.producers[0].units.size != group.size:
+        return found, "blocks of channels go together, each with statistics of its own"
+    if reads_grouped(graph, group):
+        return found, "a grouped convolution reads these channels"
     return found, _in_between(graph, group, found[-1].value)
 
 

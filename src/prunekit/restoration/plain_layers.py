@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit.surgery import Graph, Member
+from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.editing.carriers import CarrierFinder
 from prunekit.surgery.graph.recording import Node
 from prunekit.surgery.ops import LAYER_OPS
@@ -27,6 +27,12 @@ def reads(graph: Graph, module: str) -> list[Node]:
     """Return the convolutions and matrix products that use a module's weight, in execution order."""
     calls = {node.index: node for node in graph.calls(module)}  # one node may use several of a module's parameters
     return [n for n in calls.values() if n.op in LAYER_OPS and weight_of(module) in n.parameters]
+
+
+def reads_grouped(graph: Graph, group: ChannelGroup) -> bool:
+    """Return whether a grouped convolution reads these channels: each of its groups some of them."""
+    calls = [node for member in group.consumers for node in reads(graph, member.module)]
+    return any(node.read is not None and node.read.groups != 1 for node in calls)
 
 
 def obstacle(model: nn.Module, graph: Graph, member: Member) -> str | None:

@@ -162,12 +162,12 @@ def _cost(graph: Graph, kept: Kept) -> Cost:
 @dataclass(frozen=True)
 class _Descent:
     """Layers that lose one unit after the other. `order` names the layer of `known` that does, by what its `curves`
-    predict and its units cost in parameters and MACs, `costs[0]` and `costs[1]`; those of `blind`, of which nothing is
-    known, keep pace.
+    predict and its units cost in parameters and MACs, `costs[0]` and `costs[1]`. `others` is what equal shares leave of
+    the layers of which nothing is known.
     """
 
     known: Sequence[Ranked]
-    blind: Sequence[Ranked]
+    others: Kept
     curves: Sequence[NDArray[np.float64]]
     costs: NDArray[np.float64]
     config: MergeConfig
@@ -185,10 +185,7 @@ class _Descent:
         """Return what stays after so many steps."""
         gone = zip(self.known, self._gone(count), strict=True)
         kept = {one.name: one.best(one.layer.group.size - int(n)) for one, n in gone if n}
-        pace = count / max(1, len(self.order))
-        others = {one.name: _largest(one, pace, self.config.min_channels) for one in self.blind}
-        kept.update({name: units for name, units in others.items() if units is not None})
-        return _rounded([*self.known, *self.blind], kept, self.config)
+        return {**_rounded(self.known, kept, self.config), **self.others}
 
     def loss(self, count: int) -> float:
         """Return what the layers together are predicted to have lost by then."""
@@ -209,8 +206,8 @@ def _descent(
 
     known = [one for one in ranked if one.name in readings]
     curves = [losses(readings[one.name], one.order) if one.curve is None else one.curve for one in known]
-    blind = [one for one in ranked if one.name not in readings]
-    return _Descent(known, blind, curves, _unit_costs(graph, known), config, [least(one) for one in known])
+    others = {name: units for name, units in uniform.items() if name not in readings}
+    return _Descent(known, others, curves, _unit_costs(graph, known), config, [least(one) for one in known])
 
 
 def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> NDArray[np.float64]:
