@@ -287,7 +287,7 @@ def test_ways_are_chosen_layer_by_layer() -> None:
     assert {fold.consumer for fold in result.plan.folds} == {"c", "excite"}
     assert notes["plain"] == {
         "c": "'silu' in Mixed stands between this layer and the next",
-        "d": "'excite' scales these channels",
+        "d": "'excite' scales these channels: making up for that takes images",
     }
     restored = pk.prune("merge", model, x[:1], images=x, ratio=0.4)
     assert {"d", "e", "squeeze", "excite"} <= {refit.layer for refit in restored.plan.refits}

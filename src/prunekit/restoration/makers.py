@@ -63,7 +63,7 @@ def norm_after(model: nn.Module, graph: Graph, layer: str) -> _BatchNorm | None:
     return norm if isinstance(norm, _BatchNorm) else None
 
 
-def obstacle_to_readers(model: nn.Module, graph: Graph, group: ChannelGroup, *, plainly: bool = False) -> str | None:
+def obstacle_to_readers(graph: Graph, group: ChannelGroup, *, plainly: bool = False) -> str | None:
     """Return why what reads a group's channels is no layer that could take over what goes from them alone, or None.
 
     With `plainly` it does not have to.
@@ -79,17 +79,17 @@ def obstacle_to_readers(model: nn.Module, graph: Graph, group: ChannelGroup, *, 
 def obstacle_to_making_up(model: nn.Module, graph: Graph, group: ChannelGroup) -> str | None:
     """Return why a group's filters and their batch norm do not tell what its readers could take over, or None."""
     maker = maker_of(model, graph, group)
-    reason = maker if isinstance(maker, str) else obstacle_to_readers(model, graph, group)
+    reason = maker if isinstance(maker, str) else obstacle_to_readers(graph, group)
     if reason is not None:
         return reason
     if reads_grouped(graph, group):
-        return "a grouped convolution reads these channels"
+        return "a grouped convolution reads these channels: making up for that takes images"
     own = group.producers[0]
     norm = graph.batch_norm_after(own.module)
     if norm is not None and own.units.size != group.size:
-        return "blocks of channels go together, each with statistics of its own"
+        return "blocks of channels go together, each with statistics of its own: making up for that takes images"
     if len(group.producers) != 1:
-        return f"'{group.producers[-1].module}' scales these channels"
+        return f"'{group.producers[-1].module}' scales these channels: making up for that takes images"
     if norm is not None and norm_after(model, graph, own.module) is None:
         return f"'{norm}' is no batch norm that is known"
     return None

@@ -49,9 +49,9 @@ def stages(model: nn.Module, graph: Graph, group: ChannelGroup) -> tuple[list[St
         found.append(stage)
         layer = _depthwise_behind(graph, group, stage.value)
     if group.producers[0].units.size != group.size:
-        return found, "blocks of channels go together, each with statistics of its own"
+        return found, "blocks of channels go together, each with statistics of its own: making up for that takes images"
     if reads_grouped(graph, group):
-        return found, "a grouped convolution reads these channels"
+        return found, "a grouped convolution reads these channels: making up for that takes images"
     return found, _in_between(graph, group, found[-1].value)
 
 

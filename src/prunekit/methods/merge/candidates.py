@@ -44,4 +44,4 @@ def candidates(model: nn.Module, graph: Graph, way: Restoration, scope: str) -> 
 
 def _obstacle(model: nn.Module, graph: Graph, group: ChannelGroup, way: Restoration) -> str | None:
     plainly = isinstance(way, Nothing)
-    return obstacle_to_readers(model, graph, group, plainly=plainly) or way.obstacle(model, graph, group)
+    return obstacle_to_readers(graph, group, plainly=plainly) or way.obstacle(model, graph, group)

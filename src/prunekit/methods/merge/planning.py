@@ -48,9 +48,7 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
         raise _refusal(model, graph, way, config.scope, left)
     evidence = way.evidence(model, graph, images)
     name = way.leading(model, graph, [layer.group for layer in layers]) if isinstance(way, ClosedForm) else way.name
-    kept, notes = _select(
-        graph, layers, config, name, evidence, lambda: _further(model, graph, layers, config)
-    )
+    kept, notes = _select(graph, layers, config, name, evidence, lambda: _further(model, graph, layers, config))
     plain = {layer.group.name: layer.reason for layer in layers if layer.reason and layer.group.name in kept}
     notes |= {"merged": 0, "negative_scales": 0, "left": left, "plain": plain, "protected": []}
     plan = Plan([Keep(name, index) for name, index in kept.items()], notes)
