@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import prunekit as pk
-from prunekit import checkpoint, models, plugins
+from prunekit import checkpoint, models, plugins, surgery
 from prunekit.cli.app import run
-from prunekit.restoration.batch_norm_statistics import aligned
 from prunekit.restoration.dead_leaves import dead_leaves
+from prunekit.restoration.norm_alignment import aligned
 from prunekit.restoration.registry import RESTORATIONS
 
 X = torch.zeros(1, 3, 12, 12)
@@ -46,7 +46,7 @@ def network() -> nn.Module:
         first.weight[8:] += 0.02 * torch.randn(8, 3, 3, 3)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     nn.init.uniform_(norm.bias, 0.1, 0.5)
-    return aligned(model.eval(), images(500))
+    return aligned(model.eval(), surgery.trace(model, X), images(500))
 
 
 PLAN = pk.Plan([pk.Keep("0", range(8))], {"by": "hand"})
