@@ -80,8 +80,8 @@ def test_restored_networks_are_finite_and_proven_and_nearer(start: int) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_images")
 def test_three_hundred_networks_come_nearer_by_every_way() -> None:
-    # Of 206, calibrate fits weights to inputs that vary by rounding alone, behind a group norm of single channels, and the
-    # proof refuses them: nothing wrong is written, but this network is not restored.
+    # Of 206, calibrate fits weights to inputs that vary by rounding alone, behind a group norm of single channels, and
+    # the proof refuses them: nothing wrong is written, but this network is not restored.
     found = compare(range(206))
     for way, ratios in compare(range(207, 300)).items():
         ratios = found[way] + ratios

@@ -31,20 +31,9 @@ def dead_leaves(count: int, shape: tuple[int, int, int], generator: torch.Genera
     y = torch.arange(height, dtype=torch.float32)[None, :, None]
     x = torch.arange(width, dtype=torch.float32)[None, None, :]
     pictures = _colours(count, channels, generator).expand(count, *shape).clone()
-<<<<<<< HEAD
     paint = counter("making images")
     for leaves in range(_LEAVES):
         paint(leaves, _LEAVES)
-        across, along = _place(y, x, count, max(height, width), generator)
-        box = (torch.rand(count, generator=generator) < 0.5)[:, None, None]
-        inside = torch.where(box, torch.maximum(across.abs(), along.abs()) <= 0.9, across**2 + along**2 <= 1)
-        slope = _SHADING * torch.randn(count, generator=generator)[:, None, None]
-        leaf = _colours(count, channels, generator) + (slope * across).clamp(-1, 1).unsqueeze(1)
-        pictures = torch.where(inside.unsqueeze(1), leaf, pictures)
-    centred = pictures - pictures.mean((0, 2, 3), keepdim=True)
-    return centred / centred.square().mean((0, 2, 3), keepdim=True).sqrt().clamp_min(1e-6)
-=======
-    for _ in range(_LEAVES):
         leaf = _Leaf.drawn(count, shape, generator)
         for start in range(0, count, _PAINTED):
             part = slice(start, start + _PAINTED)
@@ -101,7 +90,6 @@ def _paint(pictures: Tensor, leaf: _Leaf, y: Tensor, x: Tensor) -> None:
     inside = torch.where(leaf.box, torch.maximum(across.abs(), along.abs()) <= 0.9, across**2 + along**2 <= 1)
     shade = (leaf.slope * across).clamp(-1, 1).unsqueeze(1)
     pictures.copy_(torch.where(inside.unsqueeze(1), leaf.colours + shade, pictures))
->>>>>>> ba564c4 (Batch norms are aligned in batches that wait for one another: the statistics of all images, in two GiB; dead leaves are painted in parts)
 
 
 def _colours(count: int, channels: int, generator: torch.Generator) -> Tensor:
