@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from prunekit.restoration.second_moments import Reading
 
 _RIDGE = 1e-3  # of the mean variance: below that, channels are alike
+_BLOCK = 48  # steps between which a whole matrix stays as it is
 
 
 def pivoted(reading: Reading) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -42,9 +43,9 @@ def losses(reading: Reading, order: Sequence[int] | NDArray[np.int64]) -> NDArra
 
 
 class _Unexplained:
-    """The covariance `S` that the channels kept so far leave, never written out: a step costs `O(n k)`, not `O(n^2)`.
+    """The covariance `S` that the channels kept so far leave, written out every `_BLOCK` steps: by products of matrices.
 
-    With `c_j = s_j / sqrt(pivot_j)` for the `k` channels kept so far, `S = S_0 - sum_j c_j c_j^T`, so that a column of
+    With `c_j = s_j / sqrt(pivot_j)` for the channels kept since then, `S = S_0 - sum_j c_j c_j^T`, so that a column of
     `S` is one of `S_0` less a few of these vectors, and likewise for `G S` and `S_0 G S`, whose first values are known.
     What a channel would explain, `diag(S G S) / (diag(S) + ridge)`, is brought up to date from that one column.
     """
@@ -54,7 +55,8 @@ class _Unexplained:
         product = gram @ start
         # row u: column u of S_0, of G S_0, and of S_0 G S_0, one after the other
         self._start = torch.cat([start.t(), product.t(), (start @ product).t()], 1)
-        self._steps = torch.empty_like(self._start)  # row j: c_j, G c_j and S_0 G c_j
+        self._steps = self._start.new_empty(_BLOCK, self._start.size(1))  # row j: c_j, G c_j and S_0 G c_j
+        self._done = 0
         self._diagonal = start.diagonal().clone()
         self._gains = (start * product.t()).sum(1)  # diag(S G S)
         mean = self._diagonal.mean()
@@ -70,8 +72,9 @@ class _Unexplained:
 
     def keep(self, unit: int) -> int:
         """Take out what `unit` explains."""
-        done, width = len(self._kept), len(self._diagonal)
-        known = self._steps[:done]
+        if self._done == _BLOCK:
+            self._write_out()
+        width, known = len(self._diagonal), self._steps[: self._done]
         columns = self._start[unit] - known[:, unit] @ known
         own, read, through = columns.reshape(3, width)  # column `unit` of S, of G S, and of S_0 G S
         pivot = own[unit].clamp_min(0) + self._ridge
@@ -80,9 +83,19 @@ class _Unexplained:
         self._gains += own * (own * (worth / pivot) - 2 * residual) / pivot
         self._diagonal -= own.square() / pivot
         self._loss -= float(worth / pivot)
-        self._steps[done] = columns / pivot.sqrt()
+        self._steps[self._done] = columns / pivot.sqrt()
+        self._done += 1
         self._kept.append(unit)
         return unit
+
+    def _write_out(self) -> None:
+        """Make the present `S` the first one."""
+        width = len(self._diagonal)
+        steps = self._steps[:, :width].clone()
+        self._start.addmm_(steps.t(), self._steps, alpha=-1)  # columns of S, of G S and of S_0 G S
+        read = self._start[:, width : 2 * width] @ steps.t()  # (G S)^T c_j
+        self._start[:, 2 * width :].addmm_(read, steps, alpha=-1)
+        self._done = 0
 
     def loss(self) -> float:
         """Return `tr(gram S)`."""
