@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from networks import lively
 from prunekit import api, models, surgery
 from prunekit.errors import InputError
+from prunekit.methods.merge import selection
 from prunekit.methods.merge.selection import losses, pivoted, removals
 from prunekit.plan import Keep, Plan
 from prunekit.restoration import batch_norm_statistics, synthetic
@@ -447,6 +448,16 @@ def test_losses_are_those_of_least_squares(seed: int) -> None:
         left = c - c[:, kept] @ torch.linalg.solve(c[kept][:, kept], c[kept])
         assert curve[n] == pytest.approx(float((reading.gram * left).sum()), rel=0.1, abs=0.05 * curve[0])
     assert curve[-1] < 0.02 * curve[0]
+
+
+def test_writing_out_what_is_unexplained_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = reading_of(1, size=40)
+    order, curve = pivoted(reading)
+    for steps in (1, 3, 39):
+        monkeypatch.setattr(selection, "_BLOCK", steps)
+        again, losses_again = pivoted(reading)
+        assert np.array_equal(again, order)
+        assert np.allclose(losses_again, curve, atol=1e-10 * curve[0])
 
 
 def test_a_copied_channel_goes_first() -> None:

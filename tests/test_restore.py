@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from prunekit.restoration import frontier, refit_targets
 from prunekit.restoration.calibration import calibrate
 from prunekit.restoration.images import bytes_per_image
 from prunekit.restoration.least_squares import Chunks, Wanted, fit_towards
+from prunekit.restoration.memory import read_memory
 from prunekit.restoration.plain_layers import obstacle_to_layer
 from prunekit.restoration.samples import LayerCall, inputs_at, outputs_at, positions, rows_of
 from prunekit.restoration.streams import Watch, find_join
@@ -409,6 +410,46 @@ def test_batches_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> N
     few = calibrate(model, graph, plan, images, rows=400, memory=20 * bytes_per_image(graph))
     assert 1 <= few.notes["calibration"]["images_at_first"] < few.notes["calibration"]["images"] <= 20
     assert surgery.verify(model, surgery.edit(model, few, graph), few, graph) <= 1e-10
+
+
+@pytest.mark.parametrize(("size", "found"), [("2GiB", 2 << 30), ("500MB", 500_000_000), ("1.5 kb", 1500), (4096, 4096)])
+def test_memory_is_read_as_people_write_it(size: str | int, found: int) -> None:
+    assert read_memory(size) == found
+
+
+@pytest.mark.parametrize("size", ["", "much", "0", "-1GB", "2 GiBs", "1e9"])
+def test_what_is_no_size_is_told(size: str) -> None:
+    for method in ("merge", "slim"):
+        with pytest.raises(InputError, match=f"--memory '{size}' is no size"):
+            api.prune(method, nn.Identity(), ratio=0.5, memory=size)
+
+
+def test_less_memory_means_fewer_images_at_first() -> None:
+    model, images = small_resnet(), torch.randn(40, 3, 32, 32)
+    memory = str(20 * bytes_per_image(surgery.trace(model, images[:1])))
+    notes = api.merge(model, images=images, ratio=0.3, memory=memory).plan.notes["calibration"]
+    assert 1 <= notes["images_at_first"] < notes["images"] <= 40
+    assert "images_at_first" not in api.merge(model, images=images, ratio=0.3).plan.notes["calibration"]
+
+
+@pytest.mark.parametrize("images", [torch.randn(1, 3, 32, 32), torch.randn(1, 3, 32, 32).expand(30, -1, -1, -1)])
+def test_one_image_and_the_same_again_and_again(images: Tensor) -> None:
+    done = api.merge(small_resnet(), images=images, ratio=0.3)
+    assert "fewer than its" in done.plan.notes["warning"] or len(images) > 1
+    assert all(bool(torch.isfinite(p).all()) for p in done.model.parameters())
+
+
+def test_what_the_caller_has_switched_on_makes_no_difference() -> None:
+    model, images = small_resnet(), torch.randn(20, 3, 32, 32)
+    plain = api.slim(model, images=images, ratio=0.3).plan.refits
+    with torch.inference_mode():
+        assert_same(plain, api.slim(model, images=images, ratio=0.3).plan.refits)
+
+
+def assert_same(first: Sequence[Refit], second: Sequence[Refit]) -> None:
+    for a, b in zip(first, second, strict=True):
+        assert a.layer == b.layer
+        assert all(torch.equal(a.values[name], b.values[name]) for name in a.values)
 
 
 class SamePadded(nn.Conv2d):

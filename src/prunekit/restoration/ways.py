@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from prunekit.errors import InputError
 from prunekit.plan import Fold, Plan
 from prunekit.restoration.base import Evidence, Restoration
+from prunekit.restoration.memory import MEMORY, read_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -190,11 +191,13 @@ class Synthetic(Restoration):
 
     Attributes:
         seed: Seed of the images.
+        memory: As of `Calibrate`.
     """
 
     name: ClassVar[str] = "synthetic"
     summary: ClassVar[str] = "Refit what stays, layer by layer, to images made from the network itself."
     seed: int = 0
+    memory: str = MEMORY
 
     def evidence(self, model: nn.Module, graph: Graph, images: Images | None) -> Evidence:
         """Return the images that it makes, whatever was given."""
@@ -207,22 +210,32 @@ class Synthetic(Restoration):
         """Return the plan with refits."""
         from prunekit.restoration.synthetic import refitted_to
 
-        return refitted_to(evidence, model, graph, plan)
+        return refitted_to(evidence, model, graph, plan, self.memory)
 
 
+@dataclass(frozen=True)
 class Calibrate(Restoration):
-    """Refit to unlabelled images; see `restoration.calibration`."""
+    """Refit to unlabelled images; see `restoration.calibration`.
+
+    Attributes:
+        memory: What images that wait at a layer may hold, such as `2GiB`; where that is too little for all, the first
+            layers see fewer.
+    """
 
     name: ClassVar[str] = "calibrate"
     summary: ClassVar[str] = "Refit what stays, layer by layer, to unlabelled images."
     needs_images: ClassVar[bool] = True
+    memory: str = MEMORY
+
+    def __post_init__(self) -> None:
+        read_memory(self.memory)
 
     def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
         """Return the plan with refits."""
         from prunekit.restoration.calibration import calibrate
 
         assert evidence.images is not None
-        return calibrate(model, graph, plan, evidence.images)
+        return calibrate(model, graph, plan, evidence.images, memory=self.memory)
 
 
 def _able(way: Restoration, model: nn.Module, graph: Graph, plan: Plan) -> Sequence[str]:

@@ -43,7 +43,7 @@ def losses(reading: Reading, order: Sequence[int] | NDArray[np.int64]) -> NDArra
 
 
 class _Unexplained:
-    """The covariance `S` that the channels kept so far leave, written out every `_BLOCK` steps: by products of matrices.
+    """The covariance `S` that the channels kept so far leave, written out every `_BLOCK` steps.
 
     With `c_j = s_j / sqrt(pivot_j)` for the channels kept since then, `S = S_0 - sum_j c_j c_j^T`, so that a column of
     `S` is one of `S_0` less a few of these vectors, and likewise for `G S` and `S_0 G S`, whose first values are known.
