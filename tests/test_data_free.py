@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -27,14 +27,22 @@ from prunekit.errors import InputError
 from prunekit.methods.merge import selection
 from prunekit.methods.merge.selection import losses, pivoted, removals
 from prunekit.plan import Keep, Plan
-from prunekit.restoration import moments, norm_alignment, synthetic
+from prunekit.restoration import moment_refits, norm_alignment, synthetic
 from prunekit.restoration.activations import activation_of
 from prunekit.restoration.dead_leaves import dead_leaves
-from prunekit.restoration.gaussian import Filters, activated, correlations, depthwise_correlations, hermite
+from prunekit.restoration.gaussian import (
+    Filters,
+    activated,
+    correlations,
+    depthwise_correlations,
+    hermite,
+    scale_and_shift,
+)
+from prunekit.restoration.moments import modelled
 from prunekit.restoration.second_moments import Reading, measure
 
 
-def outputs(model: nn.Module, x: Tensor) -> Tensor:
+def outputs(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.no_grad():
         result: Tensor = model(x)
     return result
@@ -133,16 +141,18 @@ def test_moments_of_white_inputs_are_the_networks(monkeypatch: pytest.MonkeyPatc
     x = torch.randn(2000, 3, 10, 10, dtype=torch.float64)
     layers = aligned(layers, x)
     shifts: list[tuple[int, ...]] = [(0, 0), (0, 1), (2, 0), (-1, 1)]
-    moments = activated(layers[1], torch.relu, correlations(Filters(layers[0].weight, (1, 1), (1, 1)), shifts))
+    moments = activated(
+        *scale_and_shift(layers[1]), torch.relu, correlations(Filters(layers[0].weight, (1, 1), (1, 1)), shifts)
+    )
     mean, covariance = moments.mean, moments.covariances()
     whole = outputs(layers, x).relu()
     here = whole[:, :, 2:6, 2:6]
     assert torch.allclose(here.mean((0, 2, 3)), mean, atol=0.03)
-    for (down, right), modelled in zip(shifts, covariance, strict=True):
+    for (down, right), told in zip(shifts, covariance, strict=True):
         moved = whole[:, :, 2 + down : 6 + down, 2 + right : 6 + right]
         centred = [part - part.mean((0, 2, 3), keepdim=True) for part in (here, moved)]
         measured = torch.einsum("nihw,njhw->ij", *centred) / (len(x) * 16)
-        assert (measured - modelled).abs().max() < 0.04
+        assert (measured - told).abs().max() < 0.04
 
 
 def test_moments_behind_a_depthwise_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,12 +168,127 @@ def test_moments_behind_a_depthwise_convolution(monkeypatch: pytest.MonkeyPatch)
     x = torch.randn(4000, 4, 6, 6, dtype=torch.float64)
     layers = aligned(layers.eval(), x)
     before = activated(
-        layers[1], nn.functional.relu6, correlations(Filters(layers[0].weight, (1, 1), (1, 1)), [(0, 0)])
+        *scale_and_shift(layers[1]),
+        *(nn.functional.relu6, correlations(Filters(layers[0].weight, (1, 1), (1, 1)), [(0, 0)])),
     )
     rho = depthwise_correlations(before, Filters(layers[3].weight, (1, 1), (1, 1)))
     whole = outputs(layers, x).movedim(1, -1).flatten(0, -2)
     assert (torch.corrcoef(whole.T) - rho[0]).abs().max() < 0.03
-    assert torch.allclose(whole.relu().mean(0), activated(layers[4], torch.relu, rho).mean, atol=0.05)
+    assert torch.allclose(whole.relu().mean(0), activated(*scale_and_shift(layers[4]), torch.relu, rho).mean, atol=0.05)
+
+
+class Reads(nn.Module):
+    """A norm, a layer that widens, an activation and a layer that reads it: on tokens or on pixels."""
+
+    def __init__(self, norm: nn.Module, wide: nn.Module, activation: nn.Module, narrow: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.wide, self.activation, self.narrow = norm, wide, activation, narrow
+        pixels = isinstance(wide, nn.Conv2d)
+        self.stem, self.head = (nn.Conv2d(16, n, 1) if pixels else nn.Linear(16, n) for n in (16, 2))
+        with torch.no_grad():
+            self.stem.weight.copy_(torch.eye(16).reshape(self.stem.weight.shape))
+            nn.init.zeros_(cast(Tensor, self.stem.bias))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.activation(self.wide(self.norm(self.stem(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.head(self.stem(x) + self.narrow(self.hidden(x))))
+
+
+FRONTS: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...]]] = {
+    "layer norm": (lambda: [nn.LayerNorm(16), nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)], (400, 25, 16)),
+    "layer norm without parameters": (
+        lambda: [nn.LayerNorm(16, elementwise_affine=False), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16)],
+        (400, 25, 16),
+    ),
+    "layer norm without bias": (
+        lambda: [nn.LayerNorm(16, bias=False), nn.Linear(16, 24, bias=False), nn.SiLU(), nn.Linear(24, 16)],
+        (400, 25, 16),
+    ),
+    "group norm": (
+        lambda: [nn.GroupNorm(1, 16), nn.Conv2d(16, 24, 1), nn.GELU(), nn.Conv2d(24, 16, 1)],
+        (400, 16, 5, 5),
+    ),
+    "batch norm": (
+        lambda: [nn.BatchNorm2d(16), nn.Conv2d(16, 24, 1), nn.GELU(), nn.Conv2d(24, 16, 1)],
+        (400, 16, 5, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FRONTS)
+def test_moments_behind_a_layer_that_reads_a_norm(kind: str) -> None:
+    """What a norm hands on tells the statistics of the layer that reads it, and pruning is made up for by them."""
+    torch.manual_seed(0)
+    layers, shape = FRONTS[kind][0](), FRONTS[kind][1]
+    model = Reads(*layers).double().eval()
+    for parameter in model.norm.parameters():
+        nn.init.uniform_(parameter, 0.2, 1.5)
+    x = torch.randn(shape, dtype=torch.float64)
+    graph = surgery.trace(model, x[:1])
+    reading = modelled(model, graph, [graph.group("wide")])["wide"]
+    found = outputs(model.hidden, x)
+    rows = (found.movedim(1, -1) if len(shape) == 4 else found).flatten(0, -2)
+    measured = torch.cov(rows.T)
+    assert (reading.covariance - measured).abs().max() < 0.06 * measured.diagonal().max()
+    want = outputs(model, x)
+    errors = {
+        way: float((outputs(api.prune("merge", model, x[:1], ratio={"wide": 0.5}, restore=way).model, x) - want).norm())
+        for way in ("moments", "none")
+    }
+    assert errors["moments"] < 0.8 * errors["none"]
+    notes = api.prune("merge", model, x[:1], ratio=0.5).plan.notes
+    assert (notes["restore"], notes["plain"]) == ("moments", {})
+
+
+def test_the_widest_layers_behind_a_norm_are_judged_by_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunekit.restoration.moments.WIDEST", 20)
+    model = Reads(*FRONTS["layer norm"][0]()).double().eval()
+    plan = api.prune("merge", model, torch.randn(1, 25, 16, dtype=torch.float64), ratio=0.5).plan
+    assert (plan.notes["criterion"], plan.notes["widths"], plan.notes["restore"]) == ("l2-norm", "uniform", "moments")
+    assert [refit.layer for refit in plan.refits] == ["narrow"]
+
+
+class Joined(nn.Module):
+    """Three branches, side by side in what the next layer reads: two with statistics, one behind a plain ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 1, bias=False), nn.Conv2d(3, 10, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.norm_a, self.norm_b = nn.BatchNorm2d(12), nn.BatchNorm2d(10)
+        self.read, self.norm, self.head = nn.Conv2d(28, 9, 3, bias=False), nn.BatchNorm2d(9), nn.Conv2d(9, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = nn.functional.silu(self.norm_a(self.a(x))), nn.functional.silu(self.norm_b(self.b(x)))
+        return cast(Tensor, self.head(self.norm(self.read(torch.cat([a, b, self.c(x).relu()], 1))).relu()))
+
+
+def test_moments_of_channels_side_by_side() -> None:
+    """Each group's share in a layer that reads several is made up for on its own; its batch norm answers for all."""
+    x = torch.randn(200, 3, 10, 10, dtype=torch.float64)
+    model = aligned(lively(Joined()), x)
+    want = outputs(model, x)
+    ratio = {"a": 0.5, "b": 0.4}
+    found = {way: api.prune("merge", model, x[:1], ratio=ratio, restore=way) for way in ("moments", "none")}
+    errors = {way: float((outputs(result.model, x) - want).norm()) for way, result in found.items()}
+    assert errors["moments"] < 0.85 * errors["none"]
+    assert [refit.layer for refit in found["moments"].plan.refits] == ["read", "norm"]
+    notes = api.prune("merge", model, x[:1], ratio=0.4).plan.notes
+    assert notes["plain"] == {}
+    assert notes["left"]["c"] == "'read' is refitted to other channels that it reads"
+    every = api.prune("merge", model, x[:1], ratio=0.4, scope="all")
+    assert "c" in every.plan.notes["plain"]
+
+
+def test_by_default_what_could_only_be_pruned_stays_where_the_rest_is_enough() -> None:
+    x = torch.randn(1, 3, 10, 10, dtype=torch.float64)
+    groups = {keep.group for keep in api.prune("merge", lively(Joined()), x, ratio=0.4).plan.keeps}
+    assert groups == {"a", "b", "read"}
+    layers = [nn.Conv2d(3, 64, 3), nn.SiLU(), nn.Conv2d(64, 64, 3), nn.SiLU(), nn.Conv2d(64, 4, 1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(4, 4, 1)).double().eval()  # what can be made up for is next to nothing
+    assert list(api.prune("merge", model, x, ratio=0.4).plan.notes["plain"]) == ["0", "2"]
+    assert api.prune("merge", model, x, target_macs="60%").plan.notes["plain"]
 
 
 def test_moments_come_nearer_than_pruning_and_merging() -> None:
@@ -567,8 +692,8 @@ def test_degenerate_statistics_give_finite_weights(
 @pytest.mark.parametrize(
     ("tensor", "value", "said"),
     [
-        ("1.running_var", torch.nan, "'1' or the layer before it holds values that are not finite"),
-        ("0.weight", torch.inf, "'1' or the layer before it holds values that are not finite"),
+        ("1.running_var", torch.nan, "'1' or the layer beside it holds values that are not finite"),
+        ("0.weight", torch.inf, "'1' or the layer beside it holds values that are not finite"),
         ("1.running_var", -1.0, "'1' holds a running variance below zero"),
         ("3.weight", torch.nan, "'3.weight' holds values that are not finite"),
         ("1.weight", 1e200, "what is behind '1' cannot be modelled: its statistics are too large"),
@@ -587,12 +712,12 @@ def test_a_covariance_that_is_none_leaves_more_of_the_weights() -> None:
     draw = torch.randn(40, 30, generator=generator, dtype=torch.float64)
     columns, index = torch.randn(5, 40, generator=generator, dtype=torch.float64), torch.arange(25)
     good = draw @ draw.t()
-    system = good[:25, :25] + moments.RIDGE * good.diagonal().mean() * torch.eye(25, dtype=torch.float64)
+    system = good[:25, :25] + moment_refits.RIDGE * good.diagonal().mean() * torch.eye(25, dtype=torch.float64)
     rest = columns @ good[:, :25] - columns[:, :25] @ good[:25, :25]
     expected = columns[:, :25] + torch.linalg.solve(system, rest.t()).t()
-    assert torch.allclose(moments._solve(columns, good, index), expected)
+    assert torch.allclose(moment_refits._solve(columns, good, index), expected)
     good[:25, :25] -= 0.5 * good.diagonal().mean() * torch.eye(25, dtype=torch.float64)  # no covariance any more
-    found = moments._solve(columns, good, index)
+    found = moment_refits._solve(columns, good, index)
     assert torch.isfinite(found).all()
     assert (found - columns[:, :25]).norm() < (expected - columns[:, :25]).norm()
 
@@ -632,9 +757,11 @@ def test_networks_without_batch_norm() -> None:
     want = outputs(model, images)
     errors = [float((outputs(small, images) - want).square().mean()) for small in (result.model, plain)]
     assert errors[0] < 0.3 * errors[1]
-    for restore, said in (("synthetic", "batch-norm statistics"), ("moments", "no batch norm")):
-        with pytest.raises(InputError, match=said):
-            api.prune("merge", model, images[:1], ratio=0.5, restore=restore)
+    with pytest.raises(InputError, match="batch-norm statistics"):
+        api.prune("merge", model, images[:1], ratio=0.4, restore="synthetic")
+    modelled_alone = api.prune("merge", model, images[:1], ratio=0.4, restore="moments")
+    assert {keep.group for keep in modelled_alone.plan.keeps} == {"up"}  # which reads what the layer norm hands on
+    assert "no norm in front" in modelled_alone.plan.notes["left"]["conv"]
 
 
 def test_depthwise_and_pointwise_consumers() -> None:

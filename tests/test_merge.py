@@ -218,10 +218,11 @@ class Tokens(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 12, 4, 4)
         self.norm, self.hidden, self.back = nn.LayerNorm(12), nn.Linear(12, 24), nn.Linear(24, 12)
+        self.head = nn.Linear(12, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
-        return (x + self.back(nn.functional.gelu(self.hidden(self.norm(x))))).mean(1)
+        return self.head((x + self.back(nn.functional.gelu(self.hidden(self.norm(x))))).mean(1))
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
@@ -235,7 +236,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "'silu' in 2",
         "calibrate",
     ),
-    "transformer": (Tokens, "'gelu' in Tokens", "calibrate"),
+    "transformer": (Tokens, "'gelu' in Tokens", "moments"),
 }
 
 
@@ -285,10 +286,9 @@ def test_ways_are_chosen_layer_by_layer() -> None:
     notes = result.plan.notes
     assert {refit.layer for refit in result.plan.refits} == {"b"}
     assert {fold.consumer for fold in result.plan.folds} == {"c", "excite"}
-    assert notes["plain"] == {
-        "c": "'silu' in Mixed stands between this layer and the next",
-        "d": "'excite' scales these channels: making up for that takes images",
-    }
+    assert notes["plain"] == {}
+    assert notes["left"]["c"] == "'silu' in Mixed stands between this layer and the next"
+    assert notes["left"]["d"] == "'excite' scales these channels: making up for that takes images"
     restored = pk.prune("merge", model, x[:1], images=x, ratio=0.4)
     assert {"d", "e", "squeeze", "excite"} <= {refit.layer for refit in restored.plan.refits}
     assert restored.plan.notes["plain"] == {}
@@ -398,6 +398,49 @@ def test_what_cannot_pass_a_grouped_convolution_is_said(restore: str) -> None:
         assert result.after.macs < 0.6 * result.before.macs
 
 
+class StreamAlone(nn.Module):
+    """Nothing but a residual stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 4, 1),
+        )
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.stem(x)
+        return self.head(x + self.body(x).relu())
+
+
+def test_where_streams_are_all_there_is_they_are_pruned_and_that_is_said() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    result = pk.prune("merge", StreamAlone().eval(), x, ratio=0.5)
+    assert result.model.stem.out_channels == 4
+    assert result.plan.notes["plain"] == {"stem": "several layers add into these channels"}
+    assert "(1 layer) goes plainly" in str(result.plan.notes["warning"])
+    with pytest.raises(InputError, match="several layers add") as refusal:
+        pk.prune("merge", StreamAlone().eval(), x, ratio=0.5, restore="paper")
+    assert str(refusal.value.hint).startswith("--scope all --restore none")
+    assert pk.prune("merge", StreamAlone().eval(), x, ratio=0.5, restore="none", scope="all").plan.keeps
+
+
+class Standardised(nn.Conv2d):
+    """Weights brought to mean zero and variance one, over all inputs of a filter."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = nn.functional.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return nn.functional.conv2d(x, weight, self.bias)
+
+
+def test_what_is_not_followed_is_named() -> None:
+    model = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), Standardised(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    with pytest.raises(InputError, match=r"'0.weight' and other weights \(2 in all\) are read in a way that is not"):
+        pk.prune("merge", model.eval(), torch.randn(1, 3, 8, 8), ratio=0.5)
+
+
 def test_where_no_way_works_none_is_told() -> None:
     with pytest.raises(InputError, match="model's output") as refusal:
         pk.merge(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(1, 3, 8, 8), ratio=0.5)
@@ -448,6 +491,29 @@ def test_multiples_of_kept_filters_leave_no_trace(order: str, reader: str) -> No
     torch.testing.assert_close(result.model(x), model(x))
 
 
+class SideBySide(nn.Module):
+    """Two branches behind ReLU, side by side; of each the second half of the channels are halves of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.read = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(14, 4, 3)
+        with torch.no_grad():
+            for layer in (self.a, self.b):
+                assert layer.bias is not None
+                half = layer.out_channels // 2
+                layer.weight[half:], layer.bias[half:] = layer.weight[:half] / 2, layer.bias[:half] / 2
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.read(torch.cat([self.a(x).relu(), self.b(x).relu()], 1))
+
+
+def test_channels_side_by_side_are_merged() -> None:
+    model, x = SideBySide().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    result = pk.prune("merge", model, x, ratio=0.5)
+    assert (result.plan.notes["restore"], result.plan.notes["merged"]) == ("paper", 7)
+    torch.testing.assert_close(result.model(x), model(x))
+
+
 @pytest.mark.parametrize("settings", [{}, {"images": True}, {"restore": "none"}, {"scope": "all"}])
 @pytest.mark.parametrize(
     ("between", "made", "read"),
@@ -470,6 +536,36 @@ def test_blocks_of_channels_are_merged(between: nn.Module, made: int, read: int,
     if not settings and not isinstance(between, nn.ChannelShuffle):
         assert result.plan.notes["merged"] > 0
         torch.testing.assert_close(result.model(x), model(x))
+
+
+def test_layers_that_add_into_tokens_make_a_stream() -> None:
+    """Linear layers that run on every token add into a stream as convolutions do; those of a gate run once an image."""
+    result = pk.prune("merge", Tokens().eval(), torch.randn(1, 3, 8, 8), ratio=0.5)
+    assert [keep.group for keep in result.plan.keeps] == ["hidden"]
+    assert result.plan.notes["left"]["patches"] == "several layers add into these channels"
+
+
+class Auxiliary(nn.Module):
+    """A second head that runs in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.hidden, self.extra = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.stem(x).relu()
+        return (self.head(x), self.extra(self.hidden(x).relu())) if self.training else self.head(x)
+
+
+@pytest.mark.parametrize("restore", [None, "paper", "none"])
+def test_layers_that_run_in_training_alone_are_no_obstacle(restore: Any) -> None:
+    result = pk.prune("merge", Auxiliary().eval(), torch.randn(1, 3, 8, 8), ratio=0.5, restore=restore)
+    if restore is None:
+        assert result.plan.notes["left"]["hidden"] == "'hidden' runs in training alone"
+        all_of_it = pk.prune("merge", Auxiliary().eval(), torch.randn(1, 3, 8, 8), ratio=0.5, scope="all")
+        assert all_of_it.plan.notes["plain"] == {"hidden": "'hidden' runs in training alone"}
+    assert [tuple(out.shape) for out in result.model.train()(torch.randn(2, 3, 8, 8))] == [(2, 4, 6, 6)] * 2
 
 
 def test_layers_that_nothing_plain_reads_are_judged_by_their_weights() -> None:

@@ -46,7 +46,8 @@ def run(name: str, fill: float | None = None, factor: float = 1.0) -> Tensor:
         settings = ([2] * rank,)
     elif name.startswith(("upsample", "_upsample")):
         settings = ([8] * rank,)
-    result = getattr(torch.ops.aten, name)(x, *settings)
+    given: Any = [x, x] if name == "cat" else x
+    result = getattr(torch.ops.aten, name)(given, *settings)
     found: Tensor = result[0] if isinstance(result, tuple) else result
     return found
 

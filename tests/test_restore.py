@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,8 @@ from prunekit.progress import report_progress
 from prunekit.restoration import frontier, refit_targets
 from prunekit.restoration.calibration import calibrate
 from prunekit.restoration.images import bytes_per_image
-from prunekit.restoration.least_squares import Chunks, fit_towards
+from prunekit.restoration.least_squares import Chunks, Wanted, fit_towards
+from prunekit.restoration.memory import read_memory
 from prunekit.restoration.plain_layers import obstacle_to_layer
 from prunekit.restoration.samples import LayerCall, inputs_at, outputs_at, positions, rows_of
 from prunekit.restoration.streams import Watch, find_join
@@ -52,9 +53,9 @@ def duplicate(layer: nn.Conv2d | nn.Linear, source: int, copies: dict[int, float
 
 
 def chunks_of(x: Tensor) -> Chunks:
-    """The rows of `x`, `(blocks, rows, inputs)`, a few at a time."""
+    """The rows of `x`, `(blocks, inputs, rows)`, a few at a time."""
     return lambda: (
-        (slice(i, i + part.size(1)), part) for i, part in zip(range(0, 999, 7), x.split(7, 1), strict=False)
+        (slice(i, i + part.size(2)), part) for i, part in zip(range(0, 999, 7), x.split(7, 2), strict=False)
     )
 
 
@@ -68,11 +69,11 @@ def test_regression_meets_its_definition(inputs: int, constant: bool) -> None:
     x = torch.randn(blocks, rows, inputs, dtype=torch.float64) + 0.5
     y = torch.randn(blocks, rows, wanted, dtype=torch.float64) + 2
     start = torch.randn(blocks, wanted, inputs, dtype=torch.float64)
-    fit = fit_towards(start, chunks_of(x), y, 0.1, constant=constant)
+    fit = fit_towards(start, chunks_of(x.mT), Wanted(y.mT), 0.1, constant=constant)
     for b in range(blocks):
         centre = x[b].mean(0) if constant else torch.zeros(inputs)
         penalty = 0.1 * (x[b] - centre).square().mean()
-        error = x[b] @ fit.weight[b].T + fit.constant[b] - y[b]
+        error = x[b] @ fit.weight[b].T + fit.constant[b].T - y[b]
         gradient = error.T @ x[b] / rows + penalty * (fit.weight[b] - start[b])
         assert gradient.abs().max() < 1e-10
         assert (error.mean(0).abs().max() < 1e-10) if constant else (fit.constant == 0).all()
@@ -81,15 +82,15 @@ def test_regression_meets_its_definition(inputs: int, constant: bool) -> None:
 def test_inputs_that_hardly_vary_do_not_drown_in_rounding() -> None:
     x = 1000 + 1e-2 * torch.randn(1, 300, 4)
     y = (x - 1000) @ torch.tensor([[1.0, 2.0, 3.0, 4.0]]).T + 7
-    fit = fit_towards(torch.zeros(1, 1, 4), chunks_of(x), y, 1e-6, constant=True)
+    fit = fit_towards(torch.zeros(1, 1, 4), chunks_of(x.mT), Wanted(y.mT), 1e-6, constant=True)
     assert torch.allclose(fit.weight[0, 0], torch.tensor([1.0, 2, 3, 4], dtype=torch.float64), atol=1e-2)
 
 
 def test_silent_inputs_keep_their_weights() -> None:
     start = torch.randn(1, 2, 3)
-    fit = fit_towards(start, chunks_of(torch.zeros(1, 10, 3)), torch.ones(1, 10, 2), 1e-2, constant=True)
+    fit = fit_towards(start, chunks_of(torch.zeros(1, 3, 10)), Wanted(torch.ones(1, 2, 10)), 1e-2, constant=True)
     assert torch.equal(fit.weight, start.double())
-    assert torch.allclose(fit.constant, torch.ones(1, 2, dtype=torch.float64))
+    assert torch.allclose(fit.constant, torch.ones(1, 2, 1, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -127,8 +128,8 @@ def test_rows_reproduce_the_layer(layer: nn.Conv2d | nn.Linear) -> None:
         assert len(where) == min(wanted, out.numel() // layer.weight.size(0))
         assert (where.diff() >= 0).all()
         weight = call.weight.detach().reshape(call.groups, layer.weight.size(0) // call.groups, -1)
-        rows = torch.cat([part @ weight.transpose(1, 2) for _, part in inputs_at(call, where)], 1)
-        found = rows.transpose(0, 1).reshape(len(where), -1) + (0 if layer.bias is None else layer.bias.detach())
+        rows = torch.cat([weight @ part for _, part in inputs_at(call, where)], 2)
+        found = rows.flatten(0, 1).t() + (0 if layer.bias is None else layer.bias.detach())
         assert torch.allclose(found, outputs_at(out, where))
 
 
@@ -409,6 +410,46 @@ def test_batches_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> N
     few = calibrate(model, graph, plan, images, rows=400, memory=20 * bytes_per_image(graph))
     assert 1 <= few.notes["calibration"]["images_at_first"] < few.notes["calibration"]["images"] <= 20
     assert surgery.verify(model, surgery.edit(model, few, graph), few, graph) <= 1e-10
+
+
+@pytest.mark.parametrize(("size", "found"), [("2GiB", 2 << 30), ("500MB", 500_000_000), ("1.5 kb", 1500), (4096, 4096)])
+def test_memory_is_read_as_people_write_it(size: str | int, found: int) -> None:
+    assert read_memory(size) == found
+
+
+@pytest.mark.parametrize("size", ["", "much", "0", "-1GB", "2 GiBs", "1e9"])
+def test_what_is_no_size_is_told(size: str) -> None:
+    for method in ("merge", "slim"):
+        with pytest.raises(InputError, match=f"--memory '{size}' is no size"):
+            api.prune(method, nn.Identity(), ratio=0.5, memory=size)
+
+
+def test_less_memory_means_fewer_images_at_first() -> None:
+    model, images = small_resnet(), torch.randn(40, 3, 32, 32)
+    memory = str(20 * bytes_per_image(surgery.trace(model, images[:1])))
+    notes = api.merge(model, images=images, ratio=0.3, memory=memory).plan.notes["calibration"]
+    assert 1 <= notes["images_at_first"] < notes["images"] <= 40
+    assert "images_at_first" not in api.merge(model, images=images, ratio=0.3).plan.notes["calibration"]
+
+
+@pytest.mark.parametrize("images", [torch.randn(1, 3, 32, 32), torch.randn(1, 3, 32, 32).expand(30, -1, -1, -1)])
+def test_one_image_and_the_same_again_and_again(images: Tensor) -> None:
+    done = api.merge(small_resnet(), images=images, ratio=0.3)
+    assert "fewer than its" in done.plan.notes["warning"] or len(images) > 1
+    assert all(bool(torch.isfinite(p).all()) for p in done.model.parameters())
+
+
+def test_what_the_caller_has_switched_on_makes_no_difference() -> None:
+    model, images = small_resnet(), torch.randn(20, 3, 32, 32)
+    plain = api.slim(model, images=images, ratio=0.3).plan.refits
+    with torch.inference_mode():
+        assert_same(plain, api.slim(model, images=images, ratio=0.3).plan.refits)
+
+
+def assert_same(first: Sequence[Refit], second: Sequence[Refit]) -> None:
+    for a, b in zip(first, second, strict=True):
+        assert a.layer == b.layer
+        assert all(torch.equal(a.values[name], b.values[name]) for name in a.values)
 
 
 class SamePadded(nn.Conv2d):

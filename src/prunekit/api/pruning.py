@@ -22,6 +22,7 @@ from prunekit.nn.gated import gated_layers
 from prunekit.plan import Plan
 from prunekit.progress import Progress, counts_to
 from prunekit.restoration.images import Images, LabelledImages
+from prunekit.restoration.ways import Calibrate
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost, Graph
 
@@ -161,6 +162,7 @@ def slim(
     scope: Literal["all", "inner"] = "all",
     aggregate: Literal["max", "mean", "sum"] = "max",
     restore: str | None = None,
+    memory: str = Calibrate.memory,
 ) -> Pruned:
     """Prune with Network Slimming: channels whose batch-norm gamma is small go, by one threshold for all layers.
 
@@ -185,6 +187,8 @@ def slim(
             `synthetic` to images made from the network itself; `constants` folds what a removed channel is worth on
             average, act(beta), into the next layer (the default without images, and where every other way begins);
             `none` drops it, as the paper's release does.
+        memory: What the images may hold that wait at a layer which is refitted, such as `2GiB` or `500MB`; where they
+            take more, the first layers are fitted to fewer of them.
 
     Returns:
         The new network, the plan and figures; `model, plan = pk.slim(...)` unpacks the first two.
@@ -211,6 +215,7 @@ def slim(
         scope=scope,
         aggregate=aggregate,
         restore=restore,
+        memory=memory,
     )
     return prune("slim", model, x, config, images=images, examples=examples, on_progress=on_progress)
 
@@ -233,6 +238,7 @@ def merge(
     scope: Literal["inner", "all"] = "inner",
     refit_bn: bool = False,
     seed: int = 0,
+    memory: str = Calibrate.memory,
     threshold: float = 0.1,
     lam: float = 0.85,
 ) -> Pruned:
@@ -265,6 +271,8 @@ def merge(
         scope: `inner` narrows only layers that can be made up for; `all` also residual streams and the rest.
         refit_bn: Estimate batch-norm statistics anew on the images, given or made.
         seed: Seed of everything random, such as the images that `synthetic` makes.
+        memory: What the images may hold that wait at a layer which is refitted, such as `2GiB` or `500MB`; where they
+            take more, the first layers are fitted to fewer of them.
         threshold: Least cosine similarity, -1 to 1, of two filters that are merged (the paper's t).
         lam: Weight, 0 to 1, of the cosine against the batch-norm bias distance (the paper's lambda).
 
@@ -295,6 +303,7 @@ def merge(
         scope=scope,
         refit_bn=refit_bn,
         seed=seed,
+        memory=memory,
         threshold=threshold,
         lam=lam,
     )

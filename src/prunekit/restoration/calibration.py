@@ -16,9 +16,10 @@ from torch import nn
 
 from prunekit.errors import counted
 from prunekit.plan import Plan
-from prunekit.restoration.frontier import MEMORY, Frontier
+from prunekit.restoration.frontier import Frontier
 from prunekit.restoration.images import Images, gather
 from prunekit.restoration.layerwise_refit import refit_in_order
+from prunekit.restoration.memory import MEMORY, read_memory
 from prunekit.restoration.refit_targets import find_sites
 from prunekit.surgery import Graph, edit
 from prunekit.surgery.copying import copied
@@ -35,17 +36,17 @@ def calibrate(
     *,
     ridge: float = RIDGE,
     rows: int = ROWS,
-    memory: int = MEMORY,
+    memory: str | int = MEMORY,
     seed: int = 0,
 ) -> Plan:
     """Return `plan` with refits for the layers whose inputs it changes; they start from its removals and folds.
 
     `images` are normalised, `(N, C, H, W)` or batches of them; labels are never asked for. They pass in batches, which
-    wait for one another at each layer and there hold up to `memory` bytes; where that is too little for all of them,
-    the first layers see fewer (`prunekit.restoration.frontier`). Besides, for one layer at a time, `rows` vectors of
-    its input and output are held, and the square of its fan-in, or of `rows` if that is smaller. `notes["calibration"]`
-    tells the number of images and of refitted layers, and which layers were left, and why. The same images, seed,
-    machine and number of threads give the same bits.
+    wait for one another at each layer and there hold up to `memory`, bytes or a size such as `2GiB`; where that is too
+    little for all of them, the first layers see fewer (`prunekit.restoration.frontier`). Besides, for one layer at a
+    time, up to `rows` vectors of its input and output are held, and the square of its fan-in, or of `rows` if that is
+    smaller. `notes["calibration"]` tells the number of images and of refitted layers, and which layers were left, and
+    why. The same images, seed, machine and number of threads give the same bits.
 
     Raises:
         InputError: images that do not suit the network, or none.
@@ -54,7 +55,7 @@ def calibrate(
         batch = gather(images, model, graph)
         sites, left = find_sites(model, graph, plan)
         small = edit(model, plan, graph)
-        frontier = Frontier(copied(model).eval(), small.eval(), graph, sites, batch, memory)
+        frontier = Frontier(copied(model).eval(), small.eval(), graph, sites, batch, read_memory(memory))
         found = refit_in_order(frontier, small, sites, rows=rows, ridge=ridge, seed=seed)
     done = {refit.layer for refit in found.refits}
     left |= {s.layer: found.failed.get(s.layer, "its forward is not called") for s in sites if s.layer not in done}

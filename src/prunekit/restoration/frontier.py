@@ -21,7 +21,6 @@ from prunekit.restoration.walk import Stop, Walk
 from prunekit.surgery import Graph
 
 BATCH = 128  # images that pass at a time, at most
-MEMORY = 2 << 30  # bytes that waiting passes hold, at most
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 
 

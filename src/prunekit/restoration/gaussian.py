@@ -1,16 +1,17 @@
 """Second moments behind batch norm and an activation, in closed form from the weights alone.
 
-A batch norm's output is taken for Gaussian: channel `i` is `N(beta_i, gamma_i^2)`. How two channels go together follows
-from their filters, once something is assumed of what these read: here inputs that are independent between channels,
-and that fade as `a^distance` between pixels. Behind an activation `f`, with `h_n` the normalised Hermite coefficients
-of `u -> f(gamma u + beta)`, the mean is `h_0` and the covariance `sum_{n>=1} h_n(i) h_n(j) rho^n` (Mehler's formula).
+A norm's output is taken for Gaussian: channel `i` is `N(beta_i, gamma_i^2)`. How two channels that a layer in front of
+it makes go together follows from their filters, once something is assumed of what these read: here inputs that are
+independent between channels, and that fade as `a^distance` between pixels. Behind an activation `f`, with `h_n` the
+normalised Hermite coefficients of `u -> f(gamma u + beta)`, the mean is `h_0` and the covariance
+`sum_{n>=1} h_n(i) h_n(j) rho^n` (Mehler's formula). Where a layer reads what a norm hands on, its inputs are known.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -94,10 +95,32 @@ def correlations(filters: Filters, shifts: list[tuple[int, ...]]) -> Tensor:
     fading = [torch.pow(_fading(), filters.distances(shift)) for shift in shifts]
     spreads = [torch.einsum("ict,ts->ics", weight, one).flatten(1) for one in fading]
     covariance = torch.stack([spread @ weight.flatten(1).t() for spread in spreads])
-    centre = torch.einsum(
-        "ict,ts,ics->i", weight, torch.pow(_fading(), filters.distances((0,) * len(shifts[0]))), weight
-    )
-    return _normalised(covariance, centre)
+    return _normalised(covariance, variances(filters))
+
+
+def variances(filters: Filters) -> Tensor:
+    """Return the variance of each output, `(C,)`, for inputs of variance one that fade between places."""
+    weight, here = filters.flat, (0,) * (filters.weight.dim() - 2)
+    return torch.einsum("ict,ts,ics->i", weight, torch.pow(_fading(), filters.distances(here)), weight)
+
+
+def behind_norm(
+    filters: Filters, scale: Tensor, shift: Tensor, bias: Tensor | None, *, centred: bool
+) -> tuple[Filters, Tensor, Tensor]:
+    """Return a layer that reads what a norm scales and shifts, both `(inputs,)`, as filters of inputs of variance one.
+
+    Also, the deviation and the mean of its outputs, both `(C,)`; what is padded counts as the rest. Where a norm has
+    `centred` all channels of a place, they sum to zero before they are scaled: any two correlate by `-1/(inputs - 1)`.
+    """
+    flat = filters.flat
+    mean = flat.sum(2) @ shift
+    if bias is not None:
+        mean = mean + bias.detach().double().cpu()
+    scaled = flat * scale[:, None]
+    if centred and len(scale) > 1:
+        scaled = (scaled - scaled.mean(1, keepdim=True)) * math.sqrt(len(scale) / (len(scale) - 1))
+    read = replace(filters, weight=scaled.reshape(filters.weight.shape))
+    return read, variances(read).clamp_min(0).sqrt(), mean
 
 
 def depthwise_correlations(before: Moments, filters: Filters) -> Tensor:
@@ -119,11 +142,19 @@ def depthwise_correlations(before: Moments, filters: Filters) -> Tensor:
     return _normalised(total[None], total.diagonal())
 
 
-def activated(norm: Any, activation: Callable[[Tensor], Tensor], rho: Tensor, apart: tuple[int, ...] = ()) -> Moments:
-    """Return moments behind a batch norm and an activation of what correlates as `rho`, `(shifts, C, C)`, before them.
+def activated(
+    scale: Tensor, shift: Tensor, activation: Callable[[Tensor], Tensor], rho: Tensor, apart: tuple[int, ...] = ()
+) -> Moments:
+    """Return moments behind an activation of what has deviations `scale`, means `shift`, both `(C,)`, and correlations
+    `rho`, `(shifts, C, C)`, before it.
 
     Statistics that are no numbers are the caller's care.
     """
+    return Moments(*hermite(scale, shift, activation), rho, apart)
+
+
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return the deviation and the mean of each channel behind a batch norm, both `(C,)`."""
     gamma, beta = (
         torch.full_like(norm.running_var, value) if given is None else given.detach()
         for given, value in ((norm.weight, 1.0), (norm.bias, 0.0))
@@ -131,7 +162,7 @@ def activated(norm: Any, activation: Callable[[Tensor], Tensor], rho: Tensor, ap
     variance = norm.running_var.double().cpu()
     # what a running variance near zero lets through is less than gamma
     gamma = gamma.double().cpu() * (variance / (variance + norm.eps)).sqrt()
-    return Moments(*hermite(gamma, beta.double().cpu(), activation), rho, apart)
+    return gamma, beta.double().cpu()
 
 
 def _fading() -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +13,15 @@ from torch import Tensor, nn
 from prunekit.plan import Plan, Refit
 from prunekit.progress import counter
 from prunekit.restoration.frontier import Arrival, Frontier
-from prunekit.restoration.least_squares import Chunks, fit_towards
+from prunekit.restoration.least_squares import HELD, Wanted, fit_towards
 from prunekit.restoration.refit_targets import Site
 from prunekit.restoration.samples import inputs_at, outputs_at, positions, rows_of
 from prunekit.restoration.streams import scale_of
 from prunekit.surgery.editing.editor import refit
 from prunekit.surgery.execution.dispatch import unfused_attention
 
+PER_INPUT, LEAST = 40, 4000  # positions that a layer is fitted at: for each input of it, and in any case
 ROUNDS = 4  # repetitions of a fit that an activation with a flat part follows; twelve gained nothing more
-HELD = 512 << 20  # bytes of one layer's rows
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,15 @@ class Restored:
 
 
 def refit_in_order(
-    frontier: Frontier, small: nn.Module, sites: Sequence[Site], *, rows: int, ridge: float, seed: int
+    frontier: Frontier,
+    small: nn.Module,
+    sites: Sequence[Site],
+    *,
+    rows: int,
+    ridge: float,
+    seed: int,
 ) -> Restored:
-    """Refit each layer of `small` **in place**, just before it runs, at `rows` positions of its output."""
+    """Refit each layer of `small` **in place**, just before it runs, at `rows` positions of its output at most."""
     refits: list[Refit] = []
     failed: dict[str, str] = {}
     counts: dict[str, int] = {}
@@ -52,7 +57,7 @@ def refit_in_order(
             if not arrivals:
                 continue
             generator = torch.Generator().manual_seed(seed + numbers[site.layer])
-            sample = _Sample(site, arrivals, min(rows, _holdable(arrivals[0])), generator)
+            sample = _Sample(site, arrivals, _needed(arrivals[0], rows), generator)
             counts[site.layer] = sample.rows
             images.append(frontier.taken)
             try:
@@ -67,11 +72,12 @@ def refit_in_order(
     return Restored(refits, failed, counts, (images[0], images[-1]) if images else (0, 0))
 
 
-def _holdable(arrival: Arrival) -> int:
-    """Return how many positions of a grouped layer can be held: it has few inputs an output, and needs no more."""
+def _needed(arrival: Arrival, rows: int) -> int:
+    """Return at how many positions to look at a layer, `rows` at most: the more inputs an output has, the more."""
     call = arrival.small.call
-    each = call.weight[0].numel() * call.groups * call.x.element_size()
-    return max(2000, HELD // each) if call.groups > 1 else sys.maxsize
+    inputs = call.weight[0].numel()
+    holdable = HELD // (inputs * call.groups * call.x.element_size())  # grouped layers have many systems, all small
+    return min(rows, max(LEAST, PER_INPUT * inputs), max(2000, holdable) if call.groups > 1 else rows)
 
 
 class _Sample:
@@ -101,11 +107,11 @@ class _Sample:
         return torch.cat(parts)
 
     def inputs(self, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """Yield what the pruned network reads there, a slice of rows at a time: `(groups, n, inputs)`."""
+        """Yield what the pruned network reads there, a slice of rows at a time: `(groups, inputs, n)`."""
         start = 0
         for arrival, own in self.parts:
             for rows, part in inputs_at(arrival.small.call, own):
-                yield slice(start + rows.start, start + rows.start + part.size(1)), part.to(wide)
+                yield slice(start + rows.start, start + rows.start + part.size(2)), part.to(wide)
             start += len(own)
 
     def _cut(self, values: Tensor) -> Tensor:
@@ -130,42 +136,29 @@ def _joins(arrival: Arrival) -> bool:
     return was.shape == output.shape or (output.dim() == 2 and was.numel() == output.numel())
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Outputs wanted of a layer of the pruned network at the sampled positions, `(rows, C)`, before its batch norm.
+def _wanted(small: nn.Module, site: Site, sample: _Sample) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Return the original's output, `(rows, C)`, or what brings a residual stream back to the original's; and bounds.
 
-    An activation that reads `scale * output + offset`, and nothing else does, may not tell numbers from one another: a
-    ReLU negative ones, say. Then nothing is wanted where those of both networks look alike to it, which are all up to
-    `flat[0]`, and all from `flat[1]` on. `scale` is None where there is no such activation.
+    An activation that alone reads what comes out may not tell numbers from one another: a ReLU negative ones, say. Then
+    any output that looks to it as the original's does is as good.
     """
-
-    output: Tensor
-    flat: tuple[float, float] = (-math.inf, math.inf)
-    scale: Tensor | None = None
-    offset: Tensor | None = None
-
-    def relaxed(self, rows: slice, given: Tensor) -> Tensor:
-        """Return what is wanted of a layer that gives `given`, `(rows, C)`: its loss bounds that of the activation."""
-        assert self.scale is not None
-        assert self.offset is not None
-        wanted = self.output[rows].to(given)
-        now, then = self.scale * given + self.offset, self.scale * wanted + self.offset
-        # where both look alike, the nearest that does: as it is, or where the rest begins
-        for edge, alike in ((self.flat[0], torch.le), (self.flat[1], torch.ge)):
-            if math.isfinite(edge):
-                nearest = torch.where(alike(now, edge), given, (edge - self.offset) / self.scale)
-                wanted = torch.where(alike(then, edge) & self.scale.isfinite(), nearest, wanted)
-        return wanted
-
-
-def _wanted(small: nn.Module, site: Site, sample: _Sample) -> Wanted:
-    """Return the original's output, and what brings a residual stream back to the original's."""
     output = sample.original()
     if site.join and sample.joined:
-        return Wanted(output + sample.missing() / scale_of(small, site.join.norm))
-    if site.flat is not None:
-        return Wanted(output, site.flat, *_affine(small, site.norm))
-    return Wanted(output)
+        return output + sample.missing() / scale_of(small, site.join.norm), None
+    return output, None if site.flat is None else _alike(output, site.flat, *_affine(small, site.norm))
+
+
+def _alike(output: Tensor, flat: tuple[float, float], scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest outputs that make the same of `scale * output + offset`, each `(rows, C)`.
+
+    All numbers up to `flat[0]` are the same there, and all from `flat[1]` on.
+    """
+    low, high = ((edge - offset) / scale for edge in flat)
+    low, high = torch.where(scale > 0, low, high), torch.where(scale > 0, high, low)
+    usable = scale.isfinite()
+    low, high = torch.where(usable, low, -math.inf).to(output), torch.where(usable, high, math.inf).to(output)
+    least = torch.where(output <= low, -math.inf, torch.minimum(output, high))
+    return least, torch.where(output >= high, math.inf, torch.maximum(output, low))
 
 
 def _affine(small: nn.Module, norm: str | None) -> tuple[Tensor, Tensor]:
@@ -184,24 +177,20 @@ def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float) -> list
     Raises:
         FloatingPointError: the layer's input, or what is wanted of it, is not finite.
     """
-    call, wanted = sample.parts[0][0].small.call, _wanted(small, site, sample)
+    call, (output, bounds) = sample.parts[0][0].small.call, _wanted(small, site, sample)
     weight, groups = call.weight, call.groups
     wide = torch.promote_types(weight.dtype, torch.float32)
     layer: Any = small.get_submodule(site.layer)
 
     def grouped(rows: Tensor) -> Tensor:
-        return rows.reshape(len(rows), groups, -1).transpose(0, 1)  # (groups, rows, outputs)
-
-    def relax(rows: slice, given: Tensor) -> Tensor:
-        return grouped(wanted.relaxed(rows, given.transpose(0, 1).flatten(1)))
+        return rows.to(wide).reshape(len(rows), groups, -1).permute(1, 2, 0).contiguous()  # (groups, outputs, rows)
 
     fit = fit_towards(
         weight.reshape(groups, weight.size(0) // groups, -1),
-        _chunks(sample, wide),
-        grouped(wanted.output.to(wide)),
+        lambda: sample.inputs(wide),
+        Wanted(grouped(output), None if bounds is None else (grouped(bounds[0]), grouped(bounds[1]))),
         ridge,
         constant=layer.bias is not None or site.norm is not None,
-        relax=None if wanted.scale is None else relax,
         rounds=ROUNDS,
     )
     values, constant = {"weight": fit.weight.reshape(weight.shape).to(weight)}, fit.constant.flatten()
@@ -212,12 +201,3 @@ def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float) -> list
         return [Refit(site.layer, values)]
     mean = small.get_buffer(f"{site.norm}.running_mean")
     return [Refit(site.layer, values), Refit(site.norm, {"running_mean": (mean - constant).to(mean)})]
-
-
-def _chunks(sample: _Sample, wide: torch.dtype) -> Chunks:
-    """Return the layer's inputs at these places; held, unless they take too much: each round asks for them again."""
-    call = sample.parts[0][0].small.call
-    if sample.rows * call.weight[0].numel() * call.groups * wide.itemsize > HELD:
-        return lambda: sample.inputs(wide)
-    held = list(sample.inputs(wide))
-    return lambda: held

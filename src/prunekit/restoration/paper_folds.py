@@ -49,7 +49,10 @@ def paper_folds(
 def _path(graph: Graph, group: ChannelGroup) -> Path:
     """Return the way from the group's layer to its consumers, of all its calls: the first blocked one, or the last."""
     consumers = {member.parameter for member in group.consumers}
-    found = [path_of(graph, call, consumers) for call in reads(graph, group.producers[0].module)]
+    maker = group.producers[0].module
+    found = [path_of(graph, call, consumers) for call in reads(graph, maker)]
+    if not found:
+        return Path(f"'{maker}' runs in training alone")
     return next((path for path in found if path.blocks), found[-1])
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_CHUNK = 1 << 22  # numbers of the input that are unfolded at a time
+_CHUNK = 1 << 24  # numbers of the input that are unfolded at a time
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def outputs_at(output: Tensor, where: Tensor) -> Tensor:
 
 
 def inputs_at(call: LayerCall, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the inputs that make the output at `positions`, a slice of them at a time: `(groups, n, inputs)`.
+    """Yield the inputs that make the output at `positions`, a slice of them at a time: `(groups, inputs, n)`.
 
     The order of the inputs is that of the layer's flattened weights: channels of the group, then kernel taps.
     """
@@ -68,9 +68,12 @@ def inputs_at(call: LayerCall, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
         rows = slice(start, start + step)
         if call.stride:
             patches = _patches(call, where[rows])  # (n, taps, channels)
-            yield rows, patches.reshape(*patches.shape[:2], call.groups, -1).permute(2, 0, 3, 1).flatten(2)
+            yield (
+                rows,
+                patches.reshape(*patches.shape[:2], call.groups, -1).permute(2, 3, 1, 0).flatten(1, 2).contiguous(),
+            )
         else:
-            yield rows, call.x[where[rows]].unsqueeze(0)
+            yield rows, call.x[where[rows]].t().unsqueeze(0)
 
 
 def _patches(call: LayerCall, where: Tensor) -> Tensor:

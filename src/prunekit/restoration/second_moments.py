@@ -33,12 +33,14 @@ class Reading:
     """`covariance` of a group's units and `gram`, the products of the weights that read them, each `(units, units)`.
 
     `gram` is divided by the variance of the consumers' outputs: `(gram * S).sum()` is the relative loss. Where that is
-    `modelled`, not measured, it is wrong about layers of which hardly anything is left.
+    `modelled`, not measured, it is wrong about layers of which hardly anything is left; where a norm `in_front` tells
+    what the layer reads, it is right about which of its channels stand for which.
     """
 
     covariance: Tensor
     gram: Tensor
     modelled: bool = False
+    in_front: bool = False
 
 
 def gram_of(weight: Tensor, member: Member, size: int, scale: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ from prunekit.surgery import Graph, edit
 COUNT = 500
 
 
-def refitted_to(made: Evidence, model: nn.Module, graph: Graph, plan: Plan) -> Plan:
+def refitted_to(made: Evidence, model: nn.Module, graph: Graph, plan: Plan, memory: str | int) -> Plan:
     """Return `plan` with refits to the images that were `made`, for `model` with its own statistics."""
     assert made.images is not None
-    found = calibrate(made.model, graph, plan, made.images)
+    found = calibrate(made.model, graph, plan, made.images, memory=memory)
     true, shown = (dict(norms_of(edit(network, plan, graph))) for network in (model, made.model))
     operations = [_moved(op, true, shown) if isinstance(op, Refit) else op for op in found.operations]
     notes = {**found.notes, "synthetic": found.notes["calibration"]}

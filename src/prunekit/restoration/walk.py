@@ -56,6 +56,10 @@ class Walk(Watch):
 
     def advance(self) -> Stop | None:
         """Go on to the next layer; None at the end. What the forward raises is raised here."""
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self._images.device.type, enabled=False):
+            return self._advance()  # whatever the caller is in, the forward's own thread is in none of these
+
+    def _advance(self) -> Stop | None:
         while True:
             self._turn.release()
             self._posted.acquire()
@@ -83,13 +87,13 @@ class Walk(Watch):
             self._post(Stop(layer, call, output, self.take(self._joins[layer])))
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Have the op computed by the other thread, as this one would: what PyTorch did on the way here stays done."""
-        state = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+        """Have the op computed by the other thread. Views compute nothing, and belong to where their base was seen."""
+        if func.is_view:
+            return func(*args, **kwargs)
 
         def run() -> Any:
             try:
-                with torch._C._ForceDispatchKeyGuard(*state):
-                    return func(*args, **kwargs), None
+                return func(*args, **kwargs), None
             except Exception as error:
                 return None, error
 

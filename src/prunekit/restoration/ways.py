@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from prunekit.errors import InputError
 from prunekit.plan import Fold, Plan
 from prunekit.restoration.base import Evidence, Restoration
+from prunekit.restoration.memory import MEMORY, read_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,10 +90,10 @@ class Paper(Restoration):
 
 
 class Moments(Restoration):
-    """Least squares on what batch norms tell of the activations; see `restoration.moments`."""
+    """Least squares on what norms tell of the activations; see `restoration.moment_refits`."""
 
     name: ClassVar[str] = "moments"
-    summary: ClassVar[str] = "Solve for the next layer's weights in closed form, by the statistics of batch norms."
+    summary: ClassVar[str] = "Solve for the next layer's weights in closed form, by the statistics that norms tell."
 
     def obstacle(self, model: nn.Module, graph: Graph, group: ChannelGroup) -> str | None:
         """Return why what the layers behind a group read cannot be modelled, or None."""
@@ -108,7 +109,7 @@ class Moments(Restoration):
 
     def refitted(self, model: nn.Module, graph: Graph, plan: Plan, groups: Iterable[str]) -> Plan:
         """Return the plan with new weights and statistics for the layers behind some of the groups that it narrows."""
-        from prunekit.restoration.moments import moment_refits
+        from prunekit.restoration.moment_refits import moment_refits
         from prunekit.surgery import resolve
 
         refits = moment_refits(model, graph, resolve(graph, plan).keeps, groups)
@@ -136,12 +137,35 @@ class ClosedForm(Restoration):
 
     def obstacle(self, model: nn.Module, graph: Graph, group: ChannelGroup) -> str | None:
         """Return why none of its ways can make up for a group, or None."""
-        reasons = [part.obstacle(model, graph, group) for part in self.parts]
-        return None if None in reasons else reasons[-1]
+        return self._best(model, graph, group)[1]
 
     def part_for(self, model: nn.Module, graph: Graph, group: ChannelGroup) -> str:
         """Return the name of the way that it takes for a group, `none` where it has none."""
-        return next((part.name for part in self.parts if part.obstacle(model, graph, group) is None), Nothing.name)
+        return self._best(model, graph, group)[0]
+
+    def _best(self, model: nn.Module, graph: Graph, group: ChannelGroup) -> tuple[str, str | None]:
+        from prunekit.restoration.moments import knows_moments
+
+        moments, paper = self.parts
+        unmodelled = moments.obstacle(model, graph, group)
+        if unmodelled is None:
+            return moments.name, None
+        reason = paper.obstacle(model, graph, group)
+        if reason is not None:
+            return Nothing.name, unmodelled if knows_moments(model, graph, group) else reason
+        refitted = self._refitted(model, graph)
+        reader = next((member.module for member in group.consumers if member.module in refitted), None)
+        if reader is not None:  # a fold into weights that are solved for anew would be lost
+            return Nothing.name, f"'{reader}' is refitted to other channels that it reads"
+        return paper.name, None
+
+    def _refitted(self, model: nn.Module, graph: Graph) -> frozenset[str]:
+        """Return the layers that read any group which can be modelled."""
+        known: frozenset[str] | None = graph.memo.get(ClosedForm)
+        if known is None:
+            able = (g for g in graph.groups if g.free and self.parts[0].obstacle(model, graph, g) is None)
+            known = graph.memo[ClosedForm] = frozenset(member.module for g in able for member in g.consumers)
+        return known
 
     def leading(self, model: nn.Module, graph: Graph, groups: Iterable[ChannelGroup]) -> str:
         """Return the name of the best way that it takes for any of these groups."""
@@ -167,11 +191,13 @@ class Synthetic(Restoration):
 
     Attributes:
         seed: Seed of the images.
+        memory: As of `Calibrate`.
     """
 
     name: ClassVar[str] = "synthetic"
     summary: ClassVar[str] = "Refit what stays, layer by layer, to images made from the network itself."
     seed: int = 0
+    memory: str = MEMORY
 
     def evidence(self, model: nn.Module, graph: Graph, images: Images | None) -> Evidence:
         """Return the images that it makes, whatever was given."""
@@ -184,22 +210,32 @@ class Synthetic(Restoration):
         """Return the plan with refits."""
         from prunekit.restoration.synthetic import refitted_to
 
-        return refitted_to(evidence, model, graph, plan)
+        return refitted_to(evidence, model, graph, plan, self.memory)
 
 
+@dataclass(frozen=True)
 class Calibrate(Restoration):
-    """Refit to unlabelled images; see `restoration.calibration`."""
+    """Refit to unlabelled images; see `restoration.calibration`.
+
+    Attributes:
+        memory: What images that wait at a layer may hold, such as `2GiB`; where that is too little for all, the first
+            layers see fewer.
+    """
 
     name: ClassVar[str] = "calibrate"
     summary: ClassVar[str] = "Refit what stays, layer by layer, to unlabelled images."
     needs_images: ClassVar[bool] = True
+    memory: str = MEMORY
+
+    def __post_init__(self) -> None:
+        read_memory(self.memory)
 
     def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
         """Return the plan with refits."""
         from prunekit.restoration.calibration import calibrate
 
         assert evidence.images is not None
-        return calibrate(model, graph, plan, evidence.images)
+        return calibrate(model, graph, plan, evidence.images, memory=self.memory)
 
 
 def _able(way: Restoration, model: nn.Module, graph: Graph, plan: Plan) -> Sequence[str]:

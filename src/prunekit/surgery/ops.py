@@ -52,7 +52,7 @@ ZERO_STAYS = HAND_ON | {*ZERO_ACTIVATIONS, *POOLS, *NEAREST_UPSAMPLES, "mean", "
 # Ops that give a constant back as it is, and work on each channel alike and linearly.
 CONSTANT_STAYS = HAND_ON | {*ADAPTIVE_AVERAGE_POOLS, *NEAREST_UPSAMPLES, "mean", "slice"}
 # Ops f with f(s x) = s f(x) for every s >= 0.
-HOMOGENEOUS = CONSTANT_STAYS | {*AVERAGE_POOLS, *MAX_POOLS, *SHUFFLES, "relu", "leaky_relu", "sum", "amax"}
+HOMOGENEOUS = CONSTANT_STAYS | {*AVERAGE_POOLS, *MAX_POOLS, *SHUFFLES, "cat", "relu", "leaky_relu", "sum", "amax"}
 
 
 def is_batch_norm(op: str) -> bool:

@@ -24,8 +24,9 @@ from prunekit.methods.manidp.keep_ratios import shares
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, gated_layers
 from prunekit.progress import counter
-from prunekit.restoration.frontier import MEMORY, Frontier
+from prunekit.restoration.frontier import Frontier
 from prunekit.restoration.layerwise_refit import refit_in_order
+from prunekit.restoration.memory import MEMORY, read_memory
 from prunekit.restoration.refit_targets import Site
 from prunekit.surgery.copying import copied
 from prunekit.surgery.execution.hooks import hooked
@@ -62,7 +63,7 @@ def inform(view: GatedView, images: Tensor, keep: float, ease: float = 0.0, seed
             pi = pi + lean(layer, read[name], hard, ease)[:, None]
             ordered = pi.flatten().sort(descending=True).values
             layer.threshold.copy_(ordered[math.ceil(kept[name] * len(ordered) - 1e-6) - 1])
-        frontier = Frontier(original, gated, view.graph, sites, images, MEMORY)
+        frontier = Frontier(original, gated, view.graph, sites, images, read_memory(MEMORY))
         refit_in_order(frontier, gated, sites, rows=ROWS, ridge=RIDGE, seed=seed)
     gated.train(training)
     return kept

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prunekit.methods.base import Config, option
 from prunekit.restoration.registry import restorations
-from prunekit.restoration.ways import Paper
+from prunekit.restoration.ways import Calibrate, Paper
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class MergeConfig(Config):
     )
     refit_bn: bool = option(False, help="Then re-estimate batch-norm statistics on the images (given or made).")
     seed: int = option(0, help="Seed of everything random, such as the images that --restore synthetic makes.")
+    memory: str = option(
+        Calibrate.memory,
+        help="What the images may hold that wait at a layer which 'calibrate' or 'synthetic' refits, such as 2GiB or "
+        "500MB. Where they take more, the first layers are fitted to fewer of them.",
+    )
     threshold: float = option(
         Paper.threshold, help="Least cosine similarity of two filters that are merged (the paper's t)."
     )
@@ -53,3 +58,4 @@ class MergeConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         Paper(self.threshold, self.lam)  # which checks them
+        Calibrate(self.memory)

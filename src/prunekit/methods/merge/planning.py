@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -32,6 +35,7 @@ _OTHER_WAYS = {
     "calibrate": "it needs a few hundred images, without labels: name some with --data (from Python: images=...)",
 }
 _NOTHING = "no layer of this model can be merged: "
+_OUTPUT = "the model's output"
 # What a way of restoring chooses by where nothing else is said: the criterion, and the widths. The paper's own ways
 # know of no losses. Elsewhere it is pivot, or l2-norm where no activations are measured, and widths by loss.
 _PAPER = ("l1-norm", "uniform")
@@ -44,11 +48,19 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
     if config.refit_bn and images is None and not isinstance(way, Synthetic):
         raise InputError("--refit-bn needs images", hint="name some with --data, or take --restore synthetic")
     layers, left = candidates(model, graph, way, config.scope)
+    warnings = []
+    if not layers and isinstance(way, ClosedForm):  # streams are all that can be narrowed
+        layers, left = candidates(model, graph, way, "all")
+        count = f"{len(layers)} layer" + "s" * (len(layers) > 1)
+        warnings = [f"nothing here can be made up for: what goes ({count}) goes plainly, to be tuned afterwards"]
     if not layers:
         raise _refusal(model, graph, way, config.scope, left)
     evidence = way.evidence(model, graph, images)
     name = way.leading(model, graph, [layer.group for layer in layers]) if isinstance(way, ClosedForm) else way.name
-    kept, notes = _select(graph, layers, config, name, evidence, lambda: _further(model, graph, layers, config))
+    further = partial(_further, model, graph, config)
+    chosen, kept, notes = _narrowed(graph, layers, config, name, evidence, further)
+    stays = {layer.group.name for layer in layers} - {layer.group.name for layer in chosen}
+    left |= {layer.group.name: layer.reason for layer in layers if layer.reason and layer.group.name in stays}
     plain = {layer.group.name: layer.reason for layer in layers if layer.reason and layer.group.name in kept}
     notes |= {"merged": 0, "negative_scales": 0, "left": left, "plain": plain, "protected": []}
     plan = Plan([Keep(name, index) for name, index in kept.items()], notes)
@@ -56,13 +68,12 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
     if config.refit_bn and evidence.images is not None:
         plan = refit_norms(model, graph, plan, evidence.images)
     short = shortfall(graph, kept, config)
-    if short is None:
-        return plan
-    further = _further(model, graph, layers, config) or "--target-macs says how much is to be left"
-    return _with_warning(plan, f"{short}: {further}")
+    if short is not None:
+        warnings.append(f"{short}: {further(chosen) or '--target-macs says how much is to be left'}")
+    return _with_warnings(plan, warnings)
 
 
-def _further(model: nn.Module, graph: Graph, layers: Sequence[Candidate], config: MergeConfig) -> str | None:
+def _further(model: nn.Module, graph: Graph, config: MergeConfig, layers: Sequence[Candidate]) -> str | None:
     """Return what to ask for where these layers are not enough, or None."""
     usual = len(candidates(model, graph, ClosedForm(), config.scope)[0]) if config.restore else 0
     if usual > len(layers):
@@ -73,15 +84,15 @@ def _further(model: nn.Module, graph: Graph, layers: Sequence[Candidate], config
     return None
 
 
-def _with_warning(plan: Plan, warning: str) -> Plan:
-    said = [plan.notes["warning"], warning] if plan.notes.get("warning") else [warning]
-    return Plan(plan.operations, {**plan.notes, "warning": "; ".join(said)}, plan.example)
+def _with_warnings(plan: Plan, warnings: Sequence[str]) -> Plan:
+    said = [*filter(None, [plan.notes.get("warning")]), *warnings]
+    return Plan(plan.operations, {**plan.notes, "warning": "; ".join(said)}, plan.example) if warnings else plan
 
 
 def _refusal(model: nn.Module, graph: Graph, way: Restoration, scope: str, left: Mapping[str, str]) -> InputError:
     """Return why nothing can be merged, and another way of restoration that can make up for some layers, if any."""
     graph = trace(model, graph.example)  # with sizes that are written into the code looked for
-    reason = next(iter(left.values()), "it has no convolution or linear layer")
+    reason = _main_reason(graph, left)
     possible = {
         "moments": True,
         "synthetic": obstacle_to_synthesis(model, graph) is None,
@@ -99,9 +110,43 @@ def _refusal(model: nn.Module, graph: Graph, way: Restoration, scope: str, left:
     return InputError(_NOTHING + reason, hint="prunekit inspect lists the groups")
 
 
+def _main_reason(graph: Graph, left: Mapping[str, str]) -> str:
+    """Return what holds most groups, besides being the model's output; or else which layers were not followed."""
+    inner = Counter(reason for reason in left.values() if reason != _OUTPUT)
+    if inner:
+        return inner.most_common(1)[0][0]
+    members = (m for group in graph.groups for m in (*group.producers, *group.followers, *group.consumers))
+    followed = {member.parameter for member in members}
+    unread = [name for name in graph.parameters if len(graph.shapes[name]) > 1 and name not in followed]
+    if not unread:
+        return _OUTPUT if left else "it has no convolution or linear layer"
+    return f"'{unread[0]}' and other weights ({len(unread)} in all) are read in a way that is not followed"
+
+
 def _is_refitted(model: nn.Module, graph: Graph, layer: Candidate) -> bool:
     """Return whether any layer that reads these channels can be refitted."""
     return any(obstacle(model, graph, member) is None for member in layer.group.consumers)
+
+
+def _narrowed(
+    graph: Graph,
+    layers: Sequence[Candidate],
+    config: MergeConfig,
+    way: str,
+    evidence: Evidence,
+    further: Callable[[Sequence[Candidate]], str | None],
+) -> tuple[Sequence[Candidate], Kept, dict[str, Any]]:
+    """Return the layers to narrow, their kept filters, and what these were chosen by.
+
+    Those that could only be pruned plainly stay, unless the others come to less than half of what is asked.
+    """
+    able = [layer for layer in layers if layer.reason is None]
+    if 0 < len(able) < len(layers) and config.scope == "inner" and not isinstance(config.ratio, dict):
+        with contextlib.suppress(InputError):  # a target that they cannot meet
+            kept, notes = _select(graph, able, config, way, evidence, partial(further, able))
+            if shortfall(graph, kept, config) is None:
+                return able, kept, notes
+    return layers, *_select(graph, layers, config, way, evidence, partial(further, layers))
 
 
 def _select(
@@ -114,23 +159,23 @@ def _select(
 ) -> tuple[Kept, dict[str, Any]]:
     """Return the kept filters, and what they were chosen by."""
     model, images = evidence.model, evidence.images
-    usual = _CHOICE.get(way, ("l2-norm" if images is None else "pivot", "loss"))
-    criterion = config.criterion or usual[0]
-    widths = config.widths or ("uniform" if isinstance(config.ratio, dict) else usual[1])
+    usual, widths = _CHOICE.get(way, ("l2-norm" if images is None else "pivot", "loss"))
+    widths = config.widths or ("uniform" if isinstance(config.ratio, dict) else widths)
+    judged = (config.criterion or usual) == "pivot" or widths == "loss"
     readings: dict[str, Reading] = {}
-    if criterion == "pivot" or widths == "loss":
+    if judged or (config.criterion is None and way == "moments"):
         groups = [layer.group for layer in layers]
         readings = modelled(model, graph, groups) if images is None else measure(model, graph, groups, images)
+    if judged and not readings:
         asked = config.criterion == "pivot" or config.widths == "loss"
-        if not readings and (asked or (images is None and way in _CHOICE)):
+        if asked or (images is None and way in _CHOICE and all(layer.reason for layer in layers)):
             raise InputError(
                 "nothing is known of what the layers read, which --criterion pivot and --widths loss judge by",
                 hint="without batch norm it takes images: name some with --data"
                 if images is None
                 else "what reads them is no plain layer: --criterion l2-norm --widths uniform judges by the weights",
             )
-        if not readings:
-            criterion, widths = config.criterion or "l2-norm", "uniform"
-    ranked = rank(layers, criterion, readings)
+        usual, widths = "l2-norm", "uniform"
+    ranked = rank(layers, config.criterion, usual, readings)
     kept = choose(graph, ranked, config, readings if widths == "loss" else {}, further)
-    return kept, {"criterion": criterion, "widths": widths}
+    return kept, {"criterion": " and ".join(dict.fromkeys(one.criterion for one in ranked)), "widths": widths}

@@ -37,6 +37,7 @@ class Ranked:
     """A layer, its units from the best to the worst, and what it loses with the first `n` of them, if that is known."""
 
     layer: Candidate
+    criterion: str
     order: NDArray[np.int64]
     curve: NDArray[np.float64] | None = None
 
@@ -50,17 +51,23 @@ class Ranked:
         return sorted(int(unit) for unit in self.order[:number])
 
 
-def rank(layers: Sequence[Candidate], criterion: str, readings: Mapping[str, Reading]) -> list[Ranked]:
-    """Return each layer's units by the criterion; by `l2-norm` where `pivot` has no reading of them."""
+def rank(
+    layers: Sequence[Candidate], criterion: str | None, usual: str, readings: Mapping[str, Reading]
+) -> list[Ranked]:
+    """Return each layer's units by the criterion; by `l2-norm` where `pivot` has no reading of them.
+
+    Where `criterion` is None it is the `usual` one, and `pivot` for layers that read what a norm hands on.
+    """
     ranked, count = list[Ranked](), counter("ranking filters")
     for done, layer in enumerate(layers):
         count(done, len(layers))
         reading = readings.get(layer.group.name)
-        if criterion == "pivot" and reading is not None:
-            ranked.append(Ranked(layer, *pivoted(reading)))
+        own = criterion or ("pivot" if reading is not None and reading.in_front else usual)
+        if own == "pivot" and reading is not None:
+            ranked.append(Ranked(layer, own, *pivoted(reading)))
         else:
-            scores = importance(layer.weight, "l2-norm" if criterion == "pivot" else criterion)
-            ranked.append(Ranked(layer, np.argsort(-scores, kind="stable")))
+            own = "l2-norm" if own == "pivot" else own
+            ranked.append(Ranked(layer, own, np.argsort(-importance(layer.weight, own), kind="stable")))
     return ranked
 
 

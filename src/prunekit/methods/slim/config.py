@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prunekit.methods.base import Config, option
 from prunekit.restoration.registry import restorations
+from prunekit.restoration.ways import Calibrate
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,12 @@ class SlimConfig(Config):
         "without images, and where every other way begins); 'none' drops it as the paper's release does.",
         choices=restorations,
     )
+    memory: str = option(
+        Calibrate.memory,
+        help="What the images may hold that wait at a layer which 'calibrate' or 'synthetic' refits, such as 2GiB or "
+        "500MB. Where they take more, the first layers are fitted to fewer of them.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Calibrate(self.memory)  # which checks it

@@ -16,7 +16,7 @@ from prunekit.surgery.graph.balance import Balancer
 from prunekit.surgery.graph.groups import ChannelGroup
 from prunekit.surgery.graph.labels import Ids, Mask
 from prunekit.surgery.graph.recording import Node
-from prunekit.surgery.ops import VIEWS, is_batch_norm
+from prunekit.surgery.ops import LAYER_OPS, VIEWS, is_batch_norm
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,12 @@ class Graph:
         return len(with_positions or group.producers) > 1
 
     def _positions(self, module: str) -> int:
-        sizes = [math.prod(node.shape[2:]) for node in self.calls(module) if node.op == "convolution"]
+        """Return how many places of one input a layer works on: pixels, or tokens."""
+        sizes = [
+            math.prod(node.shape[2:]) if node.op == "convolution" else math.prod(node.shape[:-1]) // self.batch
+            for node in self.calls(module)
+            if node.op in LAYER_OPS
+        ]
         return max(sizes, default=1)
 
     def outputs(self) -> Iterator[tuple[str, int]]:
