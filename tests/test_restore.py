@@ -268,7 +268,7 @@ def test_layers_that_add_into_a_stream_repair_it(monkeypatch: pytest.MonkeyPatch
         plan = calibrate(model, graph, Plan(keeps), images, rows=4000)
         errors.append((outputs(surgery.edit(model, plan, graph), unseen) - want).square().mean())
         monkeypatch.setattr(refit_targets, "find_join", lambda *_: None)
-    assert errors[0] < 0.95 * errors[1], errors
+    assert errors[0] < 0.98 * errors[1], errors
 
 
 def test_weighted_sums_are_left_to_themselves() -> None:

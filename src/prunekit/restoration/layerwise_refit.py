@@ -21,6 +21,7 @@ from prunekit.surgery.editing.editor import refit
 from prunekit.surgery.execution.dispatch import unfused_attention
 
 PER_INPUT, LEAST = 40, 4000  # positions that a layer is fitted at: for each input of it, and in any case
+ASIDE = 0.2  # of each batch, the share of the images by which the ridge is chosen
 ROUNDS = 4  # repetitions of a fit that an activation with a flat part follows; twelve gained nothing more
 
 
@@ -42,7 +43,7 @@ def refit_in_order(
     sites: Sequence[Site],
     *,
     rows: int,
-    ridge: float,
+    ridge: float | None,
     seed: int,
 ) -> Restored:
     """Refit each layer of `small` **in place**, just before it runs, at `rows` positions of its output at most."""
@@ -87,10 +88,13 @@ class _Sample:
         totals = [rows_of(_output(arrival)) for arrival in arrivals]
         where, start = positions(sum(totals), wanted, generator), 0
         self.rows, self.parts = len(where), list[tuple[Arrival, Tensor]]()
+        aside = []
         for arrival, total in zip(arrivals, totals, strict=True):
             own = where[(where >= start) & (where < start + total)] - start
             self.parts += [(arrival, own)] if len(own) else []
+            aside.append(own >= (1 - ASIDE) * total)  # rows are in the order of the images
             start += total
+        self.aside = torch.cat(aside)
         self.joined = site.join is not None and all(_joins(arrival) for arrival, _ in self.parts)
         self._kept = site.kept
 
@@ -171,7 +175,7 @@ def _affine(small: nn.Module, norm: str | None) -> tuple[Tensor, Tensor]:
     return scale, offset if module.bias is None else offset + module.bias
 
 
-def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float) -> list[Refit]:
+def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float | None) -> list[Refit]:
     """Return the refits of a layer, and of the batch norm that takes its constant, to give what is wanted of it.
 
     Raises:
@@ -188,7 +192,7 @@ def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float) -> list
     fit = fit_towards(
         weight.reshape(groups, weight.size(0) // groups, -1),
         lambda: sample.inputs(wide),
-        Wanted(grouped(output), None if bounds is None else (grouped(bounds[0]), grouped(bounds[1]))),
+        Wanted(grouped(output), None if bounds is None else (grouped(bounds[0]), grouped(bounds[1])), sample.aside),
         ridge,
         constant=layer.bias is not None or site.norm is not None,
         rounds=ROUNDS,
