@@ -21,7 +21,7 @@ from prunekit.surgery.editing.editor import refit
 from prunekit.surgery.execution.dispatch import unfused_attention
 
 PER_INPUT, LEAST = 40, 4000  # positions that a layer is fitted at: for each input of it, and in any case
-ASIDE = 0.2  # of each batch, the share of the images by which the ridge is chosen
+ASIDE = 5  # every so many images, one is put aside to choose the ridge by
 ROUNDS = 4  # repetitions of a fit that an activation with a flat part follows; twelve gained nothing more
 
 
@@ -58,7 +58,7 @@ def refit_in_order(
             if not arrivals:
                 continue
             generator = torch.Generator().manual_seed(seed + numbers[site.layer])
-            sample = _Sample(site, arrivals, _needed(arrivals[0], rows), generator)
+            sample = _Sample(site, arrivals, frontier.taken, _needed(arrivals[0], rows), generator)
             counts[site.layer] = sample.rows
             images.append(frontier.taken)
             try:
@@ -82,19 +82,22 @@ def _needed(arrival: Arrival, rows: int) -> int:
 
 
 class _Sample:
-    """A layer at random positions, over all batches: `parts` holds for each what arrives, and its positions in it."""
+    """A layer at random positions, over all batches: `parts` holds for each what arrives, and its positions in it.
 
-    def __init__(self, site: Site, arrivals: Sequence[Arrival], wanted: int, generator: torch.Generator) -> None:
+    `aside` are those, `(rows,)`, of the images by which the ridge is chosen.
+    """
+
+    def __init__(
+        self, site: Site, arrivals: Sequence[Arrival], images: int, wanted: int, generator: torch.Generator
+    ) -> None:
         totals = [rows_of(_output(arrival)) for arrival in arrivals]
         where, start = positions(sum(totals), wanted, generator), 0
         self.rows, self.parts = len(where), list[tuple[Arrival, Tensor]]()
-        aside = []
         for arrival, total in zip(arrivals, totals, strict=True):
             own = where[(where >= start) & (where < start + total)] - start
             self.parts += [(arrival, own)] if len(own) else []
-            aside.append(own >= (1 - ASIDE) * total)  # rows are in the order of the images
             start += total
-        self.aside = torch.cat(aside)
+        self.aside = where // (sum(totals) // images) % ASIDE == ASIDE - 1
         self.joined = site.join is not None and all(_joins(arrival) for arrival, _ in self.parts)
         self._kept = site.kept
 
