@@ -21,7 +21,7 @@ from prunekit.errors import InputError, PrunekitError
 from prunekit.evaluation.paired import Drop, drop_between, images_needed
 from prunekit.evaluation.score import Score, accuracy
 from prunekit.plan import Plan
-from prunekit.restore.images import Images
+from prunekit.restoration.images import Images
 from prunekit.surgery import Cost
 from prunekit.workflows.goals import DropGoal
 from prunekit.workflows.sweeps import Variant
