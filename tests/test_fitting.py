@@ -14,9 +14,11 @@ import prunekit as pk
 from prunekit.errors import InputError
 from prunekit.evaluation.paired import Drop
 from prunekit.evaluation.score import accuracy
-from prunekit.workflows.fitting import FIRST, Trial, fit, next_share
+from prunekit.workflows.fitting.search import fit
+from prunekit.workflows.fitting.sizes import FIRST, next_share
+from prunekit.workflows.fitting.trials import Trial
 from prunekit.workflows.goals import DropGoal
-from prunekit.workflows.sweeps import Variant
+from prunekit.workflows.sweeps.points import Variant
 
 GOAL = DropGoal(0.05, 0.9)
 
@@ -36,7 +38,7 @@ def images() -> torch.Tensor:
 
 def trial(share: float, bound: float | None, goal: DropGoal = GOAL) -> Trial:
     met = bound is not None and bound <= goal.drop
-    return Trial("merge", share, None, None, bound, met, 0.0, None if bound is not None else "refused")
+    return Trial("merge", share, None, None, bound, met, 0.0, error=None if bound is not None else "refused")
 
 
 def test_the_smallest_network_within_the_goal_is_found_and_no_better_than_measured() -> None:
@@ -77,7 +79,7 @@ def test_too_few_images_are_told_before_anything_is_tried() -> None:
 
 def test_a_goal_that_cannot_be_met_names_the_nearest() -> None:
     fragile = trained("3-M-4")  # each channel counts
-    with pytest.raises(InputError, match=r"nearest, merge:restore=none to \d+% of the MACs, loses"):
+    with pytest.raises(InputError, match=r"nearest, merge:none to [\d.]+ % of the MACs, loses"):
         fit(fragile, pk.open_data("digits", "test"), DropGoal(0.008), ways=[Variant("merge", {"restore": "none"})])
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prunekit.data import ImageSet, open_data
     from prunekit.errors import CheckFailed, InputError, Interrupted, PrunekitError, SurgeryError, TrainingError
     from prunekit.evaluation.latency import in_turns
+    from prunekit.evaluation.paired import Drop
     from prunekit.evaluation.score import EvalResult, evaluate
     from prunekit.methods import manidp
     from prunekit.methods.base import Config, Method, option
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from prunekit.training.entry import TrainResult, train
     from prunekit.training.events import EpochEvent, SaveEvent, StartEvent, StepEvent
     from prunekit.training.state import State as TrainState
+    from prunekit.workflows.fitting.search import fit
+    from prunekit.workflows.fitting.trials import Fitted, Trial
+    from prunekit.workflows.goals import DropGoal
     from prunekit.workflows.sensitivity import GroupSensitivity, sensitivity
     from prunekit.workflows.sweeps.points import SweepPoint, Variant
     from prunekit.workflows.sweeps.running import sweep
@@ -55,6 +59,7 @@ _HOME = {
     "prunekit.data": ("ImageSet", "open_data"),
     "prunekit.errors": ("CheckFailed", "InputError", "Interrupted", "PrunekitError", "SurgeryError", "TrainingError"),
     "prunekit.evaluation.latency": ("in_turns",),
+    "prunekit.evaluation.paired": ("Drop",),
     "prunekit.evaluation.score": ("EvalResult", "evaluate"),
     "prunekit.methods.base": ("Config", "Method", "option"),
     "prunekit.methods.ranking": ("round_widths",),
@@ -71,6 +76,9 @@ _HOME = {
     "prunekit.training.entry": ("TrainResult", "train"),
     "prunekit.training.events": ("EpochEvent", "SaveEvent", "StartEvent", "StepEvent"),
     "prunekit.training.state": ("State as TrainState",),
+    "prunekit.workflows.fitting.search": ("fit",),
+    "prunekit.workflows.fitting.trials": ("Fitted", "Trial"),
+    "prunekit.workflows.goals": ("DropGoal",),
     "prunekit.workflows.sensitivity": ("GroupSensitivity", "sensitivity"),
     "prunekit.workflows.sweeps.points": ("SweepPoint", "Variant"),
     "prunekit.workflows.sweeps.running": ("sweep",),
@@ -84,9 +92,12 @@ __all__ = [
     "CheckFailed",
     "Config",
     "Cost",
+    "Drop",
+    "DropGoal",
     "EpochEvent",
     "EvalResult",
     "Evidence",
+    "Fitted",
     "Fold",
     "Gate",
     "Graph",
@@ -114,11 +125,13 @@ __all__ = [
     "TrainResult",
     "TrainState",
     "TrainingError",
+    "Trial",
     "Variant",
     "apply",
     "counter",
     "evaluate",
     "export",
+    "fit",
     "in_turns",
     "inspect",
     "load",

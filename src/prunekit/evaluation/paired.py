@@ -26,7 +26,7 @@ class Drop:
         >>> import prunekit as pk
         >>> drop = pk.Drop(images=2000, lost=40, gained=20)
         >>> drop.share, round(drop.at_most(0.95), 4)
-        (0.01, 0.0165)
+        (0.01, 0.0167)
     """
 
     images: int
