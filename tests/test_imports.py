@@ -44,7 +44,7 @@ ROOMS = {
     "report": ["numbers", "text", "provenance", "documents", "terminal", "pictures", "pages"],
     "cli": [
         *("framework", "models", "inputs", "history", "gates", "measuring", "gate_runtimes", "tuning", "sweep_file"),
-        *("sweep_arguments", "commands", "app"),
+        *("sweep_arguments", "fit_file", "fitting", "commands", "app"),
     ],
 }
 

@@ -30,6 +30,7 @@ _AFTER_METHODS = {
     "train": "Train or fine-tune any model; with --sparsity, as Network Slimming asks.",
     "eval": "Accuracy, loss, parameters, MACs, size and measured latency; several models side by side.",
     "compare": "Models side by side as a table, CSV, Markdown, a picture or a page.",
+    "fit": "Say how much accuracy may go, get the smallest network: searched, proven, and tuned in the time there is.",
     "sweep": "Methods over budgets: accuracy against cost, as a table, a picture or a page; resumable.",
     "export": "A file that needs neither prunekit nor the model's code: ONNX or .pt2, compared with the model first.",
     "convert": "From any model file to prunekit's own, .safetensors or a plain state dict.",
@@ -66,6 +67,7 @@ Examples:
   prunekit inspect model.pt
   prunekit slim model.pt --ratio 0.5
   prunekit merge model.pt --ratio 0.5 -o small.pt
+  prunekit fit model.pt --data digits --max-drop 1% -o small.pt
   prunekit eval model.pt small.pt --data digits
   prunekit manidp train model.pt --data digits --epochs 20
   prunekit export small.pt -o small.onnx

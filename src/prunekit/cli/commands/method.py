@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.cli.fitting import Fitting, GoalOptions, check_alone, fit_images
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
-from prunekit.cli.models import STREAM, check_inputs, check_kind, output_path, read_model, spec_of, write_model
+from prunekit.cli.models import (
+    STREAM,
+    check_inputs,
+    check_kind,
+    describe_source,
+    output_path,
+    read_model,
+    spec_of,
+    write_model,
+)
 from prunekit.cli.tuning import TUNING, Job, PassOptions, Tuning, calibration_images, check, draw, tune
 from prunekit.methods.budget import check_budget
 from prunekit.report.documents import document
@@ -16,6 +27,7 @@ from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
     from prunekit.api import Pruned
+    from prunekit.workflows.goals import DropGoal
     from prunekit.workflows.passes import PassResult
 
 
@@ -29,6 +41,7 @@ def command_for(name: str) -> Command:
         output: Output,
         model: ModelArgument,
         config: Any,
+        goal: GoalOptions,
         where: OutputOptions,
         data: DataOptions,
         passes: PassOptions,
@@ -37,34 +50,68 @@ def command_for(name: str) -> Command:
     ) -> None:
         target = output_path(model, where, name, output)
         check(data, tuning, passes, target)
-        check_inputs(model, data, reading)
-        check_budget(config)
+        wanted = goal.goal()
+        check_inputs(model, data, reading, images_needed=wanted is not None)
+        if wanted is None:
+            check_budget(config)
+        else:
+            check_alone(config, tuning)
         network, _ = read_model(model, reading)
         check_kind(network, target)
         spec_of(network)
         job = Job(output, name, network, config, target, where, data, passes, tuning, reading)
-        if tuning.epochs and not where.dry_run:
+        if wanted is not None:
+            _fit(job, model, wanted)
+        elif tuning.epochs and not where.dry_run:
             _tune(job)
         else:
             _prune(job)
 
     # the generator of options reads the annotation, which is known only now
     run.__annotations__["config"] = method.Config
-    sections = {"config": "Method", "where": "Output", "data": DATA, "passes": TUNING, "tuning": TUNING}
+    sections = {
+        "config": "Method",
+        "goal": "Method",
+        "where": "Output",
+        "data": DATA,
+        "passes": TUNING,
+        "tuning": TUNING,
+    }
     return Command(run, tuple(method.examples), {**sections, "reading": READING}, {"distill": "--distill-share"})
+
+
+def _fit(job: Job, source: str, goal: DropGoal) -> None:
+    """Search the smallest network of this method that meets the goal, and write it like any other."""
+    from prunekit.report.terminal.fitting import show_fit
+    from prunekit.workflows.sweeps.points import Variant
+
+    images = fit_images(job.output, job.network, job.data, job.reading)
+    fields = dataclasses.fields(job.config)
+    settings = {item.name: value for item in fields if (value := getattr(job.config, item.name)) != item.default}
+    way, count = Variant(job.name, settings), job.passes.calibration
+    search = Fitting(job.output, job.network, describe_source(source), str(job.data.data), images, goal, (way,), count)
+    found = search.run()
+    assert found.fitted.pruned is not None
+    if not job.output.json:
+        show_fit(job.output, found)
+    _finish(job, found.fitted.pruned, fit=found.to_json())
 
 
 def _prune(job: Job) -> None:
     """Prune, verify, write the artefact, and show the changes."""
     from prunekit import api
 
+    _finish(job, api.prune(job.name, job.network, config=job.config, images=calibration_images(job)))
+
+
+def _finish(job: Job, pruned: Pruned, **more: Any) -> None:
+    """Draw, write and show a surgery."""
     output, dry_run = job.output, job.where.dry_run
-    pruned = api.prune(job.name, job.network, config=job.config, images=calibration_images(job))
     if job.passes.pictures and not dry_run:
         draw(job.passes.pictures, job.network, pruned.model, dict(pruned.plan.notes))
     written = None if dry_run else write_model(pruned.model, job.target, output, force=job.where.force)
     if output.json:
-        facts = {"output": written, "settings": job.config.to_json(), **_facts(pruned)}
+        facts = {"output": written, "settings": job.config.to_json(), **_facts(pruned), **more}
         output.document(document(job.name, facts))
     else:
         from prunekit.report.terminal.pruning import report

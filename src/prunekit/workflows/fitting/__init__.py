@@ -6,6 +6,7 @@
     tuning.py        what to tune and for how long, in the time that is left
     tuned.py         the tuning itself
     search.py        the search
+    outcome.py       what it comes to on the images that report
 
 Tables, pictures and pages (`prunekit.report`) are views of the trials.
 """

@@ -8,7 +8,6 @@ candidate is restored or tuned with them. Whether one meets the goal is told by 
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -18,8 +17,9 @@ from torch import nn
 from prunekit import api
 from prunekit.data import ImageSet
 from prunekit.errors import InputError, Interrupted, PrunekitError
+from prunekit.evaluation.latency import device_of
 from prunekit.evaluation.paired import drop_between, images_needed
-from prunekit.evaluation.score import device_of, evaluate
+from prunekit.evaluation.score import evaluate
 from prunekit.nn.gated import gated_layers
 from prunekit.restoration.images import Images, LabelledImages
 from prunekit.training.events import Sink
@@ -102,6 +102,25 @@ def fit(
     return search.result()
 
 
+def candidate(
+    model: nn.Module,
+    held_out: ImageSet,
+    goal: DropGoal,
+    way: Variant,
+    *,
+    train_set: ImageSet,
+    calibration: int,
+    seed: int,
+    tuned: bool,
+) -> tuple[Trial, float | None]:
+    """Return the first trial of a search, and where it would be `tuned` how long an epoch takes, in seconds."""
+    check_goal(goal, len(held_out))
+    search = _Search(Material(model, None, train_set, calibration=calibration), held_out, goal, seed, None, None)
+    search.restored(way, FIRST)
+    epoch = Tuner.of(model, train_set, str(device_of(model))).seconds_of_an_epoch(model) if tuned else None
+    return search.trials[0], epoch
+
+
 def check_goal(goal: DropGoal, images: int) -> None:
     """Raise `InputError` where so many held-out images cannot show that a goal is met, whatever the network."""
     needed = images_needed(goal.drop, goal.confidence)
@@ -127,7 +146,9 @@ class _Search:
         self._end = None if seconds is None else time.perf_counter() + seconds
         self._material, self._held_out, self._goal, self._seed = material, held_out, goal, seed
         self._on_trial = on_trial
+        started = time.perf_counter()
         self._original = evaluate(material.model, held_out, name="original")
+        self._scoring = time.perf_counter() - started
         self._example = torch.zeros(1, *held_out.input_spec.shape)
         self._before = api.inspect(material.model, self._example).cost
         self._images: dict[str, Images | LabelledImages | None] = {}
@@ -158,17 +179,17 @@ class _Search:
         Raises:
             InputError: No way makes a network.
         """
-        found = []
+        found: list[tuple[Trial, Variant]] = []
         for way in ways:
             if not found or not self.over:
-                found.append((self._restored(way, FIRST), way))
+                found.append((self.restored(way, FIRST), way))
         able = [(trial.bound, place) for place, (trial, _) in enumerate(found) if trial.bound is not None]
         if not able:
             reasons = "; ".join(f"{trial.way}: {trial.error}" for trial, _ in found)
             raise InputError(f"no way of pruning fits this network: {reasons}")
         best = found[min(able)[1]][1]
         while not self.over and (share := next_share(self._of(best), self._goal)) is not None:
-            self._restored(best, share)
+            self.restored(best, share)
         return best
 
     def tune(self, way: Variant, tuner: Tuner) -> None:
@@ -185,7 +206,7 @@ class _Search:
             trial = self._tuned(way, plan, tuner)
             self._keep(*trial)
             if trial[0].error is None:
-                pace = dataclasses.replace(pace, epoch=max(0.0, trial[0].seconds - typical) / plan.epochs)
+                pace = pace.after(trial[0].seconds, plan.epochs)
 
     def result(self) -> Fitted:
         """Return what was found.
@@ -202,7 +223,7 @@ class _Search:
     def _of(self, way: Variant) -> list[Trial]:
         return [trial for trial in self.trials if trial.way == way.label]
 
-    def _restored(self, way: Variant, share: float) -> Trial:
+    def restored(self, way: Variant, share: float) -> Trial:
         """Prune to a share of the MACs, restore and compare; or recall that from an earlier search."""
         share = round(share, 3)
         recalled = self._known.get((way.label, share, 0))
@@ -223,7 +244,7 @@ class _Search:
         started = time.perf_counter()
         try:
             pruned = self._pruned(way, plan.share)
-            tuner.tune(pruned.model, plan.epochs, self._end)
+            tuner.tune(pruned.model, plan.epochs, self._end - self._scoring)
         except Interrupted:
             raise
         except (PrunekitError, TimeIsUpError) as ended:

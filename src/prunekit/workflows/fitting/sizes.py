@@ -34,19 +34,19 @@ def next_share(trials: Sequence[Trial], goal: DropGoal) -> float | None:
     below = [trial for trial in trials if not trial.met and trial.share < high.share]
     low = max(below, key=lambda trial: trial.share, default=None)
     if low is None:
-        share = max(high.share / _STEP, min(_where(high, None, goal), high.share - _step(met)))
+        share = max(high.share / _STEP, min(where(high, None, goal.drop), high.share - _step(met)))
         return share if share >= _SMALLEST else None
     width = high.share - low.share
     if width <= CLOSE:
         return None
-    wanted = (low.share + high.share) / 2 if low.bound is None else _where(high, low, goal)
+    wanted = (low.share + high.share) / 2 if low.bound is None else where(high, low, goal.drop)
     return min(high.share - _WITHIN * width, max(low.share + _WITHIN * width, wanted))
 
 
 def _larger(trials: Sequence[Trial], goal: DropGoal) -> float | None:
     """Return a larger share than all that have lost too much; None close to the whole network."""
     highest = max(trials, key=lambda trial: trial.share)
-    likely = (1 + highest.share) / 2 if highest.bound is None else _where(highest, None, goal) + CLOSE / 2
+    likely = (1 + highest.share) / 2 if highest.bound is None else where(highest, None, goal.drop) + CLOSE / 2
     share = min(1 - (1 - highest.share) / _STEP, max(likely, highest.share + _step(trials)))
     if share <= _LARGEST:
         return share
@@ -59,15 +59,15 @@ def _step(trials: Sequence[Trial]) -> float:
     return 2 * abs(last[0] - last[1]) if len(last) > 1 else CLOSE
 
 
-def _where(one: Trial, other: Trial | None, goal: DropGoal) -> float:
-    """Return the share at which a power law through one or two trials meets the goal."""
-    (gone, loss), power = _logs(one, goal), _POWER
+def where(one: Trial, other: Trial | None, drop: float) -> float:
+    """Return the share at which a power law through the bounds of one or two trials comes to `drop`."""
+    (gone, loss), power = _logs(one, drop), _POWER
     if other is not None:
-        gone_too, loss_too = _logs(other, goal)
-        power = max(0.1, (loss_too - loss) / max(1e-9, gone_too - gone))
-    return 1 - math.exp(gone + (math.log(goal.drop) - loss) / power)
+        gone_too, loss_too = _logs(other, drop)
+        power = max(0.1, (loss_too - loss) / (gone_too - gone)) if gone_too != gone else _POWER
+    return 1 - math.exp(min(0.0, gone + (math.log(drop) - loss) / power))
 
 
-def _logs(trial: Trial, goal: DropGoal) -> tuple[float, float]:
+def _logs(trial: Trial, drop: float) -> tuple[float, float]:
     """Return the logarithms of the share removed and of the bound; gains count as next to nothing."""
-    return math.log(max(1e-6, 1 - trial.share)), math.log(max(trial.bound or 0.0, goal.drop / 10))
+    return math.log(max(1e-6, 1 - trial.share)), math.log(max(trial.bound or 0.0, drop / 10))

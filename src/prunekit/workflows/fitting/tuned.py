@@ -15,7 +15,6 @@ from prunekit.training.config import TrainConfig
 from prunekit.training.entry import train
 from prunekit.training.events import Event, Sink
 from prunekit.training.fine_tuning import cut_since_training, suited
-from prunekit.workflows.fitting.tuning import MARGIN
 
 _SAMPLE = 512  # images by which an epoch is timed
 
@@ -77,11 +76,8 @@ class Tuner:
         """Return how long an epoch of `model` takes, by tuning a copy on a few images."""
         few = self.train_set.sample(min(_SAMPLE, len(self.train_set)))
         config = suited(self._config(1), len(self.train_set), 0.0)
-        started = time.perf_counter()
-        train(copied(model), config, few, teacher=self.original)
-        return (time.perf_counter() - started) * len(self.train_set) / len(few) / MARGIN
+        done = train(copied(model), config, few, teacher=self.original)
+        return done.history[0].seconds * len(self.train_set) / len(few)
 
     def _config(self, epochs: int) -> TrainConfig:
         return TrainConfig(epochs=epochs, device=self.device)
-
-

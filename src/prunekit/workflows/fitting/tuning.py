@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunekit.workflows.fitting.sizes import CLOSE
+from prunekit.workflows.fitting.sizes import CLOSE, where
 from prunekit.workflows.fitting.trials import Trial, smallest
 from prunekit.workflows.goals import DropGoal
 
@@ -16,7 +16,8 @@ MARGIN = 0.85
 _MOST = 30  # epochs: more change little
 _ENOUGH = 5  # epochs for which half of the time is left to another try
 _REGAINED = 3.0  # restoration may lose this many times the goal where tuning follows
-_SHRINK = 0.8  # size of the next try where tuning has met the goal
+_SHRINK = 0.8  # of the size is the next try where tuning has met the goal
+_FIRST_SHRINK = 0.65  # of the smallest size without tuning is the first try at least
 _LEAST = 0.05  # share of the MACs
 
 
@@ -26,6 +27,10 @@ class Pace:
 
     epoch: float
     rest: float
+
+    def after(self, seconds: float, epochs: int) -> Pace:
+        """Return the pace by a trial that took `seconds` for so many epochs; what is not its `rest` was the epochs."""
+        return Pace(max(self.epoch / 2, (seconds - self.rest) / epochs), self.rest)
 
 
 @dataclass(frozen=True)
@@ -75,18 +80,13 @@ def _share(trials: Sequence[Trial], goal: DropGoal) -> float | None:
     if any(trial.epochs and trial.met for trial in trials):
         share = _SHRINK * top
     else:
-        share = min(_hopeful(trials, goal), top - CLOSE)
+        share = min(max(_hopeful(trials, goal), _FIRST_SHRINK * top), top - CLOSE)
     return share if share >= _LEAST else None
 
 
 def _hopeful(trials: Sequence[Trial], goal: DropGoal) -> float:
-    """Return the share at which restoration alone would lose a few times the goal, on the steepest line through 1."""
-    lost = [
-        (trial.bound / (1 - trial.share), trial)
-        for trial in trials
-        if trial.bound is not None and trial.bound > 0 and not trial.epochs
-    ]
-    if not lost:
-        return _SHRINK
-    slope, _ = max(lost, key=lambda pair: pair[0])
-    return max(_LEAST, 1 - _REGAINED * goal.drop / slope)
+    """Return the share at which restoration alone would lose a few times the goal, by the two smallest sizes."""
+    scored = sorted((one for one in trials if one.bound is not None and not one.epochs), key=lambda one: one.share)
+    if not scored:
+        return 0.0
+    return where(scored[0], scored[1] if len(scored) > 1 else None, _REGAINED * goal.drop)
