@@ -67,7 +67,7 @@ Examples:
   prunekit inspect model.pt
   prunekit slim model.pt --ratio 0.5
   prunekit merge model.pt --ratio 0.5 -o small.pt
-  prunekit fit model.pt --data digits --max-drop 1% -o small.pt
+  prunekit fit model.pt --data digits --max-drop 3% -o small.pt
   prunekit eval model.pt small.pt --data digits
   prunekit manidp train model.pt --data digits --epochs 20
   prunekit export small.pt -o small.onnx

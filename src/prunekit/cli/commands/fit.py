@@ -187,10 +187,10 @@ def _report(output: Output, search: FitOptions, where: OutputOptions, target: st
 COMMAND = Command(
     run,
     (
-        "prunekit fit model.pt --data digits --max-drop 1% -o small.pt",
+        "prunekit fit model.pt --data digits --max-drop 3% -o small.pt",
         "prunekit fit model.pt --data photos --max-drop 0.5% --time 30m -o small.pt --picture fit.png --html fit.html",
-        "prunekit fit model.pt --data digits --max-drop 1% --time 20m -o small.pt --resume",
-        "prunekit fit model.pt --data digits --max-drop 2% --methods merge,merge:scope=all,slim --dry-run",
+        "prunekit fit model.pt --data digits --max-drop 3% --time 20m -o small.pt --resume",
+        "prunekit fit model.pt --data digits --max-drop 3% --methods merge,merge:scope=all,slim --dry-run",
     ),
     {"goal": "Goal", "search": "Search", "where": "Output", "data": DATA, "reading": READING},
 )

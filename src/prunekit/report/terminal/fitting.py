@@ -77,4 +77,4 @@ def _lost(share: float) -> str:
 
 
 def _points(share: float | None) -> str:
-    return numbers.percent(share)
+    return numbers.percent(share).replace("-", "−")
