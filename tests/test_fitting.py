@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import pytest
@@ -59,14 +60,44 @@ def test_the_smallest_network_within_the_goal_is_found_and_no_better_than_measur
 
 
 def test_what_is_known_is_not_tried_again() -> None:
-    held_out = pk.open_data("digits", "test")
-    first = fit(trained(), held_out, GOAL, images=images(), ways=[Variant("merge")])
-    seconds = [known.seconds for known in first.history]
-    again = fit(trained(), held_out, GOAL, images=images(), ways=[Variant("merge")], known=first.history)
-    assert [new.share for new in again.history] == [known.share for known in first.history]
-    failed = [(a, b) for a, b in zip(again.history, seconds, strict=True) if not a.met]
-    assert all(new.seconds == before for new, before in failed)
+    held_out, ways = pk.open_data("digits", "test"), [Variant("merge")]
+    first = fit(trained(), held_out, GOAL, images=images(), ways=ways)
+    again = fit(
+        *(trained(), held_out, GOAL),
+        images=images(),
+        ways=ways,
+        known=first.history,
+        kept=first.model,
+        on_trial=lambda *_: pytest.fail("a trial"),
+    )
+    assert again.history == first.history
+    assert again.model is first.model
+    assert again.trial == first.trial
+
+
+def test_a_network_that_is_lost_is_made_again() -> None:
+    held_out, ways = pk.open_data("digits", "test"), [Variant("merge")]
+    first = fit(trained(), held_out, GOAL, images=images(), ways=ways)
+    made: list[Trial] = []
+    again = fit(
+        *(trained(), held_out, GOAL),
+        images=images(),
+        ways=ways,
+        known=first.history,
+        on_trial=lambda trial, _: made.append(trial),
+    )
+    assert [one.share for one in made] == [first.trial.share]
     assert again.trial.cost == first.trial.cost
+
+
+@given(st.sampled_from(["way", "share", "cost", "drop", "bound", "met", "seconds", "epochs"]), st.data())
+def test_what_is_no_trial_is_refused_or_read(key: str, data: st.DataObject) -> None:
+    broken = Trial("merge", 0.5, pk.Cost(10, 20, 3), Drop(100, 3, 1), 0.05, met=True, seconds=1.5).to_json()
+    broken[key] = data.draw(
+        st.one_of(st.none(), st.text(), st.lists(st.integers()), st.dictionaries(st.text(), st.none()))
+    )
+    with contextlib.suppress(TypeError, KeyError, ValueError):
+        next_share([Trial.from_json(broken)], GOAL)
 
 
 def test_too_few_images_are_told_before_anything_is_tried() -> None:

@@ -95,7 +95,7 @@ def fit(
         )
     material = Material(model, images, train_set, calibration=calibration)
     search = _Search(material, held_out, goal, seed, seconds, on_trial)
-    search.recall(known, kept)
+    search.recall(known, kept, ways)
     way = search.smallest_restored(ways)
     if seconds is not None and train_set is not None and not search.over:
         search.tune(way, Tuner.of(model, train_set, str(device_of(model)), on_event))
@@ -152,18 +152,23 @@ class _Search:
         self._example = torch.zeros(1, *held_out.input_spec.shape)
         self._before = api.inspect(material.model, self._example).cost
         self._images: dict[str, Images | LabelledImages | None] = {}
-        self._known: dict[tuple[str, float, int], Trial] = {}
         self._best: tuple[nn.Module, api.Pruned | None] | None = None
         self.trials: list[Trial] = []
 
-    def recall(self, known: Iterable[Trial], kept: nn.Module | None) -> None:
-        """Take over the trials of an earlier search, and its smallest network where there is one.
+    def recall(self, known: Iterable[Trial], kept: nn.Module | None, ways: Sequence[Variant]) -> None:
+        """Take over the trials of an earlier search, and its smallest network.
 
-        Without the network, what met the goal has to be made again.
+        Without the network it is made again; tuned ones, which take longer, are as if they had not been tried.
         """
-        self._known = {trial.key: trial for trial in known if kept is not None or not trial.met}
+        labels = {way.label for way in ways}
+        lasting = [trial for trial in known if kept is not None or not (trial.epochs and trial.met)]
+        self.trials = [trial for trial in lasting if trial.way in labels]
+        lost = smallest(self.trials)
         if kept is not None:
             self._best = kept, None
+        elif lost is not None:
+            self.trials.remove(lost)
+            self.restored(next(way for way in ways if way.label == lost.way), lost.share)
 
     @property
     def over(self) -> bool:
@@ -193,9 +198,8 @@ class _Search:
         return best
 
     def tune(self, way: Variant, tuner: Tuner) -> None:
-        """Tune smaller networks as long as time allows; those of an earlier search count as tried."""
+        """Tune smaller networks as long as time allows."""
         assert self._end is not None
-        self.trials += [trial for trial in self._known.values() if trial.epochs and trial.way == way.label]
         typical = max(trial.seconds for trial in self._of(way) if not trial.epochs)
         pace: Pace | None = None
         while typical < self._end - time.perf_counter():
@@ -226,9 +230,8 @@ class _Search:
     def restored(self, way: Variant, share: float) -> Trial:
         """Prune to a share of the MACs, restore and compare; or recall that from an earlier search."""
         share = round(share, 3)
-        recalled = self._known.get((way.label, share, 0))
+        recalled = next((trial for trial in self.trials if trial.key == (way.label, share, 0)), None)
         if recalled is not None:
-            self.trials.append(recalled)
             return recalled
         started = time.perf_counter()
         try:
@@ -272,13 +275,12 @@ class _Search:
 
     def _keep(self, trial: Trial, pruned: api.Pruned | None) -> Trial:
         """Add a new trial, and keep its network where it is the smallest that meets the goal."""
-        before = smallest([*self.trials, *self._known.values()])
         self.trials.append(trial)
-        better = pruned is not None and smallest([*([before] if before else []), trial]) is trial
-        if better and pruned is not None:
-            self._best = pruned.model, pruned
+        better = pruned if smallest(self.trials) is trial else None
+        if better is not None:
+            self._best = better.model, better
         if self._on_trial:
-            self._on_trial(trial, pruned.model if pruned is not None and better else None)
+            self._on_trial(trial, better.model if better is not None else None)
         return trial
 
     def _unmet(self) -> InputError:

@@ -66,8 +66,14 @@ class Trial:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trial:
         """Read the JSON that `to_json` wrote; raise `TypeError` or `KeyError` for anything else."""
-        drop = data["drop"] and Drop(data["drop"]["images"], data["drop"]["lost"], data["drop"]["gained"])
-        return cls(**{**data, "cost": data["cost"] and Cost(**data["cost"]), "drop": drop})
+        drop = data["drop"] and Drop(*(int(data["drop"][key]) for key in ("images", "lost", "gained")))
+        found = cls(**{**data, "cost": data["cost"] and Cost(**data["cost"]), "drop": drop})
+        numbers = (found.share, found.seconds, found.epochs, 0 if found.bound is None else found.bound)
+        if not isinstance(found.way, str) or not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("a trial has a way and numbers")
+        if found.met and (found.cost is None or drop is None):
+            raise TypeError("a trial that meets a goal has a network")
+        return found
 
 
 def smallest(trials: Sequence[Trial]) -> Trial | None:
