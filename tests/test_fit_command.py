@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def test_an_interrupted_search_keeps_its_best_and_repeats_nothing(
     assert pk.evaluate(pk.load("small.pt")).macs == best
     monkeypatch.undo()
     monkeypatch.chdir(here)
-    assert "small.pt exists" in refused(capsys, *command)
+    assert "--resume goes on with it" in refused(capsys, *command)
     assert "other calibration (64 there, 65 now)" in refused(capsys, *command, "--resume", "--calibration", "65")
     later = stopping_after(99, monkeypatch)
     found = fitted(capsys, network, "--resume")
@@ -202,6 +203,19 @@ def test_a_method_takes_the_goal_in_the_place_of_a_ratio(network: Path, capsys: 
 )
 def test_mistakes_are_told(flags: list[str], said: str, network: Path, capsys: Capture) -> None:
     assert said in refused(capsys, "fit", str(network), "--data", "digits", *flags)
+
+
+def test_a_goal_out_of_reach_leaves_nothing_behind(here: Path, network: Path, capsys: Capture) -> None:
+    said = refused(
+        capsys, "fit", str(network), *GOAL[:2], "--max-drop", "1.5%", "--confidence", ".9", "--methods", "merge:none"
+    )
+    assert "no network was found" in said
+    allowed = re.search(r"allow ([\d.]+)%", said)
+    shown = re.search(r"at most ([\d.]+)%\n", said)
+    assert allowed
+    assert shown
+    assert float(allowed[1]) >= float(shown[1])
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,10 @@ class Fitting:
             fitted = self._search(kept, self._keeper(file, written=kept.model is not None))
         except (KeyboardInterrupt, Interrupted):
             raise self._stopped(file) from None
+        except InputError:  # nothing meets the goal: this search has ended, too
+            if file:
+                file.remove()
+            raise
         found = outcome(fitted, self.network, self.images.held_out, self.source, self.data)
         if file:
             file.remove()

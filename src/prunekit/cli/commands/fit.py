@@ -116,12 +116,11 @@ def _target(source: str, where: OutputOptions, search: FitOptions, output: Outpu
         raise InputError("the best network so far is kept in a file", hint="name one with -o FILE")
     if search.calibration < 1:
         raise InputError(f"--calibration must be at least 1, not {search.calibration}")
-    if search.resume:  # the file of the earlier search may be replaced, no other
-        path = Path(output_path(source, dataclasses.replace(where, force=True), "fit", output))
-        if FitFile.path_of(path).exists():
-            where = dataclasses.replace(where, force=True)
-    target = output_path(source, where, "fit", output)
-    must_be_new(Path(target), resume=search.resume or where.dry_run, force=where.force)
+    anywhere = dataclasses.replace(where, force=True, if_exists="replace")
+    path = Path(output_path(source, anywhere, "fit", output))
+    must_be_new(path, resume=search.resume or where.dry_run, force=where.force)
+    going_on = search.resume and FitFile.path_of(path).exists()  # whose file may be replaced, no other
+    target = output_path(source, anywhere if going_on else where, "fit", output)
     if not where.dry_run:
         check_report(target, force=True)
         check_report(search.html, force=where.force)

@@ -8,6 +8,7 @@ candidate is restored or tuned with them. Whether one meets the goal is told by 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -292,5 +293,5 @@ class _Search:
             f"no network was found that loses at most {self._goal.drop:.2%}: the nearest, {nearest.label}, loses "
             f"{nearest.drop.share:.2%} of {nearest.drop.images} held-out images, which shows a loss of at most "
             f"{nearest.bound:.2%}",
-            hint=f"allow {100 * nearest.bound:.2g}%, name more held-out images, or give time for tuning",
+            hint=f"allow {math.ceil(1000 * nearest.bound) / 10:g}%, name more held-out images, or give time for tuning",
         )
