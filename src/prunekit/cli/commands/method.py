@@ -69,15 +69,9 @@ def command_for(name: str) -> Command:
 
     # the generator of options reads the annotation, which is known only now
     run.__annotations__["config"] = method.Config
-    sections = {
-        "config": "Method",
-        "goal": "Method",
-        "where": "Output",
-        "data": DATA,
-        "passes": TUNING,
-        "tuning": TUNING,
-    }
-    return Command(run, tuple(method.examples), {**sections, "reading": READING}, {"distill": "--distill-share"})
+    sections = {"config": "Method", "goal": "Method", "where": "Output", "data": DATA, "passes": TUNING}
+    sections |= {"tuning": TUNING, "reading": READING}
+    return Command(run, tuple(method.examples), sections, {"distill": "--distill-share"})
 
 
 def _fit(job: Job, source: str, goal: DropGoal) -> None:

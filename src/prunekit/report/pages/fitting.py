@@ -38,7 +38,7 @@ def fit_page(title: str, found: Outcome) -> str:
 
 def fit_about(found: Outcome) -> str:
     """Return what the figures are about, in one line."""
-    sure = f"bars end where the accuracy is at least, with {found.fitted.goal.confidence:.0%} confidence"
+    sure = f"bars reach down to what the accuracy is at least, with {found.fitted.goal.confidence:.0%} confidence"
     return f"{found.data}: {found.held_out.said}; {sure}"
 
 
