@@ -101,7 +101,8 @@ def check_grid(grid: Grid, data: DataOptions, tuning: TrainConfig | None) -> Non
         raise InputError("manidp trains gates, which takes epochs", hint="say how many with --epochs, or leave it out")
     if GATES in names and grid.axis not in ("ratio", "target_macs"):
         raise InputError(
-            "gates have no budget in parameters or latency", hint="sweep manidp over --ratios or --target-macs"
+            "gates remove no parameters, and the time they take is no budget",
+            hint="sweep manidp over --ratios or --target-macs",
         )
     labelled = [name for name in names if name != GATES and registry.get(name).labelled]
     if labelled and data.data is None:

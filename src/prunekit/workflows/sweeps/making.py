@@ -103,7 +103,8 @@ def _with_gates(material: Material, variant: Variant, axis: str, budget: float |
     """
     if axis not in ("ratio", "target_macs"):
         raise InputError(
-            "gates have no budget in parameters or latency", hint="sweep manidp over --ratios or --target-macs"
+            "gates remove no parameters, and the time they take is no budget",
+            hint="sweep manidp over --ratios or --target-macs",
         )
     if material.tuning is None:
         raise InputError("manidp trains gates, which takes epochs", hint="say how many with --epochs")
