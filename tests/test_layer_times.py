@@ -25,7 +25,7 @@ from prunekit.evaluation.timing.layers import LayerShape, layers_of
 from prunekit.evaluation.timing.model import REST, LatencyModel
 from prunekit.evaluation.timing.table import Grid, LayerTimes
 from prunekit.spec import origin_of
-from prunekit.workflows.passes import _budgets
+from prunekit.workflows.passes import PassImages, PassSchedule, _budgets, run_passes
 
 ONE = Conditions("pytorch", 1, 1, "cpu", "0", "a machine")
 
@@ -308,6 +308,15 @@ def test_passes_and_sweeps_come_down_to_a_latency() -> None:
     assert point.result is not None
     assert 0.69 * present <= (point.result.macs or 0) / 1e6 <= 0.75 * present
     assert pk.SweepPoint.from_json(point.to_json()) == point
+
+
+def test_several_processes_measure_no_latency(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    digits = pk.open_data("digits", "test")
+    images, schedule = PassImages(digits, None, digits), PassSchedule(pk.TrainConfig(epochs=1))
+    config = pk.Config(target_latency="50%")
+    with pytest.raises(pk.InputError, match="come to networks of their own"):
+        run_passes("slim", pk.load("prunekit:vgg_digits"), config, images, schedule, tmp_path)
 
 
 @pytest.mark.slow

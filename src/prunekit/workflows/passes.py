@@ -37,7 +37,7 @@ from prunekit.training.config import TrainConfig
 from prunekit.training.entry import train
 from prunekit.training.events import Sink
 from prunekit.training.fine_tuning import cut_since_training, suited
-from prunekit.training.world import is_main_process
+from prunekit.training.world import is_main_process, process_count
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,11 @@ def run_passes(
     """
     if schedule.iterations < 1:
         raise InputError(f"--iterations must be at least 1, not {schedule.iterations}")
+    if config.target_latency is not None and process_count() > 1:
+        raise InputError(
+            "processes that measure a latency each come to networks of their own",
+            hint="prune in one process, without --epochs, and tune the result with torchrun and prunekit train",
+        )
     settings = {
         "method": name,
         "config": config.to_json(),
