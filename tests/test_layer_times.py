@@ -92,6 +92,31 @@ def test_every_kind_of_layer_runs_at_any_width(runtime: str) -> None:
         assert tuple(found.shape) == (2, outputs, *(() if shape.is_linear else shape.positions))
 
 
+class Scaled(nn.Module):
+    """Two inputs, the second of which may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        found: torch.Tensor = self.conv(x)
+        return found if scale is None else found * scale
+
+
+@pytest.mark.parametrize("runtime", ["pytorch", "onnx"])
+def test_networks_run_on_inputs_like_the_example(runtime: str) -> None:
+    conditions, x, scale = (
+        dataclasses.replace(ONE, runtime=runtime, batch=3),
+        torch.zeros(2, 3, 8, 8),
+        torch.ones(2, 1, 1, 1),
+    )
+    for example in (x, (x, scale), {"x": x, "scale": scale}):
+        with conditions.held():
+            found: Any = runners.network(Scaled(), example, conditions)()
+        assert tuple(found.shape) == (3, 4, 6, 6)
+
+
 def test_grids_are_read_between_their_widths() -> None:
     grid = Grid((16, 32), (8, 16), np.array([[1.0, 3.0], [2.0, 2.5]])).rising()
     assert grid.times.tolist() == [[1.0, 2.5], [2.0, 2.5]]  # no wider layer is faster

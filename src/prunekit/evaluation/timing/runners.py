@@ -16,6 +16,7 @@ from prunekit.exporting.interface import Example
 from prunekit.exporting.runtimes import OnnxModel
 from prunekit.exporting.writer import ExportOptions, written
 from prunekit.surgery.copying import copied
+from prunekit.surgery.execution.sources import bound_inputs
 
 Run = Callable[[], object]
 _OPSET, _IR = 18, 10
@@ -28,10 +29,11 @@ def network(model: nn.Module, example: Any, conditions: Conditions) -> Run:
         InputError: The network does not run on these inputs.
         SurgeryError: It cannot be exported.
     """
-    inputs = Example.of(model, example).random(conditions.batch, torch.Generator().manual_seed(0))
+    arguments = bound_inputs(model, example)
+    inputs = Example.of(model, arguments).random(conditions.batch, torch.Generator().manual_seed(0))
     with torch.inference_mode(False):
         if conditions.runtime == "onnx":
-            content = written(model, example, "onnx", ExportOptions(fixed_batch=conditions.batch)).content
+            content = written(model, arguments, "onnx", ExportOptions(fixed_batch=conditions.batch)).content
             with conditions.held():
                 session = OnnxModel(content)
             return lambda: session(*inputs)
