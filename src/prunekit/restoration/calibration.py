@@ -2,9 +2,10 @@
 
 Two copies see the same unlabelled images. Wherever removal has changed what a layer reads, the layer is refitted so
 that from the *pruned* copy's input it gives the *original* copy's output: all kernel taps and input channels at once,
-by ridge regression shrunk towards the present weights; the constant goes into its bias, or into the running mean of
-the batch norm behind it. A layer that adds into a residual stream is asked to repair the stream as well. One forward
-pass of each copy does it all: both stop at each layer, and the pruned one's is refitted when its input has arrived.
+by ridge regression shrunk towards the present weights, with the ridge that suits images that were put aside; the
+constant goes into its bias, or into the running mean of the batch norm behind it. A layer that adds into a residual
+stream is asked to repair the stream as well. One forward pass of each copy does it all: both stop at each layer, and
+the pruned one's is refitted when its input has arrived.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from prunekit.surgery import Graph, edit
 from prunekit.surgery.copying import copied
 
 ROWS = 24_000  # positions of each layer, over all images: no more was gained from three times as many
-RIDGE = 1e-2  # of the mean second moment of a layer's inputs; 1e-4 to 1e-2 did equally well on held-out images
 
 
 def calibrate(
@@ -34,7 +34,7 @@ def calibrate(
     plan: Plan,
     images: Images,
     *,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     rows: int = ROWS,
     memory: str | int = MEMORY,
     seed: int = 0,

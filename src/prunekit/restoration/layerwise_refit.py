@@ -21,6 +21,7 @@ from prunekit.surgery.editing.editor import refit
 from prunekit.surgery.execution.dispatch import unfused_attention
 
 PER_INPUT, LEAST = 40, 4000  # positions that a layer is fitted at: for each input of it, and in any case
+ASIDE = 5  # every so many images, one is put aside to choose the ridge by
 ROUNDS = 4  # repetitions of a fit that an activation with a flat part follows; twelve gained nothing more
 
 
@@ -42,7 +43,7 @@ def refit_in_order(
     sites: Sequence[Site],
     *,
     rows: int,
-    ridge: float,
+    ridge: float | None,
     seed: int,
 ) -> Restored:
     """Refit each layer of `small` **in place**, just before it runs, at `rows` positions of its output at most."""
@@ -57,7 +58,7 @@ def refit_in_order(
             if not arrivals:
                 continue
             generator = torch.Generator().manual_seed(seed + numbers[site.layer])
-            sample = _Sample(site, arrivals, _needed(arrivals[0], rows), generator)
+            sample = _Sample(site, arrivals, frontier.taken, _needed(arrivals[0], rows), generator)
             counts[site.layer] = sample.rows
             images.append(frontier.taken)
             try:
@@ -81,9 +82,14 @@ def _needed(arrival: Arrival, rows: int) -> int:
 
 
 class _Sample:
-    """A layer at random positions, over all batches: `parts` holds for each what arrives, and its positions in it."""
+    """A layer at random positions, over all batches: `parts` holds for each what arrives, and its positions in it.
 
-    def __init__(self, site: Site, arrivals: Sequence[Arrival], wanted: int, generator: torch.Generator) -> None:
+    `aside` are those, `(rows,)`, of the images by which the ridge is chosen.
+    """
+
+    def __init__(
+        self, site: Site, arrivals: Sequence[Arrival], images: int, wanted: int, generator: torch.Generator
+    ) -> None:
         totals = [rows_of(_output(arrival)) for arrival in arrivals]
         where, start = positions(sum(totals), wanted, generator), 0
         self.rows, self.parts = len(where), list[tuple[Arrival, Tensor]]()
@@ -91,6 +97,7 @@ class _Sample:
             own = where[(where >= start) & (where < start + total)] - start
             self.parts += [(arrival, own)] if len(own) else []
             start += total
+        self.aside = where // (sum(totals) // images) % ASIDE == ASIDE - 1
         self.joined = site.join is not None and all(_joins(arrival) for arrival, _ in self.parts)
         self._kept = site.kept
 
@@ -171,7 +178,7 @@ def _affine(small: nn.Module, norm: str | None) -> tuple[Tensor, Tensor]:
     return scale, offset if module.bias is None else offset + module.bias
 
 
-def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float) -> list[Refit]:
+def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float | None) -> list[Refit]:
     """Return the refits of a layer, and of the batch norm that takes its constant, to give what is wanted of it.
 
     Raises:
@@ -188,7 +195,7 @@ def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float) -> list
     fit = fit_towards(
         weight.reshape(groups, weight.size(0) // groups, -1),
         lambda: sample.inputs(wide),
-        Wanted(grouped(output), None if bounds is None else (grouped(bounds[0]), grouped(bounds[1]))),
+        Wanted(grouped(output), None if bounds is None else (grouped(bounds[0]), grouped(bounds[1])), sample.aside),
         ridge,
         constant=layer.bias is not None or site.norm is not None,
         rounds=ROUNDS,

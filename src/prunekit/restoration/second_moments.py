@@ -71,6 +71,24 @@ def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], imag
     return found
 
 
+def shrunk(covariance: Tensor, rows: int) -> Tensor:
+    """Return the covariance of `rows` vectors shrunk towards its diagonal, `(units, units)`.
+
+    Of few vectors, channels seem to explain one another that do not. By the oracle approximating shrinkage of Chen,
+    Wiesel, Eldar and Hero, "Shrinkage Algorithms for MMSE Covariance Estimation" (IEEE Transactions on Signal
+    Processing 58, 2010), equation 23, of the correlations.
+    """
+    deviations = covariance.diagonal().clamp_min(0).sqrt()
+    varying = int((deviations > 0).sum())
+    if varying < 2:
+        return covariance
+    correlations = covariance / torch.outer(deviations, deviations).clamp_min(1e-300)
+    squares = float(correlations.square().sum())
+    excess = (rows + 1 - 2 / varying) * (squares - varying)
+    part = min(1.0, ((1 - 2 / varying) * squares + varying**2) / excess) if excess > 0 else 1.0
+    return covariance - part * (covariance - covariance.diagonal().diag())
+
+
 class _Reads(Watch):
     """Watch that shows gauges what their layers read and give."""
 
@@ -128,7 +146,7 @@ class _Gauge:
 
     def covariance(self) -> Tensor:
         mean = self._first / self.rows
-        return self._second / self.rows - torch.outer(mean, mean)
+        return shrunk(self._second / self.rows - torch.outer(mean, mean), self.rows)
 
     def gram(self) -> Tensor:
         """Return the products of the weights, relative to the variance of the output."""

@@ -1,0 +1,71 @@
+"""Refits and selection by few images: neither takes what they show by chance for what there is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prunekit.restoration import least_squares, second_moments
+from prunekit.restoration.least_squares import Chunks, Wanted, fit_towards
+
+
+def chunks_of(x: Tensor) -> Chunks:
+    """Return rows in three chunks."""
+    return lambda: [(part, x[..., part]) for part in (slice(0, 7), slice(7, 20), slice(20, x.size(2)))]
+
+
+def few_rows(rows: int, noise: float, *, inputs: int = 30) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, the outputs that are wanted, and the weights behind them: `(1, inputs, rows)` and so on."""
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(1, 4, inputs, generator=generator, dtype=torch.float64)
+    x = torch.randn(1, inputs, rows, generator=generator, dtype=torch.float64)
+    return x, weight @ x + noise * torch.randn(1, 4, rows, generator=generator, dtype=torch.float64), weight
+
+
+@pytest.mark.parametrize(("rows", "noise"), [(36, 3.0), (24, 3.0), (2000, 0.1)])
+def test_the_ridge_is_chosen_by_rows_put_aside(rows: int, noise: float) -> None:
+    """Few and noisy rows leave weights that are right nearly as they are; many replace those that are wrong."""
+    x, y, true = few_rows(rows, noise)
+    start = true + (0.1 if rows < 100 else 1.0)
+    aside = torch.arange(rows) >= 0.75 * rows
+    errors = {}
+    for ridge in (None, 1e-2):
+        fit = fit_towards(start, chunks_of(x), Wanted(y, aside=aside), ridge, constant=True)
+        errors[ridge] = float((fit.weight - true).square().mean())
+    if rows < 100:
+        assert errors[None] < 0.5 * errors[1e-2]
+    else:
+        assert errors[None] == pytest.approx(errors[1e-2])
+
+
+@given(st.integers(0, 1000), st.integers(8, 40), st.integers(2, 12), st.booleans())
+def test_the_error_of_a_fit_on_rows_put_aside_is_what_it_is(seed: int, rows: int, inputs: int, centred: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(2, n, rows, generator=generator, dtype=torch.float64) + 1 for n in (inputs, 3))
+    weight = torch.randn(2, 3, inputs, generator=generator, dtype=torch.float64)
+    constant = weight[..., :1] * float(centred)
+    moments = least_squares._Moments(weight)
+    moments.add(x[..., :5], y[..., :5])
+    moments.add(x[..., 5:], y[..., 5:])
+    want = (y - weight @ x - constant).square().sum(2) / (y.var(2, correction=0) * rows)
+    assert torch.allclose(moments.error(least_squares.Fit(weight, constant)), want)
+
+
+def test_few_vectors_are_not_taken_for_all_that_there_are() -> None:
+    """Of few vectors, some channels seem to tell all the others; of many, the covariance stays as it is."""
+    generator = torch.Generator().manual_seed(0)
+    few, many = (torch.randn(n, 40, generator=generator, dtype=torch.float64) for n in (30, 100_000))
+    for values, part in ((few, 0.5), (many, 0.0)):
+        plain = torch.cov(values.t(), correction=0)
+        covariance = second_moments.shrunk(plain, len(values))
+        assert torch.allclose(covariance.diagonal(), plain.diagonal())
+        off = ~torch.eye(40, dtype=torch.bool)
+        kept = float((covariance[off] * plain[off]).sum() / plain[off].square().sum())
+        assert kept < part if part else kept < 0.2  # what is independent is told apart in both
+    assert torch.linalg.eigvalsh(second_moments.shrunk(torch.cov(few.t()), 30)).min() > 0
+    mixed = many @ torch.randn(40, 40, generator=generator, dtype=torch.float64)
+    plain = torch.cov(mixed.t(), correction=0)
+    assert torch.allclose(second_moments.shrunk(plain, len(mixed)), plain, rtol=1e-3, atol=1e-3 * float(plain.max()))
