@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from prunekit import surgery
+from prunekit.api.latency import Timed
 from prunekit.api.results import Pruned
 from prunekit.api.subject import Subject, at_work, example_input, plain_examples, warn_of_unseen
 from prunekit.errors import InputError, SurgeryError
@@ -89,8 +90,9 @@ def prune(
 
         def read(**care: bool) -> Pruned:
             graph = surgery.trace(subject.plain, example, examples=further, **care)
-            plan = method.plan(subject.plain, graph, config, read_from)
-            return _applied(name, plan.made_on(graph.example_shapes), subject, graph, config, started)
+            timed = None if config.target_latency is None else Timed.of(subject, graph, example, config)
+            plan = method.plan(subject.plain, graph, timed.planned_by(config) if timed else config, read_from)
+            return _applied(name, plan.made_on(graph.example_shapes), subject, graph, config, started, timed)
 
         pruned = _first_proven(read, _READINGS[0 if images is None else 1 :])
     warn_of_unseen(pruned.graph)
@@ -104,8 +106,10 @@ def _first_proven(read: Callable[..., Pruned], readings: Sequence[Mapping[str, b
     return read(**readings[-1])
 
 
-def _applied(name: str, plan: Plan, subject: Subject, graph: Graph, config: Config, started: float) -> Pruned:
-    """Edit, verify."""
+def _applied(
+    name: str, plan: Plan, subject: Subject, graph: Graph, config: Config, started: float, timed: Timed | None
+) -> Pruned:
+    """Edit, verify, and time the result where a latency is the goal."""
     result, difference, edited = subject.proven(plan, graph)
     small = result.model
     if result.left:
@@ -113,6 +117,8 @@ def _applied(name: str, plan: Plan, subject: Subject, graph: Graph, config: Conf
     if graph.never_ran:
         plan = Plan(plan.operations, {**plan.notes, "never_ran": list(graph.never_ran)}, plan.example)
     verified = time.perf_counter()
+    if timed is not None:
+        plan = Plan(plan.operations, {**plan.notes, **timed.notes(result.plain, graph, plan)}, plan.example)
     kept = surgery.resolve(graph, plan).kept
     before, after = surgery.predict(graph, graph.kept_classes({})), surgery.predict(graph, kept)
     after = replace(after, params=sum(p.numel() for p in small.parameters()))  # folds may have made biases
@@ -157,6 +163,10 @@ def slim(
     ratio: float | Mapping[str, float] | None = None,
     target_macs: str | float | None = None,
     target_params: str | float | None = None,
+    target_latency: str | None = None,
+    latency_on: Literal["pytorch", "onnx"] | None = None,
+    latency_batch: int | None = None,
+    latency_threads: int | None = None,
     round_to: int = 1,
     min_channels: int = 1,
     scope: Literal["all", "inner"] = "all",
@@ -167,7 +177,7 @@ def slim(
     """Prune with Network Slimming: channels whose batch-norm gamma is small go, by one threshold for all layers.
 
     After Liu et al., "Learning Efficient Convolutional Networks through Network Slimming" (ICCV 2017), section 3.3.
-    Exactly one of `ratio`, `target_macs` and `target_params` says how much goes.
+    Exactly one of `ratio`, `target_macs`, `target_params` and `target_latency` says how much goes.
 
     Args:
         model: A network with batch norms, best trained with `TrainConfig(sparsity=...)`; it stays as it is.
@@ -179,6 +189,11 @@ def slim(
         ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name.
         target_macs: Multiply-accumulates to keep: `"50%"` of the present ones, `"20M"`, or a number.
         target_params: Parameters to keep, said likewise.
+        target_latency: Time of a pass to come down to: `"5ms"`, or `"60%"` of what it takes now. The network and its
+            layers are timed on this machine, and so is the result: the plan's note `latency` has what was found.
+        latency_on: Where: `pytorch` (the default), or `onnx`, the exported file in ONNX Runtime.
+        latency_batch: Images a pass, by default one.
+        latency_threads: CPU threads, by default as many as PyTorch uses.
         round_to: Keep a multiple of this many channels in each layer.
         min_channels: Leave at least this many channels in every layer.
         scope: `inner` leaves channels alone that several layers share by addition.
@@ -210,6 +225,10 @@ def slim(
         ratio=_by_name(ratio),
         target_macs=target_macs,
         target_params=target_params,
+        target_latency=target_latency,
+        latency_on=latency_on,
+        latency_batch=latency_batch,
+        latency_threads=latency_threads,
         round_to=round_to,
         min_channels=min_channels,
         scope=scope,
@@ -230,6 +249,10 @@ def merge(
     ratio: float | Mapping[str, float] | None = None,
     target_macs: str | float | None = None,
     target_params: str | float | None = None,
+    target_latency: str | None = None,
+    latency_on: Literal["pytorch", "onnx"] | None = None,
+    latency_batch: int | None = None,
+    latency_threads: int | None = None,
     round_to: int = 1,
     min_channels: int = 1,
     criterion: Literal["l1-norm", "l2-norm", "l2-GM", "pivot"] | None = None,
@@ -245,7 +268,7 @@ def merge(
     """Prune with Neuron Merging: what a removed filter did is made up for in the layer that read it.
 
     After Kim et al., "Neuron Merging: Compensating for Pruned Neurons" (NeurIPS 2020), algorithms 1 and 2 for
-    `restore="paper"`. Exactly one of `ratio`, `target_macs` and `target_params` says how much goes.
+    `restore="paper"`. Exactly one of `ratio`, `target_macs`, `target_params` and `target_latency` says how much goes.
 
     Args:
         model: The network; it stays as it is.
@@ -257,6 +280,11 @@ def merge(
         ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name.
         target_macs: Multiply-accumulates to keep: `"50%"` of the present ones, `"20M"`, or a number.
         target_params: Parameters to keep, said likewise.
+        target_latency: Time of a pass to come down to: `"5ms"`, or `"60%"` of what it takes now. The network and its
+            layers are timed on this machine, and so is the result: the plan's note `latency` has what was found.
+        latency_on: Where: `pytorch` (the default), or `onnx`, the exported file in ONNX Runtime.
+        latency_batch: Images a pass, by default one.
+        latency_threads: CPU threads, by default as many as PyTorch uses.
         round_to: Keep a multiple of this many channels in each layer.
         min_channels: Leave at least this many channels in every layer.
         criterion: Which filters stay: those of the largest norms, of the largest sums of distances to all others
@@ -295,6 +323,10 @@ def merge(
         ratio=_by_name(ratio),
         target_macs=target_macs,
         target_params=target_params,
+        target_latency=target_latency,
+        latency_on=latency_on,
+        latency_batch=latency_batch,
+        latency_threads=latency_threads,
         round_to=round_to,
         min_channels=min_channels,
         criterion=criterion,

@@ -99,8 +99,11 @@ def check_grid(grid: Grid, data: DataOptions, tuning: TrainConfig | None) -> Non
         raise InputError("tuning needs images", hint="say which with --data digits, a folder or a data set's name")
     if GATES in names and tuning is None:
         raise InputError("manidp trains gates, which takes epochs", hint="say how many with --epochs, or leave it out")
-    if GATES in names and grid.axis == "target_params":
-        raise InputError("gates remove no parameters", hint="sweep manidp over --ratios or --target-macs")
+    if GATES in names and grid.axis not in ("ratio", "target_macs"):
+        raise InputError(
+            "gates remove no parameters, and the time they take is no budget",
+            hint="sweep manidp over --ratios or --target-macs",
+        )
     labelled = [name for name in names if name != GATES and registry.get(name).labelled]
     if labelled and data.data is None:
         raise InputError(f"{labelled[0]} reads labelled images", hint="say which with --data, or leave it out")
@@ -221,6 +224,7 @@ _PARSERS: dict[str, Any] = {
     "ratio": read_ratios,
     "target_macs": lambda text: _amounts("target_macs", text),
     "target_params": lambda text: _amounts("target_params", text),
+    "target_latency": lambda text: _amounts("target_latency", text),
 }
 
 

@@ -64,7 +64,7 @@ def read(path: Path) -> Stored:
 
 def _check(found: Mapping[str, Any], points: Sequence[SweepPoint]) -> None:
     """Raise `TypeError` where a stored sweep does not hold together."""
-    from prunekit.workflows.sweeps.points import AXES
+    from prunekit.methods.budget import AXES
 
     if found["axis"] not in AXES or any(point.budget[0] != found["axis"] for point in points):
         raise TypeError("its points lie along another axis")

@@ -14,6 +14,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prunekit.errors import InputError, unknown_name
+from prunekit.methods.goal import LatencyGoal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,6 +79,19 @@ class Config:
     ratio: float | dict[str, float] | None = option(None, help="Share of the prunable channels to remove, 0 to 1.")
     target_macs: str | float | None = option(None, help="MACs to keep: '50%' of the present ones, or '20M'.")
     target_params: str | float | None = option(None, help="Parameters to keep: '50%' of the present ones, or '2M'.")
+    target_latency: str | LatencyGoal | None = option(
+        None, help="Time of a pass to come down to, as measured: '60%' of the present one, or '5ms'."
+    )
+    latency_on: str | None = option(
+        None,
+        help="Where --target-latency is measured: in PyTorch (the default), or the exported file in ONNX Runtime.",
+        choices=("pytorch", "onnx"),
+    )
+    latency_batch: int | None = option(None, help="Images a pass of --target-latency. Default: 1.")
+    latency_threads: int | None = option(
+        None,
+        help="CPU threads of --target-latency. Default: as many as PyTorch uses. With 1 a busy machine measures well.",
+    )
     round_to: int = option(1, help="Keep a multiple of this many channels in each layer (8 suits most hardware).")
     min_channels: int = option(1, help="Leave at least this many channels in every layer.")
 
@@ -86,9 +100,9 @@ class Config:
             choices, value = choices_of(item), getattr(self, item.name)
             if choices and value not in choices and not (value is None and item.default is None):
                 raise unknown_name(item.name.replace("_", "-"), str(value), choices)
-        for name in ("round_to", "min_channels"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        for name in ("round_to", "min_channels", "latency_batch", "latency_threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as they are stored in a file's history."""

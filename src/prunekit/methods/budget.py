@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from prunekit.errors import InputError
 from prunekit.methods.base import Config
+from prunekit.methods.goal import LatencyGoal, read_latency
 
 if TYPE_CHECKING:
-    from prunekit.surgery import Cost
+    from prunekit.surgery import Cost, Graph
+    from prunekit.surgery.graph.labels import Mask
 
-Kind = Literal["ratio", "macs", "params"]
+Kind = Literal["ratio", "macs", "params", "latency"]
+
+AXES = ("ratio", "target_macs", "target_params", "target_latency")
+"""Ways of saying how much is to go: settings that every method has, of which exactly one is given."""
+
+_FLAGS = tuple(f"--{name.replace('_', '-')}" for name in AXES)
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 _AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(%|[KMG]?)\s*", re.IGNORECASE)
@@ -21,17 +28,25 @@ _AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*(%|[KMG]?)\s*", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget: a share of channels to remove, or an amount of MACs or parameters to keep."""
+    """A budget: a share of channels to remove, or an amount of MACs, parameters or milliseconds to keep.
+
+    That of a latency has a `goal`, which knows what networks take.
+    """
 
     kind: Kind
     amount: float
+    goal: LatencyGoal | None = None
 
-    def met_by(self, cost: Cost) -> bool:
-        """Return whether a network of that cost is within the amount (not for ratios)."""
-        return self.spent(cost) <= self.amount
+    def spent(self, graph: Graph, kept: Mask, biases: Collection[str] = ()) -> float:
+        """Return what a network with the `kept` classes takes of this budget's kind (not for ratios).
 
-    def spent(self, cost: Cost) -> int:
-        """Return the MACs or parameters of a network of that cost (not for ratios)."""
+        `biases` names the layers that get a bias on the way.
+        """
+        from prunekit.surgery import predict
+
+        if self.goal is not None:
+            return sum(self.goal.predict(graph, kept).values())
+        cost = predict(graph, kept, biases)
         return cost.macs if self.kind == "macs" else cost.params
 
 
@@ -46,7 +61,15 @@ def read_budget(config: Config, now: Cost) -> Budget:
         return Budget("ratio", check_ratio(config.ratio))
     if given == "target_macs":
         return Budget("macs", read_amount("--target-macs", config.target_macs, now.macs))
-    return Budget("params", read_amount("--target-params", config.target_params, now.params))
+    if given == "target_params":
+        return Budget("params", read_amount("--target-params", config.target_params, now.params))
+    goal = config.target_latency
+    if not isinstance(goal, LatencyGoal):
+        raise InputError(
+            "a latency is a goal only where the network can be timed",
+            hint="prunekit.prune, slim and merge do that; a method's own plan() does not",
+        )
+    return Budget("latency", goal.amount, goal)
 
 
 def check_budget(config: Config) -> str:
@@ -55,19 +78,34 @@ def check_budget(config: Config) -> str:
     Raises:
         InputError: None or several are given, or the one given makes no sense.
     """
-    given = [name for name in ("ratio", "target_macs", "target_params") if getattr(config, name) is not None]
+    given = [name for name in AXES if getattr(config, name) is not None]
     if len(given) != 1:
         said = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
         raise InputError(
-            f"exactly one of --ratio, --target-macs and --target-params is needed; found {said}",
+            f"exactly one of {', '.join(_FLAGS[:-1])} and {_FLAGS[-1]} is needed; found {said}",
             hint="for example --ratio 0.5 to remove half of the channels",
         )
     name, value = given[0], getattr(config, given[0])
+    _check_latency_settings(config, name)
     if name == "ratio" and not isinstance(value, Mapping):
         check_ratio(value)
+    elif name == "target_latency":
+        if not isinstance(value, LatencyGoal):
+            read_latency(value)
     elif name != "ratio":
         check_amount(f"--{name.replace('_', '-')}", value)
     return name
+
+
+def _check_latency_settings(config: Config, given: str) -> None:
+    """Raise `InputError` for settings of a latency where none is the goal."""
+    names = ("latency_on", "latency_batch", "latency_threads")
+    extra = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) is not None]
+    if extra and given != "target_latency":
+        raise InputError(
+            f"{' and '.join(extra)} says how a latency is measured, and the goal is another one",
+            hint=f"take --target-latency in the place of --{given.replace('_', '-')}, or leave it out",
+        )
 
 
 def check_ratio(ratio: object) -> float:
@@ -119,32 +157,6 @@ def _parsed(flag: str, value: str | float | None) -> tuple[float, str]:
         what = "MACs" if "macs" in flag else "parameters"
         raise InputError(f"{flag} {value} would leave {number:g} {what}", hint=f"did you mean {flag} {share}?")
     return number, unit
-
-
-def fewest_to_meet(
-    budget: Budget, limit: int, cost_at: Callable[[int], Cost], further: Callable[[], str | None] | None = None
-) -> int:
-    """Return the smallest number of steps, `limit` at most, whose network meets a target.
-
-    Args:
-        budget: The target, in MACs or parameters.
-        limit: All steps that there are.
-        cost_at: The cost of what is left after so many steps; it must not rise.
-        further: What to do where these steps are not enough, asked only then.
-
-    Raises:
-        InputError: Even the last step leaves more.
-    """
-    count = fewest(limit, lambda k: budget.met_by(cost_at(k)))
-    left = cost_at(count)
-    if not budget.met_by(left):
-        what = "MACs" if budget.kind == "macs" else "parameters"
-        raise InputError(
-            f"the target of {budget.amount:,.0f} {what} cannot be met: "
-            f"removing all that may go leaves {budget.spent(left):,}",
-            hint=further() if further else None,
-        )
-    return count
 
 
 def fewest(limit: int, enough: Callable[[int], bool]) -> int:

@@ -119,6 +119,26 @@ def round_widths(
     return {name: index for name, index in rounded.items() if len(index) < _size(groups, name)}
 
 
+def fill_blocks(
+    groups: Sequence[ChannelGroup], scores: Scores, keeps: Mapping[str, Sequence[int]], block: int
+) -> dict[str, list[int]]:
+    """Let units come back, the best first, until the last block of each group's channels is full: they take no time.
+
+    Groups of less than one block are left as they are, since layers that read them save time with every channel.
+    Arguments are those of `round_widths`; groups that come back whole are left out.
+    """
+    widths = {}
+    for group in groups:
+        kept = keeps.get(group.name)
+        if kept is None:
+            continue
+        each = channels_per_unit(group)
+        channels = len(kept) * each
+        wanted = len(kept) if channels <= block else block * math.ceil(channels / block) // each
+        widths[group.name] = _resize(group, scores[group.name], kept, min(max(wanted, len(kept)), group.size))
+    return {name: index for name, index in widths.items() if len(index) < _size(groups, name)}
+
+
 def channels_per_unit(group: ChannelGroup) -> int:
     """Return how many channels of its naming layer one unit stands for: more than one in grouped convolutions."""
     named = (m for m in group.producers if group.name in (m.module, m.parameter))

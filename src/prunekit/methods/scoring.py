@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from prunekit.errors import InputError
 from prunekit.methods.base import Config
-from prunekit.methods.budget import check_ratio, fewest_to_meet, read_budget
-from prunekit.methods.ranking import Scores, keep_after, protected_within, removal_order, round_widths
+from prunekit.methods.budget import check_ratio, read_budget
+from prunekit.methods.ranking import Scores, fill_blocks, keep_after, protected_within, removal_order, round_widths
+from prunekit.methods.search import steps_within
 from prunekit.methods.streams import with_unread_streams
 from prunekit.plan import Keep, Plan
-from prunekit.surgery import ChannelGroup, Cost, Graph, balanced, predict
+from prunekit.surgery import ChannelGroup, Graph, balanced, predict
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Kept:
 def plan_by_scores(graph: Graph, scores: Scores, config: Config) -> Plan:
     """Remove the channels with the lowest scores, as many as the settings of a method ask for.
 
-    All that `Config` offers holds: a ratio of all channels or one for each group, a target in MACs or parameters,
-    multiples of `round_to`, and at least `min_channels` in every layer. What must go together does, in equal shares
-    where the network needs them.
+    All that `Config` offers holds: a ratio of all channels or one for each group, a target in MACs, parameters or
+    milliseconds, multiples of `round_to`, and at least `min_channels` in every layer. What must go together does, in
+    equal shares where the network needs them.
 
     Args:
         graph: The network, as a method gets it.
@@ -96,20 +97,21 @@ def _by_threshold(
 
     def keeps_at(count: int) -> dict[str, list[int]]:
         widths = round_widths(groups, scores, keep_after(groups, removal, count), config.round_to)
+        if budget.goal is not None and config.round_to == 1:
+            widths = fill_blocks(groups, scores, widths, budget.goal.block)
         return with_unread_streams(graph, balanced(graph, widths, scores, config.round_to))
 
     if budget.kind == "ratio":
         total = sum(len(group.free) for group in groups)
         count = min(round(budget.amount * total), len(removal.order))
     else:
-        count = fewest_to_meet(budget, len(removal.order), lambda k: _cost(graph, keeps_at(k), given))
+
+        def biases(keeps: Mapping[str, Sequence[int]]) -> set[str]:
+            # the highest possible cost: a constant that turns out to be zero needs none
+            return {layer for name in keeps for layer in given.get(name, ())}
+
+        count = steps_within(graph, budget, len(removal.order), keeps_at, biases)
     return Kept(keeps_at(count), tuple(protected_within(groups, scores, removal, count)))
-
-
-def _cost(graph: Graph, keeps: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[str]]) -> Cost:
-    """Return the highest possible cost after removal: a constant that turns out to be zero needs no bias."""
-    biases = {layer for name in keeps for layer in given.get(name, ())}
-    return predict(graph, graph.kept_classes(keeps), biases)
 
 
 def _by_group(graph: Graph, groups: Sequence[ChannelGroup], scores: Scores, config: Config) -> Kept:

@@ -86,7 +86,7 @@ def join(device: str) -> World:
     """
     chosen = _device(device)
     running = dist.is_available() and dist.is_initialized()
-    if not running and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not running and process_count() == 1:
         return World(0, 1, chosen)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -104,6 +104,11 @@ def _leave() -> None:
 def is_main_process() -> bool:
     """Return whether this process of a torchrun is the one that writes and prints."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def process_count() -> int:
+    """Return the number of processes that torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _device(name: str) -> torch.device:

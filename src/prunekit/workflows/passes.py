@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from prunekit import api
+from prunekit.api.latency import present_latency
 from prunekit.checkpoint import load, save
 from prunekit.data import ImageSet
 from prunekit.errors import InputError, TrainingError
@@ -27,6 +28,7 @@ from prunekit.evaluation.score import accuracy
 from prunekit.files.writing import atomic_write
 from prunekit.methods.base import Config
 from prunekit.methods.budget import read_budget
+from prunekit.methods.goal import latency_within
 from prunekit.restoration.images import Images, LabelledImages
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost
@@ -35,7 +37,7 @@ from prunekit.training.config import TrainConfig
 from prunekit.training.entry import train
 from prunekit.training.events import Sink
 from prunekit.training.fine_tuning import cut_since_training, suited
-from prunekit.training.world import is_main_process
+from prunekit.training.world import is_main_process, process_count
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,11 @@ def run_passes(
     """
     if schedule.iterations < 1:
         raise InputError(f"--iterations must be at least 1, not {schedule.iterations}")
+    if config.target_latency is not None and process_count() > 1:
+        raise InputError(
+            "processes that measure a latency each come to networks of their own",
+            hint="prune in one process, without --epochs, and tune the result with torchrun and prunekit train",
+        )
     settings = {
         "method": name,
         "config": config.to_json(),
@@ -222,6 +229,9 @@ def _budgets(model: nn.Module, config: Config, passes: int) -> Iterator[Config]:
         yield config
         return
     start = api.inspect(model).cost
+    if config.target_latency is not None:
+        yield from _latencies(model, config, passes)
+        return
     budget = read_budget(config, start)
     for number in range(1, passes + 1):
         if budget.kind == "ratio":
@@ -232,6 +242,14 @@ def _budgets(model: nn.Module, config: Config, passes: int) -> Iterator[Config]:
         else:
             amount = start.params * (budget.amount / start.params) ** (number / passes)
             yield dataclasses.replace(config, target_params=amount)
+
+
+def _latencies(model: nn.Module, config: Config, passes: int) -> Iterator[Config]:
+    """Yield the settings of each pass where a latency is the target."""
+    present = present_latency(model, config)
+    goal = latency_within(config.target_latency, present)
+    for number in range(1, passes + 1):
+        yield dataclasses.replace(config, target_latency=f"{present * (goal / present) ** (number / passes)}ms")
 
 
 class _Steps:

@@ -58,6 +58,9 @@ class SweepOptions:
     )
     target_macs: str | None = option(metavar="AMOUNT,...", help="Or MACs to keep, such as 75%,50%,25% or 20M.")
     target_params: str | None = option(metavar="AMOUNT,...", help="Or parameters to keep, such as 75%,50%,25% or 2M.")
+    target_latency: str | None = option(
+        metavar="AMOUNT,...", help="Or times of a pass to come down to, such as 75%,50% of the present one or 5ms."
+    )
     seeds: str | None = option(metavar="SEED,...", help="Make each network once with every seed (the default: 0).")
     within: float = option(1.0, metavar="POINTS", help="Accuracy that the recommended network may lose.")
     out: str | None = option(

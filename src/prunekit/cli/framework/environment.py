@@ -10,8 +10,8 @@ from typing import Any
 from prunekit.cli.framework.settings import Asked, Setting, setting
 
 _PREFIX = "PRUNEKIT_"
-# A variable of that prefix for another end: the tests' real inputs.
-_OTHERS = frozenset(("PRUNEKIT_ASSETS",))
+# Variables of that prefix for other ends: the tests' real inputs, and where layer times are kept.
+_OTHERS = frozenset(("PRUNEKIT_ASSETS", "PRUNEKIT_CACHE"))
 _FLAGS: dict[str, bool] = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,13 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.methods.budget import Budget, check_ratio, fewest, fewest_to_meet, read_budget
+from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
+from prunekit.methods.goal import LatencyGoal
 from prunekit.methods.merge.candidates import Candidate
 from prunekit.methods.merge.selection import losses, pivoted, removals
-from prunekit.methods.ranking import round_widths
+from prunekit.methods.ranking import fill_blocks, round_widths
+from prunekit.methods.search import Search, steps_by_meter, steps_within
 from prunekit.progress import counter
 from prunekit.restoration.second_moments import Reading
 from prunekit.surgery import Cost, Graph, predict
+from prunekit.surgery.graph.labels import Mask
 
 if TYPE_CHECKING:
     from prunekit.methods.merge.config import MergeConfig
@@ -28,6 +32,7 @@ Kept = dict[str, list[int]]
 # The least that widths by loss leave of a layer, for readings are not to be trusted all the way: of measured ones as a
 # share of the layer, of modelled ones as a share of what the same ratio of every layer would leave.
 _LEAST_MEASURED, _LEAST_MODELLED = 1 / 8, 1 / 2
+_LEAST_COST = 1e-9  # the share of the whole that one unit saves where a clock sees no difference
 # By what part savings are counted in MACs, the rest in parameters, where both are limited.
 _MIXES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 
@@ -101,8 +106,17 @@ def choose(
     if isinstance(config.ratio, dict):
         return _rounded(ranked, _by_group(graph, ranked, config), config)
     budget = read_budget(config, predict(graph, graph.kept_classes({})))
-    uniform = _uniform(graph, ranked, config, budget, further)
-    return _by_loss(graph, ranked, config, budget, readings, uniform) if readings else uniform
+    if not readings:
+        return _uniform(graph, ranked, config, budget, partial(steps_within, further=further))
+    uniform = _uniform(graph, ranked, config, budget, partial(steps_by_meter, further=further))
+    start = _descent(ranked, config, readings, uniform)
+    if budget.kind == "ratio":
+        return _within_both(graph, start, uniform)
+    way = start.by(_unit_costs(graph, start.known, lambda kept: budget.spent(graph, kept)))
+    try:
+        return way.keeps_at(steps_within(graph, budget, len(way.order), way.keeps_at))
+    except InputError:  # what loses most stays too wide, and equal shares go further
+        return _uniform(graph, ranked, config, budget, partial(steps_within, further=further))
 
 
 def shortfall(graph: Graph, kept: Kept, config: MergeConfig) -> str | None:
@@ -117,32 +131,26 @@ def shortfall(graph: Graph, kept: Kept, config: MergeConfig) -> str | None:
     return f"this takes {taken:.1%} of the MACs, where {budget.amount:.0%} were asked for"
 
 
-def _uniform(
-    graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget, further: Callable[[], str | None]
-) -> Kept:
-    def keeps_at(ratio: float) -> Kept:
-        kept = {one.name: _largest(one, ratio, config.min_channels) for one in ranked}
+def _uniform(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget, search: Search) -> Kept:
+    def keeps_at(ratio: float, ahead: int = 0) -> Kept:
+        shares = [min(ratio + (number < ahead) / 1000, 0.999) for number in range(len(ranked))]
+        kept = {one.name: _largest(one, share, config.min_channels) for one, share in zip(ranked, shares, strict=True)}
         return _rounded(ranked, {name: units for name, units in kept.items() if units is not None}, config)
 
     if budget.kind == "ratio":
         return keeps_at(budget.amount)
-    steps = fewest_to_meet(budget, 998, lambda k: _cost(graph, keeps_at((k + 1) / 1000)), further)
-    return keeps_at((steps + 1) / 1000)
+    # The share goes up by thousandths. Where time goes in jumps, since kernels work on blocks, one layer goes after
+    # the other, the first ones ahead by one step.
+    each = 1 if budget.goal is None else len(ranked)
+
+    def keeps_after(step: int) -> Kept:
+        return keeps_at((step // each + 1) / 1000, step % each)
+
+    return keeps_after(search(graph, budget, 998 * each, keeps_after))
 
 
-def _by_loss(
-    graph: Graph,
-    ranked: Sequence[Ranked],
-    config: MergeConfig,
-    budget: Budget,
-    readings: Mapping[str, Reading],
-    uniform: Kept,
-) -> Kept:
-    start = _descent(graph, ranked, config, readings, uniform)
-    if budget.kind != "ratio":
-        way = start.by(float(budget.kind == "macs"))
-        kept = way.keeps_at(fewest(len(way.order), lambda k: budget.met_by(_cost(graph, way.keeps_at(k)))))
-        return kept if budget.met_by(_cost(graph, kept)) else uniform
+def _within_both(graph: Graph, start: _Descent, uniform: Kept) -> Kept:
+    """Return the widths of the least loss within the parameters and the MACs of equal shares."""
     goal = _cost(graph, uniform)
 
     def within(kept: Kept) -> bool:
@@ -153,7 +161,10 @@ def _by_loss(
         count = fewest(len(way.order), lambda count: within(way.keeps_at(count)))
         return not within(way.keeps_at(count)), way.loss(count), count
 
-    ways = [start.by(part) for part in _MIXES]  # the best is where both limits bind, or one that lets the other be
+    params = _unit_costs(graph, start.known, lambda kept: predict(graph, kept).params)
+    macs = _unit_costs(graph, start.known, lambda kept: predict(graph, kept).macs)
+    # the best is where both limits bind, or one that lets the other be
+    ways = [start.by((1 - part) * params + part * macs) for part in _MIXES]
     ends, count = [], counter("choosing widths")
     for done, way in enumerate(ways):
         count(done, len(ways))
@@ -169,24 +180,19 @@ def _cost(graph: Graph, kept: Kept) -> Cost:
 @dataclass(frozen=True)
 class _Descent:
     """Layers that lose one unit after the other. `order` names the layer of `known` that does, by what its `curves`
-    predict and its units cost in parameters and MACs, `costs[0]` and `costs[1]`. `others` is what equal shares leave of
-    the layers of which nothing is known.
+    predict and its units cost. `others` is what equal shares leave of the layers of which nothing is known.
     """
 
     known: Sequence[Ranked]
     others: Kept
     curves: Sequence[NDArray[np.float64]]
-    costs: NDArray[np.float64]
     config: MergeConfig
     least: Sequence[int]
     order: Sequence[int] = ()
 
-    def by(self, part: float) -> _Descent:
-        """Return it with the order in which least is lost for what is saved: `part` of it counted in MACs, the rest in
-        parameters.
-        """
-        costs = ((1 - part) * self.costs[0] + part * self.costs[1]).tolist()
-        return replace(self, order=removals(self.curves, costs, self.least))
+    def by(self, costs: NDArray[np.float64]) -> _Descent:
+        """Return it with the order in which least is lost for what is saved, by the cost of one unit of each layer."""
+        return replace(self, order=removals(self.curves, costs.tolist(), self.least))
 
     def keeps_at(self, count: int) -> Kept:
         """Return what stays after so many steps."""
@@ -202,9 +208,7 @@ class _Descent:
         return np.bincount(np.array(self.order[:count], dtype=np.int64), minlength=len(self.known))
 
 
-def _descent(
-    graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading], uniform: Kept
-) -> _Descent:
+def _descent(ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading], uniform: Kept) -> _Descent:
     def least(one: Ranked) -> int:
         size = one.layer.group.size
         equal = len(uniform.get(one.name, range(size)))
@@ -214,19 +218,18 @@ def _descent(
     known = [one for one in ranked if one.name in readings]
     curves = [losses(readings[one.name], one.order) if one.curve is None else one.curve for one in known]
     others = {name: units for name, units in uniform.items() if name not in readings}
-    return _Descent(known, others, curves, _unit_costs(graph, known), config, [least(one) for one in known])
+    return _Descent(known, others, curves, config, [least(one) for one in known])
 
 
-def _unit_costs(graph: Graph, ranked: Sequence[Ranked]) -> NDArray[np.float64]:
-    """Return the cost of one unit of each layer, as a share of all parameters and of all MACs: `(2, layers)`."""
-    whole, costs, count = predict(graph, graph.kept_classes({})), [], counter("weighing layers")
+def _unit_costs(graph: Graph, ranked: Sequence[Ranked], spent: Callable[[Mask], float]) -> NDArray[np.float64]:
+    """Return the cost of one unit of each layer, as a share of all that is `spent`: `(layers,)`, none of them zero."""
+    whole, costs, count = spent(graph.kept_classes({})), [], counter("weighing layers")
     for done, one in enumerate(ranked):
         count(done, len(ranked))
         size = one.layer.group.size
-        half = predict(graph, graph.kept_classes({one.name: one.best(max(1, size // 2))}))
-        saved = np.array([(whole.params - half.params) / whole.params, (whole.macs - half.macs) / whole.macs])
-        costs.append(saved / max(1, size - size // 2))
-    return np.stack(costs, 1)
+        half = spent(graph.kept_classes({one.name: one.best(max(1, size // 2))}))
+        costs.append((whole - half) / whole / max(1, size - size // 2))
+    return np.array([max(cost, _LEAST_COST) for cost in costs])
 
 
 def _by_group(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig) -> Kept:
@@ -255,4 +258,7 @@ def _rounded(ranked: Sequence[Ranked], kept: Mapping[str, Sequence[int]], config
     places = {one.name: np.empty(len(one.order)) for one in ranked}
     for one in ranked:
         places[one.name][one.order] = -np.arange(len(one.order), dtype=np.float64)
-    return round_widths([one.layer.group for one in ranked], places, kept, config.round_to)
+    groups, goal = [one.layer.group for one in ranked], config.target_latency
+    if isinstance(goal, LatencyGoal) and config.round_to == 1:
+        return fill_blocks(groups, places, kept, goal.block)
+    return round_widths(groups, places, kept, config.round_to)

@@ -19,7 +19,12 @@ _RATIO = Axis("ratio", "share of channels removed")
 _MACS = Axis("MACs", "for one image", written=numbers.count)
 _PARAMS = Axis("parameters", written=numbers.count)
 # What accuracy is drawn against, by the axis of the sweep.
-_AGAINST = {"ratio": (_RATIO, _MACS), "target_macs": (_MACS,), "target_params": (_PARAMS, _MACS)}
+_AGAINST = {
+    "ratio": (_RATIO, _MACS),
+    "target_macs": (_MACS,),
+    "target_params": (_PARAMS, _MACS),
+    "target_latency": (_MACS,),
+}
 
 
 def sweep_page(title: str, sweep: Sweep) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -51,6 +51,10 @@ def _change(pruned: Pruned) -> Any:
         (title, f"{before[key]:,}", f"{after[key]:,}", numbers.change(before[key], after[key]))
         for key, title in TITLES.items()
     ]
+    timed = pruned.plan.notes.get("latency")
+    if timed:
+        times = (numbers.milliseconds(timed["before"]), numbers.milliseconds(timed["after"]))
+        rows.append(("latency", *times, numbers.change(timed["before"], timed["after"])))
     return table(["", "before", "after", "change"], rows)
 
 
@@ -69,10 +73,19 @@ def _remarks(pruned: Pruned) -> Sequence[str]:
     """Return the notes of the method, the proof, and the time."""
     said = {key: value for key, value in pruned.plan.notes.items() if key != "never_ran"}  # already shown as a warning
     notes = {key: value for key, value in said.items() if value not in (None, [], {}, "", 0)}
-    lines = [f"{_words(key)}: {_short(value)}" for key, value in notes.items()]
+    lines = [f"{_words(key)}: {_latency(value) if key == 'latency' else _short(value)}" for key, value in notes.items()]
     proof = f"masked and sliced agree to {pruned.difference:.1e}"
     seconds = f"{numbers.duration(pruned.seconds)}, verified in {numbers.duration(pruned.verify_seconds)}"
     return [*lines, f"{proof}; pruned in {seconds}"]
+
+
+def _latency(timed: Mapping[str, Any]) -> str:
+    """Return what was asked for, and what the figures hold for."""
+    goal, predicted = numbers.milliseconds(timed["goal"]), numbers.milliseconds(timed["predicted"])
+    threads = numbers.counted(timed["threads"], "thread")
+    clock = ", CPU time" if timed["clock"] == "cpu" else ""
+    where = f"{timed['runtime']} {timed['version']}, batch {timed['batch']}, {threads}{clock}"
+    return f"asked for {goal}, predicted {predicted}; {where}, {timed['machine']}"
 
 
 def _words(key: str) -> str:

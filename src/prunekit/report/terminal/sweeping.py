@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from prunekit.report.terminal.output import Output
     from prunekit.workflows.sweeps.summary import Summary, Sweep
 
-BUDGETS = {"ratio": "ratio", "target_macs": "target MACs", "target_params": "target parameters"}
+BUDGETS = {
+    "ratio": "ratio",
+    "target_macs": "target MACs",
+    "target_params": "target parameters",
+    "target_latency": "target latency",
+}
 """The heading of the budgets along each axis."""
 
 _MACS, _PARAMS = "MACs", "parameters"

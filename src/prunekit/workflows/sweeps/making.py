@@ -102,7 +102,10 @@ def _with_gates(material: Material, variant: Variant, axis: str, budget: float |
     MACs are the mean over images, with those of the gates themselves.
     """
     if axis not in ("ratio", "target_macs"):
-        raise InputError("gates remove no parameters", hint="sweep manidp over --ratios or --target-macs")
+        raise InputError(
+            "gates remove no parameters, and the time they take is no budget",
+            hint="sweep manidp over --ratios or --target-macs",
+        )
     if material.tuning is None:
         raise InputError("manidp trains gates, which takes epochs", hint="say how many with --epochs")
     train_set, recipe, wanted = _to_train_on(material), GateRecipe(**{**variant.settings, "keep": 1.0}), None

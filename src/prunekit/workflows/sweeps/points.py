@@ -17,14 +17,11 @@ from prunekit.evaluation.latency import Latency
 from prunekit.evaluation.score import EvalResult
 from prunekit.methods import registry
 from prunekit.methods.base import Config
-from prunekit.methods.budget import check_budget
+from prunekit.methods.budget import AXES, check_budget
 from prunekit.methods.manidp.config import GateRecipe
 
 GATES = "manidp"
 """The variant that gets gates instead of fewer channels."""
-
-AXES = ("ratio", "target_macs", "target_params")
-"""Ways of saying how much is to go: settings that every method has. The budgets of a sweep lie along one of them."""
 
 _Record = TypeVar("_Record", "SweepPoint", EvalResult, Latency)
 
@@ -60,7 +57,7 @@ class Variant:
         if ({"keep"} if self.method == GATES else set(AXES)) & set(self.settings):
             raise InputError(
                 f"{self.label} says how much is to go",
-                hint="--ratios says that, or --target-macs or --target-params (from Python: budgets)",
+                hint="--ratios says that, or --target-macs, --target-params or --target-latency (from Python: budgets)",
             )
         if self.method == GATES:
             GateRecipe(**self.settings)
@@ -121,6 +118,7 @@ class SweepPoint:
         seconds: The time that making and measuring the network took.
         target_macs: The budget, where the axis is MACs, such as `50%`.
         target_params: The same for parameters.
+        target_latency: The same for the time of a pass, such as `60%` or `5ms`.
         seed: The seed of everything random.
         kept: What tuning came to on the validation images: `epoch` of `epochs` (0: as it was before), `accuracy` and
             `start`, the one before; None without tuning.
@@ -143,6 +141,7 @@ class SweepPoint:
     seconds: float
     target_macs: str | None = None
     target_params: str | None = None
+    target_latency: str | None = None
     seed: int = 0
     kept: Mapping[str, Any] | None = None
 

@@ -47,7 +47,8 @@ def sweep(
         variants: Methods with their settings; `manidp` for gates, trained for each budget anew.
         budgets: Where along the axis: ratios above 0 and below 1, or amounts such as `"50%"` or `"2M"`.
         measure: Called with a network and its name.
-        axis: What the budgets are: `ratio` (share of channels to remove), `target_macs` or `target_params` (to keep).
+        axis: What the budgets are: `ratio` (share of channels to remove), `target_macs`, `target_params` or
+            `target_latency` (to keep).
         seeds: Each makes all networks once: it seeds the method, the choice of calibration images, and the tuning.
         images: Images to restore from, the same for all seeds.
         train_set: Labelled images to tune on; without `images` those to restore from are drawn from them as well.

@@ -1,0 +1,1 @@
+"""Times of layers and whole networks on this machine, and a model of time from them."""
