@@ -17,6 +17,7 @@ from PIL import Image
 import schemas
 from prunekit import checkpoint, models
 from prunekit.cli.app import run
+from prunekit.data import folder
 from prunekit.methods import registry
 from prunekit.spec import origin_of
 
@@ -295,6 +296,33 @@ def test_images_that_were_left_out_are_counted(network: Path, here: Path, capsys
     status, _, err = call(capsys, *arguments, "--skip-bad")
     assert status == 0
     assert "1 unreadable image left out" in err
+
+
+def test_a_method_reads_only_the_pictures_that_it_restores_from(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("0", "1"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.new("L", (8, 8), 10 * i).save(tmp_path / "images" / name / f"{i}.png")
+    names: set[str] = set()
+    real = folder.open_picture
+    monkeypatch.setattr(folder, "open_picture", lambda path: names.add(path) or real(path))
+    images = str(tmp_path / "images")
+    assert run(["merge", str(network), "--ratio", ".3", "--data", images, "--calibration", "6", "--dry-run"]) == 0
+    assert len(names) == 6
+
+
+def test_the_name_of_a_data_set_that_hides_a_folder_is_pointed_out(
+    network: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("digits", "cifar10"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(["eval", str(network), "--data", "digits", "--no-latency"]) == 0
+    assert "the folder here is ./digits" in capsys.readouterr().err
+    assert run(["eval", str(network), "--data", "cifar10", "--no-latency"]) == 2
+    assert "the folder here is ./cifar10" in capsys.readouterr().err
 
 
 def test_statistics_said_once_are_kept(network: Path, capsys: Capture) -> None:

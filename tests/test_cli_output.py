@@ -213,7 +213,7 @@ def test_notes_are_said_in_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "note, line",
+    ("note", "line"),
     [
         ({"images": 9, "layers": 2, "left": {}}, "restored from images: images 9, layers 2"),
         (

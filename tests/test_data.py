@@ -86,6 +86,15 @@ def test_val_serves_as_test(pictures: Path) -> None:
     assert len(open_data(pictures, "test")) == 6
 
 
+def test_a_few_of_many_pictures_are_read_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, opened = open_data(pictures, "train"), []
+    real = Image.open
+    few = open_data(pictures, "train", lazy=True).sample(5, seed=1)
+    monkeypatch.setattr(Image, "open", lambda file: opened.append(file.name) or real(file))
+    assert torch.equal(few.inputs(), whole.sample(5, seed=1).inputs())
+    assert len(opened) == 5
+
+
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 4), min_size=60, max_size=200))
 def test_held_out_and_kept_cover_everything_once(labels: list[int]) -> None:
