@@ -310,9 +310,13 @@ def test_a_method_reads_only_the_pictures_that_it_restores_from(
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(20):
             Image.new("L", (8, 8), 10 * i).save(tmp_path / "images" / name / f"{i}.png")
-    names: set[str] = set()
-    real = folder.open_picture
-    monkeypatch.setattr(folder, "open_picture", lambda path: names.add(path) or real(path))
+    names, real = set(), folder.open_picture
+
+    def noting(path: str) -> Image.Image:
+        names.add(path)
+        return real(path)
+
+    monkeypatch.setattr(folder, "open_picture", noting)
     images = str(tmp_path / "images")
     assert run(["merge", str(network), "--ratio", ".3", "--data", images, "--calibration", "6", "--dry-run"]) == 0
     assert len(names) == 6
