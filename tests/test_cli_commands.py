@@ -17,6 +17,7 @@ from PIL import Image
 import schemas
 from prunekit import checkpoint, models
 from prunekit.cli.app import run
+from prunekit.data import folder
 from prunekit.methods import registry
 from prunekit.spec import origin_of
 
@@ -70,9 +71,14 @@ def piped(monkeypatch: pytest.MonkeyPatch, content: bytes, *arguments: object) -
     return out.getvalue()
 
 
+def pruning(method: str, network: Path) -> list[object]:
+    """A method's command on a network, with images where the method reads their labels."""
+    return [method, network, *(("--data", "digits") if registry.get(method).labelled else ())]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_prints_the_path_of_what_it_wrote(method: str, network: Path, capsys: Capture) -> None:
-    status, out, err = call(capsys, method, network, "--ratio", "0.25", "-o", "small.pt")
+    status, out, err = call(capsys, *pruning(method, network), "--ratio", "0.25", "-o", "small.pt")
     assert (status, out) == (0, "small.pt\n")
     assert "masked and sliced agree" in err
     before, after = checkpoint.load(network), checkpoint.load("small.pt")
@@ -80,7 +86,7 @@ def test_a_method_prints_the_path_of_what_it_wrote(method: str, network: Path, c
     origin = origin_of(after)
     assert origin is not None
     assert [step["method"] for step in origin.history] == [method]
-    assert call(capsys, method, network, "--ratio", "0.25", "-o", "small.pt", "-q", "--force") == (
+    assert call(capsys, *pruning(method, network), "--ratio", "0.25", "-o", "small.pt", "-q", "--force") == (
         0,
         "small.pt\n",
         "",
@@ -89,7 +95,7 @@ def test_a_method_prints_the_path_of_what_it_wrote(method: str, network: Path, c
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_document_of_a_method(method: str, network: Path, capsys: Capture) -> None:
-    facts = document(capsys, method, network, "--ratio", "0.25", "-o", "small.pt")
+    facts = document(capsys, *pruning(method, network), "--ratio", "0.25", "-o", "small.pt")
     keys = ["schema", "version", "output", "settings", "before", "after", "plan", "protected", "frozen"]
     assert list(facts) == [*keys, "seconds", "verify"]
     assert facts["schema"] == f"prunekit.{method}"
@@ -106,20 +112,20 @@ def test_the_document_of_a_method(method: str, network: Path, capsys: Capture) -
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_dry_run_writes_nothing_and_predicts_right(method: str, network: Path, here: Path, capsys: Capture) -> None:
-    dry = document(capsys, method, network, "--ratio", "0.5", "-o", "small.pt", "--dry-run")
+    dry = document(capsys, *pruning(method, network), "--ratio", "0.5", "-o", "small.pt", "--dry-run")
     assert dry["output"] is None
-    status, out, _ = call(capsys, method, network, "--ratio", "0.5", "-o", "small.pt", "--dry-run")
+    status, out, _ = call(capsys, *pruning(method, network), "--ratio", "0.5", "-o", "small.pt", "--dry-run")
     assert status == 0
     assert "features.0" in out
     assert not list(here.iterdir())
-    wet = document(capsys, method, network, "--ratio", "0.5", "-o", "small.pt")
+    wet = document(capsys, *pruning(method, network), "--ratio", "0.5", "-o", "small.pt")
     assert (dry["plan"], dry["after"]) == (wet["plan"], wet["after"])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_runs_give_identical_files(method: str, network: Path, here: Path, capsys: Capture) -> None:
     for name in ("one.pt", "two.pt"):
-        assert call(capsys, method, network, "--ratio", "0.5", "-o", name)[0] == 0
+        assert call(capsys, *pruning(method, network), "--ratio", "0.5", "-o", name)[0] == 0
     assert (here / "one.pt").read_bytes() == (here / "two.pt").read_bytes()
 
 
@@ -142,7 +148,7 @@ def test_pipes_give_what_files_give(
 def test_the_document_of_eval(network: Path, capsys: Capture) -> None:
     one = document(capsys, "eval", network, "--data", "digits", "--threads", "1")
     figures = ["accuracy", "accuracy_top5", "loss", "images", "params", "macs", "bytes", "latency_ms"]
-    fields = ["model", *figures, "balanced_accuracy"]
+    fields = ["model", *figures, "runtime", "balanced_accuracy"]
     assert list(one) == ["schema", "version", "results", *fields]
     assert one["schema"] == "prunekit.eval"
     assert list(one["results"][0]) == fields
@@ -295,6 +301,37 @@ def test_images_that_were_left_out_are_counted(network: Path, here: Path, capsys
     status, _, err = call(capsys, *arguments, "--skip-bad")
     assert status == 0
     assert "1 unreadable image left out" in err
+
+
+def test_a_method_reads_only_the_pictures_that_it_restores_from(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("0", "1"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.new("L", (8, 8), 10 * i).save(tmp_path / "images" / name / f"{i}.png")
+    names, real = set(), folder.open_picture
+
+    def noting(path: str) -> Image.Image:
+        names.add(path)
+        return real(path)
+
+    monkeypatch.setattr(folder, "open_picture", noting)
+    images = str(tmp_path / "images")
+    assert run(["merge", str(network), "--ratio", ".3", "--data", images, "--calibration", "6", "--dry-run"]) == 0
+    assert len(names) == 6
+
+
+def test_the_name_of_a_data_set_that_hides_a_folder_is_pointed_out(
+    network: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("digits", "cifar10"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(["eval", str(network), "--data", "digits", "--no-latency"]) == 0
+    assert "the folder here is ./digits" in capsys.readouterr().err
+    assert run(["eval", str(network), "--data", "cifar10", "--no-latency"]) == 2
+    assert "the folder here is ./cifar10" in capsys.readouterr().err
 
 
 def test_statistics_said_once_are_kept(network: Path, capsys: Capture) -> None:

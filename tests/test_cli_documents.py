@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -9,11 +10,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+import prunekit as pk
 from commands import leaves
 from prunekit import surgery
 from prunekit.cli.app import root_command, run
@@ -105,13 +107,79 @@ RUNNABLE = [page for page in PAGES if blocks(page, "sh", "python") and page.name
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)
 def test_every_command_of_a_page_runs(page: Path, tmp_path: Path) -> None:
-    """All of its shell, from top to bottom in one folder, then its Python in the same."""
+    """All of its shell, from top to bottom in one folder, then its Python in the same; and what it says comes true."""
     folder = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     script = "\n".join(blocks(page, "sh"))
     subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, check=True)
     program = "\n".join(blocks(page, "python"))
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    if check := CHECKS.get(page.stem):
+        check(Run(tmp_path))
+
+
+class Figures(NamedTuple):
+    """Accuracy on the test digits, 0 to 1, and MACs of one image."""
+
+    accuracy: float
+    macs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the commands of a page left in its folder."""
+
+    folder: Path
+
+    def measured(self, *names: str, arch: str | None = None) -> list[Figures]:
+        """The figures of the networks of these names."""
+        digits, found = pk.open_data("digits"), []
+        for name in names:
+            result = pk.evaluate(pk.load(self.folder / f"{name}.pt", arch=arch), digits)
+            assert result.accuracy is not None
+            assert result.macs is not None
+            found.append(Figures(result.accuracy, result.macs))
+        return found
+
+
+def check_readme(run: Run) -> None:
+    model, slim, tuned, small = run.measured("model", "slim", "tuned", "small")
+    assert small.macs < slim.macs == tuned.macs < 0.3 * model.macs
+    assert tuned.accuracy >= slim.accuracy - IMAGE
+    assert small.accuracy >= 0.97
+
+
+def check_tutorial(run: Run) -> None:
+    arch = f"{run.folder / 'mynet.py'}:Net"
+    model, slim, small, smaller = run.measured("mynet", "slim", "small", "smaller", arch=arch)
+    assert slim.macs <= 0.4 * model.macs
+    assert smaller.macs < small.macs < slim.macs
+    assert min(slim.accuracy, small.accuracy) >= model.accuracy - 0.03
+
+
+def check_methods(run: Run) -> None:
+    model, pruned, merged, restored = run.measured("model", "pruned", "merged", "restored")
+    assert pruned.accuracy <= merged.accuracy <= restored.accuracy + IMAGE
+    assert merged.macs < model.macs
+
+
+CHECKS = {"README": check_readme, "tutorial": check_tutorial, "methods": check_methods}
+IMAGE = 1 / 355 + 1e-9  # the accuracy that one test image is worth
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demo_ends_as_the_readme_shows(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "prunekit", "demo"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    demo = Run(tmp_path / "prunekit-demo")
+    usual, pruned, merged, sparse, slim, tuned = demo.measured("usual", "pruned", "merged", "sparse", "slim", "tuned")
+    assert pruned.accuracy < merged.accuracy
+    assert merged.macs <= pruned.macs < 0.6 * usual.macs
+    assert slim.macs == tuned.macs < 0.3 * sparse.macs
+    assert tuned.accuracy >= slim.accuracy
+    assert min(merged.accuracy, tuned.accuracy) >= usual.accuracy - 0.015
 
 
 def test_every_picture_is_in_the_gallery() -> None:

@@ -212,6 +212,21 @@ def test_notes_are_said_in_words() -> None:
     assert proof.startswith("masked and sliced agree")
 
 
+@pytest.mark.parametrize(
+    ("note", "line"),
+    [
+        ({"images": 9, "layers": 2, "left": {}}, "restored from images: images 9, layers 2"),
+        (
+            {"images": 9, "left": {"head": "its forward is not called"}},
+            "restored from images: images 9, layers left as they were: head (its forward is not called)",
+        ),
+    ],
+)
+def test_a_note_within_a_note_is_said_only_where_it_says_something(note: dict[str, object], line: str) -> None:
+    pruned = types.SimpleNamespace(plan=Plan((), {"calibration": note}), difference=0.0, seconds=0, verify_seconds=0)
+    assert pruning._remarks(pruned)[0] == line  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("count", "text"), [(0, "0 images"), (1, "1 image"), (1264, "1,264 images")])
 def test_one_is_not_several(count: int, text: str) -> None:
     assert numbers.counted(count, "image") == text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -84,6 +86,19 @@ def test_a_folder_may_hold_the_classes_directly(pictures: Path) -> None:
 def test_val_serves_as_test(pictures: Path) -> None:
     (pictures / "test").rename(pictures / "val")
     assert len(open_data(pictures, "test")) == 6
+
+
+def test_a_few_of_many_pictures_are_read_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, opened, real = open_data(pictures, "train"), Counter[str](), Image.open
+
+    def counting(file: BinaryIO) -> Image.Image:
+        opened[file.name] += 1
+        return real(file)
+
+    few = open_data(pictures, "train", lazy=True).sample(5, seed=1)
+    monkeypatch.setattr(Image, "open", counting)
+    assert torch.equal(few.inputs(), whole.sample(5, seed=1).inputs())
+    assert list(opened.values()) == [1] * 5
 
 
 @settings(max_examples=30)

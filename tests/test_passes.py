@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,16 @@ def test_what_is_left_open_is_filled_in_by_the_data_and_the_cut() -> None:
     assert (small.keep, suited(TrainConfig(sparsity=1e-3), 1264, 0).keep) == ("best", "last")
     said = TrainConfig(batch_size=128, lr=0.02, warmup=0, augment="shift", keep="last")
     assert suited(said, 1264, 0.5) == said
+
+
+def test_batch_and_rate_from_scratch_go_by_the_number_of_images() -> None:
+    few, many = TrainConfig().suited_to(1264), TrainConfig().suited_to(50_000)
+    assert (few.batch, many.batch) == (16, 128)
+    assert few.peak_lr == pytest.approx(0.1 / math.sqrt(8))
+    assert many.peak_lr == TrainConfig().peak_lr
+    for said in (TrainConfig(batch_size=128), few):
+        assert said.suited_to(1264) == said
+    assert TrainConfig(lr=0.03).suited_to(1264).peak_lr == 0.03
 
 
 def test_what_was_cut_since_training_is_remembered() -> None:

@@ -32,7 +32,7 @@ from prunekit.methods.baselines.scores import filter_norms
 from prunekit.plan import Keep, Plan
 from prunekit.report import numbers
 from prunekit.report.documents import dumps
-from prunekit.report.pages import page
+from prunekit.report.pages import comparison, page
 from prunekit.report.pictures import png, svg
 from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
 from prunekit.report.terminal import tables
@@ -218,6 +218,35 @@ def test_charts_keep_their_points_on_the_paper(values: list[tuple[float, float]]
     assert len(places) == len(values)
     assert all(0 < x < 480 and 0 < y < 330 for x, y in places)
     assert len(set(places)) == len(values)
+
+
+def test_labels_of_lines_that_cross_stand_clear_of_each_other() -> None:
+    lines = (ReferenceLine("before the gates 98.88 % (validation)", 98.88), ReferenceLine("50%: 1.17 M", 1.17e6, "x"))
+    points = (Point(0.4e6, 30.0), Point(1.17e6, 97.0), Point(2.4e6, 45.0))
+    for crossing in (lines, lines[::-1]):
+        drawn = svg.draw(Chart("t", Axis("x"), Axis("y"), (Series("", points),), crossing))
+        heights = [float(y) for y in re.findall(r'<text class="over" x="[^"]+" y="([^"]+)"', drawn)]
+        assert len(heights) == 2
+        assert abs(heights[0] - heights[1]) > 14
+
+
+def test_no_name_leaves_a_picture(here: Path) -> None:
+    points = tuple(Point(x, 99.0 + 0.1 * x, name=f"net{x}") for x in range(6))
+    png.draw([Chart("t", Axis("x"), Axis("y"), (Series("", (*points, Point(40, 80.0, name="last"))),))], here / "p.svg")
+    drawn = (here / "p.svg").read_text()
+    assert all(f"<!-- {point.name} -->" in drawn for point in points)
+
+
+def test_a_comparison_shows_what_is_compared_with_and_the_spread_of_latency() -> None:
+    results = [_timed("long/" * 9 + "a.pt", 2.0), dataclasses.replace(_timed("b.pt", 2.0), accuracy=0.8)]
+    by_macs, by_latency = comparison.comparison_charts(results)
+    assert [line.value for line in by_macs.references] == [90.0]
+    assert by_macs.references[0].label.startswith("…")
+    spread = results[0].latency_ms.spread  # type: ignore[union-attr]
+    assert spread
+    assert by_latency.extent("x") == (2.0 - spread, 2.0 + spread)
+    assert svg.draw(by_latency).count("<path") == len(results)
+    assert comparison.comparison_charts(results[:1])[0].references == ()
 
 
 def test_tables_quote_what_would_break_them() -> None:

@@ -79,9 +79,9 @@ class Job:
         """The folder of a run's finished steps while it lasts."""
         return Path(self.target).with_suffix(".steps")
 
-    def images(self, split: Split) -> ImageSet:
+    def images(self, split: Split, *, lazy: bool = False) -> ImageSet:
         """Return the images of a split, prepared for the network."""
-        return self.data.open(self.output, split, spec_of(self.network), self.reading)
+        return self.data.open(self.output, split, spec_of(self.network), self.reading, lazy=lazy)
 
 
 def calibration_images(job: Job, train_set: ImageSet | None = None) -> Images | LabelledImages | None:
@@ -90,7 +90,7 @@ def calibration_images(job: Job, train_set: ImageSet | None = None) -> Images | 
         return None
     from prunekit.workflows.calibration import drawn
 
-    return drawn(job.name, train_set or job.images("train"), job.passes.calibration)
+    return drawn(job.name, train_set or job.images("train", lazy=True), job.passes.calibration)
 
 
 def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:

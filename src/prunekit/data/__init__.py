@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunekit.data.augment import AUGMENTATIONS, Augmentation, augmentation
 from prunekit.data.images import ImageSet, check_classes, check_input, labelled_for
 from prunekit.data.lazy import LazyImages
-from prunekit.data.named import names
+from prunekit.data.named import is_named, names
 from prunekit.data.randomness import seeded
 from prunekit.data.source import open_data
 
@@ -17,6 +17,7 @@ __all__ = [
     "augmentation",
     "check_classes",
     "check_input",
+    "is_named",
     "labelled_for",
     "names",
     "open_data",

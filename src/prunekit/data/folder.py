@@ -24,7 +24,7 @@ _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": (
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, Image.DecompressionBombError)
 
 
-def folder(root: Path, split: str, asked: InputSpec | None, *, skip_bad: bool) -> ImageSet:
+def folder(root: Path, split: str, asked: InputSpec | None, *, skip_bad: bool, lazy: bool) -> ImageSet:
     """Return the images of `split` under `root`.
 
     `root/<split>/<class>/…` is taken as it is. "test" falls back to `val/`; where there is no `val/`, "val" is every
@@ -41,7 +41,7 @@ def folder(root: Path, split: str, asked: InputSpec | None, *, skip_bad: bool) -
         paths, labels = [paths[i] for i in index.tolist()], labels[index]
     spec = fit_spec(asked, asked if asked and asked.mean and asked.std else _native(paths))
     pictures = Pictures(str(root), split, lambda i: open_picture(paths[i]), paths.__getitem__, labels, classes, spec)
-    return replace(pictures.image_set(skip_bad=skip_bad), held_out=held and split == "val")
+    return replace(pictures.image_set(skip_bad=skip_bad, lazy=lazy), held_out=held and split == "val")
 
 
 def open_picture(path: str) -> Image.Image:

@@ -88,12 +88,19 @@ def names() -> list[str]:
     return ["digits", *_TABLE]
 
 
+def is_named(name: str) -> bool:
+    """Return whether `open_data` takes `name` for a data set, before it looks for a folder."""
+    return plain(name) in names()
+
+
 def plain(name: str) -> str:
     """Return `name` as the table spells it: "torchvision:Fashion-MNIST" is "fashionmnist"."""
     return name.lower().removeprefix("torchvision:").replace("-", "").replace("_", "")
 
 
-def named(name: str, split: str, root: Path | None, asked: InputSpec | None, *, resize: bool = True) -> ImageSet:
+def named(
+    name: str, split: str, root: Path | None, asked: InputSpec | None, *, resize: bool = True, lazy: bool = False
+) -> ImageSet:
     """Return the torchvision data set of that (plain) name under `root`, downloading it where it is missing."""
     entry = _TABLE[name]
     if root is None:
@@ -123,7 +130,7 @@ def named(name: str, split: str, root: Path | None, asked: InputSpec | None, *, 
 
     place = f"image {{}} of {name}".format
     pictures = Pictures(name, split, picture, place, labels[index], classes, spec, entry.mirrors)
-    return replace(pictures.image_set(), held_out=held and split == "val")
+    return replace(pictures.image_set(lazy=lazy), held_out=held and split == "val")
 
 
 def _construct(name: str, entry: _Named, arguments: Mapping[str, Any], root: Path) -> Any:

@@ -44,11 +44,11 @@ class Pictures:
     spec: InputSpec
     mirrors: bool = True
 
-    def image_set(self, *, skip_bad: bool = False) -> ImageSet:
-        """Decode into memory where that fits; otherwise, or to train on crops of whole pictures, decode on demand."""
+    def image_set(self, *, skip_bad: bool = False, lazy: bool = False) -> ImageSet:
+        """Decode into memory where that fits; otherwise, if `lazy`, or for crops in training, decode on demand."""
         augment = suited_augmentation(self.spec, mirrors=self.mirrors)
         crops = augment == "imagenet" and self.split == "train"
-        lazy = crops or not fits_in_memory(len(self.labels), self.spec)
+        lazy = lazy or crops or not fits_in_memory(len(self.labels), self.spec)
         images, bad = self._lazy(skip_bad) if lazy else self._decoded(skip_bad)
         labels = self._without(bad, self.labels)
         skipped = tuple(self.place(i) for i in bad)

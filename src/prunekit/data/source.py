@@ -23,6 +23,7 @@ def open_data(
     input_spec: InputSpec | None = None,
     skip_bad: bool = False,
     resize: bool = True,
+    lazy: bool = False,
 ) -> ImageSet:
     """Return the images of one split of `source`.
 
@@ -34,6 +35,7 @@ def open_data(
         input_spec: Shape and normalisation that the network expects; the data set decides what it leaves open.
         skip_bad: Leave unreadable files out and list them in `ImageSet.skipped`.
         resize: Resize data sets whose images all have one shape; pictures in folders are always resized.
+        lazy: Decode pictures when they are asked for, even where all of them fit into memory: for a few of many.
 
     Raises:
         InputError: The name is unknown, the folder has no images or only one class, an image cannot be read, or the
@@ -51,10 +53,10 @@ def open_data(
     if isinstance(source, str) and name == "digits":
         return digits(split, input_spec, resize=resize)
     if isinstance(source, str) and name in names():
-        return named(name, split, None if root is None else Path(root), input_spec, resize=resize)
+        return named(name, split, None if root is None else Path(root), input_spec, resize=resize, lazy=lazy)
     if path.is_dir():
         try:
-            return folder(path, split, input_spec, skip_bad=skip_bad)
+            return folder(path, split, input_spec, skip_bad=skip_bad, lazy=lazy)
         except OSError as error:
             raise InputError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     if path.exists():

@@ -14,6 +14,10 @@ from prunekit.errors import InputError, TrainingError, unknown_name
 
 AUGMENTATIONS = ("none", "shift", "cifar", "imagenet")
 
+LARGEST_BATCH = 128  # that is chosen by itself
+_SMALLEST_BATCH = 16
+_STEPS = 64  # in an epoch, as far as the limits of a batch allow
+
 # Settings that do not change the result, so that a resumed run may have others.
 _FREE = {"free": True}
 
@@ -37,11 +41,15 @@ class TrainConfig:
 
     epochs: int = _option(10, "passes over the training images")
     batch_size: int | None = _option(
-        None, "images of one optimiser step, over all processes and accumulation (default: 128; tuning: by the data)"
+        None,
+        "images of one optimiser step, over all processes and accumulation (default: for about 64 steps an epoch, but "
+        "at least 16 and at most 128)",
     )
     accumulate: int = _option(1, "parts that a batch is computed in, one after the other, to save memory")
     optimizer: str = _option("sgd", "the optimiser", choices=("sgd", "adamw"))
-    lr: float | None = _option(None, "learning rate at its peak (default: 0.1 for sgd, 0.001 for adamw; tuning: less)")
+    lr: float | None = _option(
+        None, "learning rate at its peak (default: 0.1 for sgd, 0.001 for adamw; less for small data and tuning)"
+    )
     momentum: float = _option(0.9, "momentum of sgd")
     nesterov: bool = _option(True, "Nesterov's form of momentum")
     weight_decay: float = _option(1e-4, "weight decay")
@@ -91,8 +99,20 @@ class TrainConfig:
 
     @property
     def batch(self) -> int:
-        """Images of one step, with the default filled in."""
-        return 128 if self.batch_size is None else self.batch_size
+        """Images of one step, with the default for plenty of images filled in."""
+        return LARGEST_BATCH if self.batch_size is None else self.batch_size
+
+    def suited_to(self, images: int) -> TrainConfig:
+        """Return these settings with the batch, where it is open, by the number of training images, and the rate by it.
+
+        On the digits (1,264 images, judged on validation images) batches of 128 shrank gammas so little that pruning
+        destroyed the network, for each of three seeds; batches of 16 with this rate did not, for both of two.
+        """
+        if self.batch_size is not None:
+            return self
+        batch = batch_for(images)
+        rate = self.lr if self.lr is not None else self.peak_lr * rate_factor(batch)
+        return dataclasses.replace(self, batch_size=batch, lr=rate)
 
     @property
     def warmup_epochs(self) -> float:
@@ -127,6 +147,20 @@ class TrainConfig:
         if self.keep != "best":  # as runs were noted before there was a choice
             del values["keep"]
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def batch_for(images: int) -> int:
+    """Return the power of two, from 16 to 128, that makes about 64 batches of `images`."""
+    size = 1 << round(math.log2(max(1, images / _STEPS)))
+    return min(LARGEST_BATCH, max(_SMALLEST_BATCH, size))
+
+
+def rate_factor(batch: int) -> float:
+    """Return by what a learning rate for batches of 128 is multiplied for smaller ones.
+
+    The square root keeps the noise of a step's gradient (Krizhevsky, arXiv 1404.5997).
+    """
+    return math.sqrt(batch / LARGEST_BATCH)
 
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -99,7 +99,7 @@ def train(
 
     Args:
         model: A classifier of images.
-        config: The settings.
+        config: The settings; an open batch is chosen by the number of images (`TrainConfig.suited_to`).
         train_set: The images to train on.
         val_set: Images to validate on after every epoch. With `config.keep` "best" the model is left with the weights
             that did best on them, of those after each epoch and those that it came with.
@@ -130,6 +130,7 @@ def train(
         (True, True)
     """
     config.check()
+    config = config.suited_to(len(train_set))
     train_set = labelled_for(model, train_set)
     val_set = None if val_set is None else labelled_for(model, val_set)
     began = time.monotonic()

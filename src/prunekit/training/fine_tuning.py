@@ -8,16 +8,13 @@ augmentation pays only over many epochs.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from torch import nn
 
 from prunekit.spec import origin_of
-from prunekit.training.config import TrainConfig
+from prunekit.training.config import TrainConfig, batch_for, rate_factor
 
 FEWEST_STEPS = 20  # in an epoch: with fewer, tuning hardly moves or jumps
-_STEPS = 64  # in an epoch, as far as the limits of a batch allow
-_SMALLEST, _LARGEST = 16, 128
 _RATES = {"sgd": 0.007, "adamw": 1e-3}  # of batches of 128
 _SHORT = 10  # epochs in which an image is not seen often enough to be learnt by heart
 
@@ -30,9 +27,8 @@ def suited(config: TrainConfig, images: int, cut: float) -> TrainConfig:
         images: number of training images.
         cut: share of the MACs that was cut since the network was trained, 0 to 1.
     """
-    batch = config.batch_size or _batch(images)
-    # the square root keeps the noise of a step's gradient (Krizhevsky, arXiv 1404.5997)
-    rate = _RATES[config.optimizer] * math.sqrt(batch / _LARGEST)
+    batch = config.batch_size or batch_for(images)
+    rate = _RATES[config.optimizer] * rate_factor(batch)
     return dataclasses.replace(
         config,
         batch_size=batch,
@@ -54,9 +50,3 @@ def cut_since_training(model: nn.Module) -> float:
         if step.get("before") and step.get("after"):
             left *= step["after"]["macs"] / max(1, step["before"]["macs"])
     return 1 - left
-
-
-def _batch(images: int) -> int:
-    """The power of two that makes about `_STEPS` batches of `images`."""
-    size = 1 << round(math.log2(max(1, images / _STEPS)))
-    return min(_LARGEST, max(_SMALLEST, size))

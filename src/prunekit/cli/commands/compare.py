@@ -92,7 +92,8 @@ def _write(results: list[EvalResult], data: DataOptions, report: ReportOptions) 
     if report.picture is not None:
         from prunekit.report.pictures import png
 
-        png.draw(comparison.comparison_charts(results), Path(report.picture), force=report.force)
+        charts, about = comparison.comparison_charts(results), _about(results[0], data)
+        png.draw(charts, Path(report.picture), about=about, force=report.force)
         written.append(report.picture)
     return written
 

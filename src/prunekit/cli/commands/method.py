@@ -126,7 +126,8 @@ def _tune(job: Job) -> None:
         from prunekit.report.pictures import png
 
         draw(job.passes.pictures, job.network, tuned, results[-1].notes)
-        png.draw([png.passes_chart(results, start)], Path(job.passes.pictures) / "passes.png")
+        chart, about = png.passes_chart(results, start), f"test images of {job.data.data}"
+        png.draw([chart], Path(job.passes.pictures) / "passes.png", about=about)
     written = write_model(tuned, job.target, output, force=job.where.force)
     if output.first:
         clear(job.steps)

@@ -92,8 +92,8 @@ def run(
     from prunekit.training.entry import train
     from prunekit.training.fine_tuning import cut_since_training, suited
 
-    if job.tunes:
-        config = suited(config, len(job.train_set), cut_since_training(job.model))
+    images = len(job.train_set)
+    config = suited(config, images, cut_since_training(job.model)) if job.tunes else config.suited_to(images)
     if where.dry_run:
         _show(output, job, config)
         return
@@ -145,13 +145,13 @@ def prepare(
 
 
 def _say_before(output: Output, job: Job, config: TrainConfig) -> None:
-    """Say what people should know before a trained network is tuned."""
+    """Say what people should know before a network is trained."""
     from prunekit.report.terminal.tuning import say_validation, warn_of_few_steps
     from prunekit.training.fine_tuning import FEWEST_STEPS
 
     if job.tunes:
         say_validation(output, job.val_set)
-        warn_of_few_steps(output, len(job.train_set), config.batch, FEWEST_STEPS)
+    warn_of_few_steps(output, len(job.train_set), config.batch, FEWEST_STEPS)
 
 
 def _from_scratch(

@@ -111,10 +111,19 @@ class DataOptions:
         if self.data is not None and len(Path(self.data).parts) > 1 and not os.path.lexists(self.data):
             raise InputError(f"there is no folder {self.data}")
 
-    def open(self, output: Output, split: Split, spec: InputSpec | None, reading: ReadingOptions) -> ImageSet:
+    def open(
+        self,
+        output: Output,
+        split: Split,
+        spec: InputSpec | None,
+        reading: ReadingOptions,
+        *,
+        lazy: bool = False,
+    ) -> ImageSet:
         """Return the images of `split`, prepared as `spec` says, with a warning where some were left out.
 
-        They are resized only where `--input-size` was given, or where they come from a folder.
+        They are resized only where `--input-size` was given, or where they come from a folder. For a few of them,
+        `lazy` spares decoding the others.
 
         Raises:
             InputError: There is no `--data`, or it cannot be read.
@@ -123,9 +132,15 @@ class DataOptions:
         from prunekit.data import open_data
 
         assert self.data is not None
-        resize = reading.input_size is not None
+        self._warn_of_namesake(output)
         images = open_data(
-            self.data, split, root=self.data_root, input_spec=spec, skip_bad=self.skip_bad, resize=resize
+            self.data,
+            split,
+            root=self.data_root,
+            input_spec=spec,
+            skip_bad=self.skip_bad,
+            resize=reading.input_size is not None,
+            lazy=lazy,
         )
         if images.skipped:
             output.warn(f"{counted(len(images.skipped), 'unreadable image')} left out, the first: {images.skipped[0]}")
@@ -137,6 +152,14 @@ class DataOptions:
                 "others than in training its accuracy is wrong; stated once, they are remembered"
             )
         return images
+
+    def _warn_of_namesake(self, output: Output) -> None:
+        """Warn where the name of a data set hides a folder; whoever gives `--data-root` means the data set."""
+        from prunekit.data import is_named
+
+        name = str(self.data)
+        if self.data_root is None and is_named(name) and Path(name).is_dir():
+            output.warn(f"{name} names a data set; the folder here is ./{name}")
 
 
 @dataclass(frozen=True)

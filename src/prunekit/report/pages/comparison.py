@@ -9,11 +9,14 @@ from prunekit.report import numbers
 from prunekit.report.pages import page
 from prunekit.report.pages.classes import class_parts
 from prunekit.report.pictures import svg
-from prunekit.report.pictures.chart import Axis, Chart, Point, Series
+from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
 from prunekit.report.terminal.tables import latency_note, result_cells
 
 if TYPE_CHECKING:
     from prunekit.evaluation.score import EvalResult
+
+
+_LETTERS = 24  # of a name beside a line
 
 
 def comparison_page(title: str, results: Sequence[EvalResult], about: str) -> str:
@@ -31,19 +34,37 @@ def comparison_charts(results: Sequence[EvalResult]) -> list[Chart]:
     """Return accuracy against MACs and against latency, where measured; points are numbered as in the table."""
     charts = []
     for axis, figures in (
-        (Axis("MACs", written=numbers.count), [r.macs for r in results]),
-        (Axis("latency", "ms"), [r.latency_ms.p50 if r.latency_ms else None for r in results]),
+        (Axis("MACs", written=numbers.count), [(r.macs, 0.0) for r in results]),
+        (Axis("latency", "ms"), [_timed(r) for r in results]),
     ):
         points = tuple(
-            Point(x, 100 * r.accuracy, str(number), r.model, _note(r, f"{axis.label} {axis.written(x)} {axis.unit}"))
-            for number, (r, x) in enumerate(zip(results, figures, strict=True), start=1)
+            Point(x, 100 * r.accuracy, str(number), r.model, _note(r, axis, x), spread_x=spread)
+            for number, (r, (x, spread)) in enumerate(zip(results, figures, strict=True), start=1)
             if r.accuracy is not None and x is not None
         )
         if points:
             title = f"Accuracy against {axis.label}"
-            charts.append(Chart(title, axis, Axis("accuracy", "%"), (Series("", points),)))
+            charts.append(Chart(title, axis, Axis("accuracy", "%"), (Series("", points),), _first(results)))
     return charts
 
 
-def _note(result: EvalResult, figure: str) -> str:
-    return f"{result.model}: {numbers.percent(result.accuracy)}, {figure.strip()}"
+def _timed(result: EvalResult) -> tuple[float | None, float]:
+    """Return the median latency and its spread, in milliseconds."""
+    timing = result.latency_ms
+    return (timing.p50, timing.spread or 0.0) if timing else (None, 0.0)
+
+
+def _first(results: Sequence[EvalResult]) -> tuple[ReferenceLine, ...]:
+    """Return a line at the accuracy of the first network, which the others are compared with."""
+    accuracy = results[0].accuracy
+    if accuracy is None or len(results) < 2:
+        return ()
+    name = results[0].model
+    short = name if len(name) <= _LETTERS else f"…{name[1 - _LETTERS :]}"
+    return (ReferenceLine(f"{short} {numbers.percent(accuracy)}", 100 * accuracy),)
+
+
+def _note(result: EvalResult, axis: Axis, figure: float) -> str:
+    return (
+        f"{result.model}: {numbers.percent(result.accuracy)}, {axis.label} {axis.written(figure)} {axis.unit}".strip()
+    )

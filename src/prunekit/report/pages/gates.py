@@ -12,7 +12,7 @@ from PIL import Image
 from prunekit.report import numbers
 from prunekit.report.pages import page
 from prunekit.report.pictures import svg
-from prunekit.report.pictures.gates import loss_chart, spread_chart, sweep_chart
+from prunekit.report.pictures.gates import loss_chart, measured_with, spread_chart, sweep_chart
 from prunekit.report.text import for_html
 
 if TYPE_CHECKING:
@@ -37,11 +37,7 @@ def gates_page(model: str, portrait: Portrait, images: ImageSet) -> str:
         ("Spearman of MACs and loss", f"{result.spearman or 0:.3f}"),
     ]
     parts = [
-        page.paragraph(
-            f"{numbers.counted(len(images), 'image')} of {images.name}, "
-            + (f"thresholds of the budget {portrait.budget}" if portrait.budget else "thresholds of no stored budget")
-            + f"; dense, the network costs {result.dense:,} MACs."
-        ),
+        page.paragraph(f"{measured_with(portrait, images)}; dense, the network costs {result.dense:,} MACs."),
         page.cards(facts),
         page.charts([svg.draw(chart(portrait)) for chart in (spread_chart, sweep_chart, loss_chart)]),
         page.heading("The cheapest images"),

@@ -33,7 +33,7 @@ td.t:first-child { white-space: nowrap; } td.t { min-width: 6rem; } td.i { color
 tbody tr:hover { background: var(--tint); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 .card { background: var(--tint); border-radius: .5rem; padding: .75rem 1rem; }
-.card b { display: block; font-size: 1.25rem; }
+.card b { display: block; font-size: 1.25rem; } .card img { display: block; margin-bottom: .25rem; }
 .card span { color: var(--soft); font-size: .875rem; }
 .charts { display: grid; margin-top: 1.5rem; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }

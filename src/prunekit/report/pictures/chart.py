@@ -45,7 +45,8 @@ class Axis:
 class Point:
     """One point: its coordinates, the text in its marker or beside it, and its tooltip.
 
-    `spread` is half the height of its error bar; a `fixed` point stays where it is when lines are drawn apart.
+    `spread` is half the height of its error bar, `spread_x` half the length of one across; a `fixed` point stays
+    where it is when lines are drawn apart.
     """
 
     x: float
@@ -54,6 +55,7 @@ class Point:
     name: str = ""
     note: str = ""
     spread: float = 0.0
+    spread_x: float = 0.0
     fixed: bool = False
 
 
@@ -113,9 +115,9 @@ class Chart:
 
     def extent(self, along: Literal["x", "y"]) -> tuple[float, float]:
         """Return the least and the largest figure that one axis must cover."""
-        found = [getattr(point, along) for point in self.points]
-        if along == "y":
-            found += [point.y + side * point.spread for point in self.points for side in (-1, 1)]
+        spread = "spread" if along == "y" else "spread_x"
+        ends = [(getattr(point, along), getattr(point, spread)) for point in self.points]
+        found = [value + side * reach for value, reach in ends for side in (-1, 1)]
         found += [reference.value for reference in self.references if reference.along == along]
         for series in self.series:
             if series.solid and series.points:

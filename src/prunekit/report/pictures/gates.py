@@ -11,6 +11,7 @@ from prunekit.report.pictures import png
 from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
 
 if TYPE_CHECKING:
+    from prunekit.data import ImageSet
     from prunekit.methods.manidp.gate_report import Portrait
 
 _DOTS = 400  # in the scatter plot
@@ -52,9 +53,16 @@ def loss_chart(portrait: Portrait, most: int | None = _DOTS) -> Chart:
     return Chart("Cost and difficulty", MACS, Axis("cross-entropy", "nats"), (Series("", points),))
 
 
-def draw_gates(portrait: Portrait, folder: Path) -> None:
+def measured_with(portrait: Portrait, images: ImageSet) -> str:
+    """Return the images and the thresholds that the figures come from."""
+    budget = f"thresholds of the budget {portrait.budget}" if portrait.budget else "thresholds of no stored budget"
+    return f"{numbers.counted(len(images), 'image')} of {images.name}, {budget}"
+
+
+def draw_gates(portrait: Portrait, images: ImageSet, folder: Path) -> None:
     """Write `macs.png`, `sweep.png` and `difficulty.png` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    png.draw([spread_chart(portrait)], folder / "macs.png")
-    png.draw([sweep_chart(portrait)], folder / "sweep.png")
-    png.draw([loss_chart(portrait, most=None)], folder / "difficulty.png")
+    about = measured_with(portrait, images)
+    png.draw([spread_chart(portrait)], folder / "macs.png", about=about)
+    png.draw([sweep_chart(portrait)], folder / "sweep.png", about=about)
+    png.draw([loss_chart(portrait, most=None)], folder / "difficulty.png", about=about)

@@ -34,7 +34,9 @@ _MARKERS = "os^D"
 _LETTERS_AN_INCH = 13  # of the small print below
 _TITLE_LETTERS_AN_INCH = 9
 _BINS = 60
+_ROW = 0.04  # of the height of a plot: a line of names
 _MANY = 100  # points, above which markers are small
+_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # behind names, over lines
 _LETTERS = 60  # names that fit along an axis
 MACS, ACCURACY = Axis("MACs", written=numbers.count), Axis("accuracy", "%")
 
@@ -93,7 +95,9 @@ def passes_chart(passes: Sequence[PassResult], start_accuracy: float) -> Chart:
     tuned = (start, *(Point(p.after.macs, 100 * p.accuracy_tuned) for p in passes))
     pruned = tuple(Point(p.after.macs, 100 * p.accuracy_pruned) for p in passes)
     series = (Series("tuned", tuned, "line"), Series("right after pruning", pruned, muted=True))
-    return Chart("Accuracy over the passes", Axis("MACs", written=numbers.count, descending=True), ACCURACY, series)
+    unpruned = ReferenceLine(f"unpruned {numbers.percent(start_accuracy)}", 100 * start_accuracy)
+    across = Axis("MACs", written=numbers.count, descending=True)
+    return Chart("Accuracy over the passes", across, ACCURACY, series, (unpruned,))
 
 
 def draw(charts: Sequence[Chart], path: Path, *, title: str = "", about: str = "", force: bool = True) -> None:
@@ -135,7 +139,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
     _write_ticks(axes, chart)
     _annotate(axes, chart.points)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+        axes.legend(edgecolor="none")
 
 
 def _add(axes: Axes, series: Series, colour: str, marker: str) -> None:
@@ -150,9 +154,9 @@ def _add(axes: Axes, series: Series, colour: str, marker: str) -> None:
         size, alpha = (6.0, 1.0) if len(xs) < _MANY else (2.0, 0.4)
         style = f"{marker}-" if series.form == "line" else marker
         axes.plot(xs, ys, style, color=colour, label=label, markersize=size, alpha=alpha)
-        if any(p.spread for p in series.points):
-            spreads = [p.spread or math.nan for p in series.points]
-            axes.errorbar(xs, ys, spreads, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3)
+        up = [p.spread or math.nan for p in series.points]
+        across = [p.spread_x or math.nan for p in series.points]
+        axes.errorbar(xs, ys, up, across, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3)
 
 
 def _write_ticks(axes: Axes, chart: Chart) -> None:
@@ -173,12 +177,23 @@ def _annotate(axes: Axes, points: Sequence[Point]) -> None:
     taken: list[tuple[float, float]] = []
     for point in sorted((p for p in points if p.name), key=lambda p: p.y):
         across, up = (point.x - left) / (right - left), (point.y - low) / (high - low)
-        while any(abs(across - a) < 0.2 and abs(up - b) < 0.04 for a, b in taken):
-            up += 0.04
+        up = _free_row(
+            up + (_ROW if point.spread_x else 0.0), [row for place, row in taken if abs(across - place) < 0.2]
+        )
         taken.append((across, up))
         side = "right" if across > 0.75 else "left"
         place = (point.x + (right - left) * (-0.015 if side == "right" else 0.015), low + up * (high - low))
-        axes.annotate(_text(point.name), place, fontsize=8, ha=side, va="center")
+        axes.annotate(_text(point.name), place, fontsize=8, ha=side, va="center", bbox=_PAPER)
+
+
+def _free_row(up: float, taken: Sequence[float]) -> float:
+    """Return the height (0 to 1) nearest to `up`, within the plot and a line from all `taken`; `up` if there is none.
+
+    Matplotlib draws no note whose place lies outside the plot.
+    """
+    rows = sorted((up + step * _ROW for step in range(-25, 26)), key=lambda row: abs(row - up))
+    free = (row for row in rows if 0 <= row <= 1 and all(abs(row - other) > 0.9 * _ROW for other in taken))
+    return next(free, up)
 
 
 def _text(name: str) -> str:

@@ -16,6 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 88, 20, 36, 56
 _COLOURS = 6
 _RADIUS = 9  # of a marker with text in it
 _LETTER = 8.6  # approximate width of a letter, in the size of the labels
+_LINE = 18  # of text
 _MANY = 100  # points, above which markers are small
 # Corners of the shapes after the circle, in radii: a square, a triangle and a diamond.
 _CORNERS = (
@@ -23,6 +24,18 @@ _CORNERS = (
     ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
     ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
 )
+
+
+@dataclass(frozen=True)
+class _Box:
+    """The paper that a text takes: its ends across, and its baseline."""
+
+    left: float
+    right: float
+    base: float
+
+    def meets(self, other: _Box) -> bool:
+        return self.left < other.right and other.left < self.right and abs(self.base - other.base) < _LINE
 
 
 class _Scale:
@@ -71,7 +84,9 @@ def draw(chart: Chart) -> str:
     taken: list[tuple[float, float]] = []
     for series, look in zip(chart.series, _looks(chart.series), strict=True):
         parts += _series(series, look, across, up, taken)
-    parts += [_reference(line, across, up) for line in chart.references]
+    labels: list[_Box] = []
+    level_first = sorted(chart.references, key=lambda line: line.along, reverse=True)
+    parts += [_reference(line, across, up, labels) for line in level_first]
     label = for_html(chart.description)
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
@@ -119,21 +134,23 @@ def _axes(across: _Scale, up: _Scale) -> list[str]:
     return parts
 
 
-def _reference(line: ReferenceLine, across: _Scale, up: _Scale) -> str:
-    """Return a dashed line and its label, where the line leaves the plot."""
+def _reference(line: ReferenceLine, across: _Scale, up: _Scale, labels: list[_Box]) -> str:
+    """Return a dashed line and its label, where the line leaves the plot: clear of `labels`, to which it is added."""
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     if line.along == "y":
-        place = up(line.value)
-        ends, text = f'x1="{_LEFT}" x2="{right}" y1="{place}" y2="{place}"', f'x="{right}" y="{round(place - 9, 1)}"'
-        side = "end"
+        place, side = up(line.value), "end"
+        ends, x, heights = f'x1="{_LEFT}" x2="{right}" y1="{place}" y2="{place}"', float(right), (place - 9, place + 18)
     else:
         place = across(line.value)
-        ends = f'x1="{place}" x2="{place}" y1="{_TOP}" y2="{bottom}"'
         side = "start" if place < (_LEFT + right) / 2 else "end"
-        text = f'x="{round(place + (6 if side == "start" else -6), 1)}" y="{_TOP + 12}"'
-    return (
-        f'<line class="reference" {ends}/><text class="over" {text} text-anchor="{side}">{for_html(line.label)}</text>'
-    )
+        ends, x = f'x1="{place}" x2="{place}" y1="{_TOP}" y2="{bottom}"', place + (6 if side == "start" else -6)
+        heights = (_TOP + 12, bottom - 8)
+    left = x if side == "start" else x - _wide(line.label)
+    boxes = [_Box(left, left + _wide(line.label), height) for height in heights]
+    label = next((box for box in boxes if not any(box.meets(other) for other in labels)), boxes[0])
+    labels.append(label)
+    text = f'x="{round(x, 1)}" y="{round(label.base, 1)}" text-anchor="{side}"'
+    return f'<line class="reference" {ends}/><text class="over" {text}>{for_html(line.label)}</text>'
 
 
 def _series(series: Series, look: _Look, across: _Scale, up: _Scale, taken: list[tuple[float, float]]) -> list[str]:
@@ -149,16 +166,23 @@ def _series(series: Series, look: _Look, across: _Scale, up: _Scale, taken: list
     radius = 4 if len(places) < _MANY else 2
     for x, y, point in places:
         drawn = _marked(x, y, point.mark, colour, taken) if point.mark else _shaped(x, y, look, radius)
-        bar = _spread(x, point, colour, up) if point.spread else ""
+        bar = _spreads(x, y, point, colour, across, up)
         parts.append(f"<g><title>{for_html(point.note or series.name)}</title>{bar}{drawn}</g>")
     return parts
 
 
-def _spread(x: float, point: Point, colour: str, up: _Scale) -> str:
-    """Return an error bar with caps."""
-    top, bottom = up(point.y + point.spread), up(point.y - point.spread)
-    caps = "".join(f"M{round(x - 4, 1)} {y}H{round(x + 4, 1)}" for y in (top, bottom))
-    return f'<path class="l{colour}" stroke-width="1.5" d="M{x} {top}V{bottom}{caps}"/>'
+def _spreads(x: float, y: float, point: Point, colour: str, across: _Scale, up: _Scale) -> str:
+    """Return the error bars of a point at `x` and `y`, with caps; empty where it has none."""
+    path = ""
+    if point.spread:
+        top, bottom = up(point.y + point.spread), up(point.y - point.spread)
+        caps = "".join(f"M{round(x - 4, 1)} {end}H{round(x + 4, 1)}" for end in (top, bottom))
+        path += f"M{x} {top}V{bottom}{caps}"
+    if point.spread_x:
+        left, right = across(point.x - point.spread_x), across(point.x + point.spread_x)
+        caps = "".join(f"M{end} {round(y - 4, 1)}V{round(y + 4, 1)}" for end in (left, right))
+        path += f"M{left} {y}H{right}{caps}"
+    return f'<path class="l{colour}" stroke-width="1.5" d="{path}"/>' if path else ""
 
 
 def _polyline(places: Sequence[tuple[float, float]], colour: str) -> str:

@@ -72,8 +72,8 @@ def _widths(pruned: Pruned) -> Any:
 def _remarks(pruned: Pruned) -> Sequence[str]:
     """Return the notes of the method, the proof, and the time."""
     said = {key: value for key, value in pruned.plan.notes.items() if key != "never_ran"}  # already shown as a warning
-    notes = {key: value for key, value in said.items() if value not in (None, [], {}, "", 0)}
-    lines = [f"{_words(key)}: {_latency(value) if key == 'latency' else _short(value)}" for key, value in notes.items()]
+    notes = _worth_saying(said).items()
+    lines = [f"{_words(key)}: {_latency(value) if key == 'latency' else _short(value)}" for key, value in notes]
     proof = f"masked and sliced agree to {pruned.difference:.1e}"
     seconds = f"{numbers.duration(pruned.seconds)}, verified in {numbers.duration(pruned.verify_seconds)}"
     return [*lines, f"{proof}; pruned in {seconds}"]
@@ -88,6 +88,10 @@ def _latency(timed: Mapping[str, Any]) -> str:
     return f"asked for {goal}, predicted {predicted}; {where}, {timed['machine']}"
 
 
+def _worth_saying(notes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in notes.items() if value not in (None, [], {}, "", 0)}
+
+
 def _words(key: str) -> str:
     return _WORDS.get(key, key.replace("_", " "))
 
@@ -96,5 +100,12 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return some([str(item) for item in value])
     if isinstance(value, dict):
-        return some([f"{_words(str(key))} {_short(item)}" for key, item in value.items()])
+        return some([_entry(str(key), item) for key, item in _worth_saying(value).items()])
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _entry(key: str, value: Any) -> str:
+    """Return a layer with the reason that is noted for it, or a figure or a list after its name."""
+    if isinstance(value, str):
+        return f"{key} ({value})"
+    return f"{_words(key)}{':' if isinstance(value, dict) else ''} {_short(value)}"

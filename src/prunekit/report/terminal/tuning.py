@@ -31,7 +31,7 @@ def warn_of_few_steps(output: Output, images: int, batch: int, fewest: int) -> N
     if steps < fewest:
         output.warn(
             f"an epoch has only {numbers.counted(steps, 'step')} ({numbers.counted(images, 'image')} in batches of "
-            f"{batch}), which tunes little: lower --batch-size, or add images or --epochs"
+            f"{batch}), which teaches little: lower --batch-size, or add images or --epochs"
         )
 
 

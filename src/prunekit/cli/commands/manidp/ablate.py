@@ -67,7 +67,8 @@ def run(
 
     network, _ = read_model(model, reading)
     train_set, test_set = (data.open(output, split, spec_of(network), reading) for split in ("train", "test"))
-    settings = {"gates": recipe.to_json(), "training": config.settings(), "target_macs": target}
+    suited = config.suited_to(len(train_set))
+    settings = {"gates": recipe.to_json(), "training": suited.settings(), "target_macs": target}
     header = {"weights": fingerprint(network), "data": str(data.data), **settings}
     done = _earlier(folder / _RESULTS, header)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def run(
         fields = {"output": str(folder), "model": describe_source(model), **header, "images": len(test_set)}
         return document("manidp.ablate", {**fields, "rows": rows})
 
-    ablation = Ablation(network, recipe, config, target, train_set, test_set, folder, watching(output))
+    ablation = Ablation(network, recipe, suited, target, train_set, test_set, folder, watching(output))
     for label in ablation.labels:
         if label not in done:
             output.note(f"{label} ...")

@@ -53,7 +53,7 @@ def run(
     if options.pictures is not None:
         from prunekit.report.pictures.gates import draw_gates
 
-        draw_gates(portrait, Path(options.pictures))
+        draw_gates(portrait, images, Path(options.pictures))
     content = gates_page(describe_source(model), portrait, images).encode()
     atomic_write(target, lambda stream: stream.write(content), force=options.force)
     if output.json:

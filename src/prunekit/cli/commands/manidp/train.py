@@ -57,13 +57,14 @@ def run(
     if where.dry_run:
         _show(output, job, gated)
         return
+    suited = config.suited_to(len(job.train_set))
     baseline = note_baseline(gated, job.model, job.val_set)
     output.note(f"validation accuracy {numbers.percent(baseline)} before the gates")
     with sinks(output, job.metrics, options.tensorboard) as sink:
         result = fit(
             gated,
             recipe,
-            config,
+            suited,
             job.train_set,
             job.val_set,
             teacher=job.teacher,
@@ -76,7 +77,7 @@ def run(
     facts = {"gates": recipe.to_json(), "baseline_accuracy": baseline, "kept": keep.kept, "macs": keep.macs}
     facts["keep"] = keep.to_json()
     _say(output, keep)
-    finish(output, job, gated, result, config, force=where.force, name="manidp.train", facts=facts)
+    finish(output, job, gated, result, suited, force=where.force, name="manidp.train", facts=facts)
 
 
 def _say(output: Output, keep: FinalKeep) -> None:
