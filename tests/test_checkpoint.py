@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import prunekit as pk
 from prunekit import checkpoint, models
 from prunekit.checkpoint import artefact
 from prunekit.errors import InputError
@@ -463,3 +464,27 @@ def test_a_network_can_be_told_its_architecture() -> None:
     stream.seek(0)
     x = torch.randn(2, 1, 28, 28)
     assert torch.equal(checkpoint.load(stream)(x), net(x))
+
+
+def test_size_and_normalisation_can_be_stated_alone() -> None:
+    model = pk.load("prunekit:resnet20", mean=0.5, std=(0.2, 0.3, 0.4), input_size=(48, 64))
+    origin = origin_of(model)
+    assert origin is not None
+    assert origin.input == InputSpec((3, 48, 64), (0.5,) * 3, (0.2, 0.3, 0.4))
+    assert not origin.input.assumed
+    whole = pk.load("prunekit:resnet20", input_spec=InputSpec((3, 16, 16)), mean=0.4, std=0.2)
+    assert pk.inspect(whole).graph.example_shapes == ((1, 3, 16, 16),)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"mean": (0.1, 0.2)}, "mean has 2 values, the images have 3 channels"),
+        ({"std": 0.0}, "std must be positive, found 0"),
+        ({"input_size": (3, 3, 3, 3)}, "is not a size"),
+        ({"input_size": -1}, "is not a size"),
+    ],
+)
+def test_inputs_that_make_no_sense_are_told(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        pk.load("prunekit:resnet20", **given)

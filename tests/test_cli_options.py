@@ -18,7 +18,7 @@ from prunekit.errors import InputError
 from prunekit.methods.base import Config
 from prunekit.methods.budget import check_budget
 from prunekit.report.terminal.output import Output
-from prunekit.spec import InputSpec
+from prunekit.spec import InputSpec, stated
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,15 @@ def test_help_leads_with_examples_and_keeps_its_sections(capsys: pytest.CaptureF
     ],
 )
 def test_sizes(text: str, shape: tuple[int, ...]) -> None:
-    assert parse_size(text, channels=3) == shape
+    found = stated(None, size=parse_size(text))
+    assert found is not None
+    assert found.shape == shape
 
 
 @pytest.mark.parametrize("text", ["", "abc", "0", "3x", "-4", "1x2x3x4", "3.5"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InputError, match="is not a size"):
-        parse_size(text, channels=3)
+        parse_size(text)
 
 
 def test_input_flags_replace_only_what_they_name() -> None:

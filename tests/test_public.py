@@ -145,7 +145,7 @@ def test_functions_take_the_settings_of_their_methods(function: Callable[..., An
 @pytest.mark.parametrize(
     ("function", "written", "others"),
     [
-        (pk.load, checkpoint.load, ("source", "runtime", "budget")),
+        (pk.load, checkpoint.load, ("source", "runtime", "budget", "mean", "std", "input_size")),
         (pk.export, ExportOptions, ("model", "target", "x", "images", "force")),
     ],
     ids=["load", "export"],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import InputError, counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +55,43 @@ class InputSpec:
         if not all(isinstance(value, int | float) for value in (*mean, *std)):
             raise ValueError("a mean or std that is no number")
         return cls(shape, mean, std, data.get("assumed") is True)
+
+
+def stated(
+    known: InputSpec | None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: Sequence[int] | None = None,
+) -> InputSpec | None:
+    """Return a network's input: `known`, with what is stated in its place; None where its shape is not known.
+
+    One number of `mean` or `std` stands for all channels; `size` is `(side,)`, `(H, W)` or `(C, H, W)`.
+
+    Raises:
+        InputError: What is stated makes no sense, or not for images of that many channels.
+    """
+    shape = known.shape if known else ()
+    if size is not None:
+        if not 0 < len(size) < 4 or not all(type(length) is int and length > 0 for length in size):
+            raise InputError(f"input_size {size} is not a size", hint="expected such as 224, (32, 48) or (3, 32, 32)")
+        channels = shape[:1] or (3,)
+        shape = (*channels, *size, *size) if len(size) == 1 else (*channels, *size) if len(size) == 2 else tuple(size)
+    if not shape:
+        if mean or std:
+            raise InputError("mean and std need an input size", hint="say it with input_size (--input-size 3x32x32)")
+        return None
+    found = {"mean": known.mean if known else (), "std": known.std if known else ()}
+    for name, values in (("mean", mean), ("std", std)):
+        if values:
+            found[name] = tuple(values) * (shape[0] if len(values) == 1 else 1)
+            if len(found[name]) != shape[0]:
+                count, channels_named = counted(len(values), "value"), counted(shape[0], "channel")
+                raise InputError(f"{name} has {count}, the images have {channels_named}")
+    if min(found["std"], default=1.0) <= 0:
+        raise InputError(f"std must be positive, found {', '.join(f'{value:g}' for value in found['std'])}")
+    assumed = not (mean and std) and (known is None or known.assumed)
+    return InputSpec(shape, found["mean"], found["std"], assumed)
 
 
 @dataclass(frozen=True)

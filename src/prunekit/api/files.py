@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from prunekit import surgery
 from prunekit.api.subject import example_input
-from prunekit.spec import InputSpec
+from prunekit.spec import InputSpec, Origin, origin_of, remember, stated
 
 if TYPE_CHECKING:
     from prunekit.exporting.parity import Batch
@@ -28,6 +29,9 @@ def load(
     key: str | None = None,
     ignore_keys: Sequence[str] = (),
     input_spec: InputSpec | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    input_size: int | Sequence[int] | None = None,
     classes: Sequence[str] | None = None,
     map_location: str | torch.device = "cpu",
     runtime: Literal["masked", "gather", "buckets", "auto"] | None = None,
@@ -47,7 +51,10 @@ def load(
         trust_pickle: Unpickle whatever the file holds. Only for files whose origin you trust: pickles run code.
         key: Where a checkpoint holds several networks: the keys that lead to one, joined by dots.
         ignore_keys: Patterns of a state dict's keys to leave out, such as `loss.*`.
-        input_spec: What the network reads, where the file does not say.
+        input_spec: What the network reads, in place of what the file says.
+        mean: Of that, the mean of each channel alone, for pixels from 0 to 1; one number stands for all channels.
+        std: The standard deviation of each channel, likewise.
+        input_size: The size of an image alone: a side, `(H, W)` or `(C, H, W)`.
         classes: The names of a classifier's outputs, in their order, where the file does not say. Labelled images are
             matched with them by the names of their own classes, which may be some of these, in any order.
         map_location: The device of the weights.
@@ -55,7 +62,7 @@ def load(
         budget: For networks with gates: the name of stored thresholds, which the network then has.
 
     Raises:
-        InputError: The source is no such network, or has no such budget or runtime.
+        InputError: The source is no such network, or has no such budget or runtime, or the input makes no sense.
 
     Examples:
         >>> import prunekit as pk
@@ -63,6 +70,9 @@ def load(
         >>> model = pk.load("net.pt")
         >>> sum(parameter.numel() for parameter in model.parameters())
         269722
+        >>> wide = pk.load("prunekit:resnet20", mean=0.5, std=0.25, input_size=64)
+        >>> pk.inspect(wide).graph.example_shapes
+        ((1, 3, 64, 64),)
     """
     from prunekit.checkpoint import load as read
 
@@ -77,6 +87,10 @@ def load(
         classes=classes,
         map_location=map_location,
     )
+    if (mean, std, input_size) != (None, None, None):
+        origin = origin_of(model) or Origin("")
+        spec = stated(origin.input, mean=_numbers(mean), std=_numbers(std), size=_numbers(input_size))
+        remember(model, replace(origin, input=spec))
     if budget is not None:
         from prunekit.methods.manidp.thresholds import use_budget
 
@@ -86,6 +100,11 @@ def load(
     from prunekit.methods.manidp.runtimes.choose import accelerate
 
     return accelerate(model, runtime)[0]
+
+
+def _numbers(value: Any) -> Any:
+    """Return one number as a tuple."""
+    return value if value is None or isinstance(value, Sequence) else (value,)
 
 
 def export(

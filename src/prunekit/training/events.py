@@ -16,7 +16,7 @@ class StartEvent:
         >>> import prunekit as pk
         >>> digits, told = pk.open_data("digits", "train").sample(256), []
         >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
-        >>> config = pk.TrainConfig(epochs=1, device="cpu")
+        >>> config = pk.TrainConfig(epochs=1, batch_size=128, device="cpu")
         >>> _ = pk.train(model, config, digits, state_path="run.state", on_event=told.append)
         >>> [(e.epochs, e.steps, e.images) for e in told if isinstance(e, pk.StartEvent)]
         [(1, 2, 256)]
@@ -46,7 +46,7 @@ class StepEvent:
         >>> import prunekit as pk
         >>> digits, told = pk.open_data("digits", "train").sample(256), []
         >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
-        >>> config = pk.TrainConfig(epochs=1, log_every=1, device="cpu")
+        >>> config = pk.TrainConfig(epochs=1, batch_size=128, log_every=1, device="cpu")
         >>> _ = pk.train(model, config, digits, state_path="run.state", on_event=told.append)
         >>> [e.step for e in told if isinstance(e, pk.StepEvent)]
         [1, 2]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from prunekit.errors import InputError, counted
-from prunekit.spec import InputSpec
+from prunekit.spec import InputSpec, stated
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ class ReadingOptions:
     def check(self) -> None:
         """Raise `InputError` for values that cannot be read, before torch is imported."""
         if self.input_size is not None:
-            parse_size(self.input_size, channels=3)
+            parse_size(self.input_size)
         self.class_names()
 
     def class_names(self) -> tuple[str, ...] | None:
@@ -182,45 +182,25 @@ class OutputOptions:
 
 def input_spec(reading: ReadingOptions, known: InputSpec | None) -> InputSpec | None:
     """Return the model's input: `known`, with `--input-size`, `--mean` and `--std` taking precedence."""
-    shape = known.shape if known else ()
-    if reading.input_size is not None:
-        shape = parse_size(reading.input_size, channels=shape[0] if shape else 3)
-    if not shape:
-        if reading.mean or reading.std:
-            raise InputError("--mean and --std need an input size", hint="add --input-size, such as 3x32x32")
-        return None
-    mean = _statistics("mean", reading.mean, shape[0]) or (known.mean if known else ())
-    std = _statistics("std", reading.std, shape[0]) or (known.std if known else ())
-    if min(std, default=1.0) <= 0:
-        raise InputError(f"--std must be positive, found {reading.std}")
-    stated = bool(reading.mean and reading.std)
-    assumed = not stated and (known is None or known.assumed)
-    return InputSpec(shape, mean, std, assumed)
+    size = parse_size(reading.input_size) if reading.input_size is not None else None
+    return stated(known, mean=_statistics("mean", reading.mean), std=_statistics("std", reading.std), size=size)
 
 
-def parse_size(text: str, *, channels: int) -> tuple[int, ...]:
-    """Parse `224`, `32x48` (height, width) or `3x32x32` (channels first) into a shape (C, H, W)."""
+def parse_size(text: str) -> tuple[int, ...]:
+    """Parse `224`, `32x48` (height, width) or `3x32x32` (channels first) into numbers."""
     parts = re.split(r"[x,×]", text.strip().lower())
     if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) > 3:
         raise InputError(f"--input-size '{text}' is not a size", hint="expected 224, 32x32 or 3x32x32")
-    numbers = tuple(int(part) for part in parts)
-    return {1: (channels, *numbers * 2), 2: (channels, *numbers), 3: numbers}[len(numbers)]
+    return tuple(int(part) for part in parts)
 
 
-def _statistics(name: str, text: str | None, channels: int) -> tuple[float, ...]:
+def _statistics(name: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
-        return ()
+        return None
     try:
-        values = tuple(float(part) for part in text.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--{name} '{text}' is not a list of numbers", hint="expected for example .5,.5,.5") from None
-    if len(values) == 1:
-        values *= channels
-    if len(values) != channels:
-        raise InputError(
-            f"--{name} has {counted(len(values), 'value')}, the images have {counted(channels, 'channel')}"
-        )
-    return values
 
 
 def choose_device(asked: str | None) -> torch.device:
