@@ -224,9 +224,12 @@ def _sample(schema: dict[str, Any], root: dict[str, Any]) -> Any:
     kind = schema.get("type", "null")
     kind = kind[0] if isinstance(kind, list) else kind
     if kind == "object":
-        return {key: _sample(schema["properties"][key], root) for key in schema.get("required", ())}
+        keys = [*schema.get("required", ()), *schema.get("oneOf", [{}])[0].get("required", ())]
+        return {key: _sample(schema["properties"][key], root) for key in keys}
     if kind == "string":
         return "0" * 64
-    return {"array": [_sample(schema["items"], root)] if kind == "array" else [], "null": None, "boolean": True}.get(
-        kind, 0
-    )
+    if kind == "array":
+        return [_sample(schema["items"], root)] * schema.get("minItems", 1)
+    low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
+    open_end = (schema.get("exclusiveMaximum", low + 1) - low) / 2 if "exclusiveMinimum" in schema else 0
+    return {"null": None, "boolean": True}.get(kind, low + open_end)

@@ -117,7 +117,8 @@ def _main_reason(graph: Graph, left: Mapping[str, str]) -> str:
         return inner.most_common(1)[0][0]
     members = (m for group in graph.groups for m in (*group.producers, *group.followers, *group.consumers))
     followed = {member.parameter for member in members}
-    unread = [name for name in graph.parameters if len(graph.shapes[name]) > 1 and name not in followed]
+    weights = [name for name, shape in graph.shapes.items() if name in graph.parameters and len(shape) > 1]
+    unread = [name for name in weights if name not in followed]
     if not unread:
         return _OUTPUT if left else "it has no convolution or linear layer"
     return f"'{unread[0]}' and other weights ({len(unread)} in all) are read in a way that is not followed"
