@@ -578,3 +578,16 @@ def test_latency_stands_with_its_spread_and_its_noise_is_named() -> None:
     assert "a 0.43 ms, b 0.38 ms" in note
     assert tables.latency_note([_timed("a", 0.43), _timed("b", 0.38, macs=999)]) is None
     assert tables.latency_note([_timed("a", 0.43, macs=None), _timed("b", 0.38, macs=None)]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [
+        (2.346, 0.08, "2.35 ms ± 0.08"),
+        (0.271, 0.004, "0.27 ms"),
+        (0.271, 0.0051, "0.27 ms ± 0.01"),
+        (13.7, None, "13.7 ms"),
+    ],
+)
+def test_a_spread_stands_where_it_shows(value: float, half: float | None, text: str) -> None:
+    assert numbers.spread(value, half) == text

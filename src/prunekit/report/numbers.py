@@ -54,8 +54,8 @@ def milliseconds(value: float | None) -> str:
 
 
 def spread(value: float | None, half: float | None) -> str:
-    """Format milliseconds with half the distance of their quartiles: 2.35 ms ± 0.08."""
-    if value is None or half is None:
+    """Format milliseconds with half the distance of their quartiles, where that shows: 2.35 ms ± 0.08."""
+    if value is None or half is None or not round(half, _decimals(value)):
         return milliseconds(value)
     return f"{milliseconds(value)} ± {half:.{_decimals(value)}f}"
 
