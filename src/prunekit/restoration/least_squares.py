@@ -61,7 +61,7 @@ def fit_towards(
     """
     rows = _Rows(chunks, wanted.output.size(2), constant)
     system = (_Sums if weight.size(2) <= rows.number else _Dual)(rows, weight.double(), wanted, ridge)
-    fit = system.solve((x, wanted.output[..., part]) for part, x in rows)
+    fit = system.first()
     for _ in range(rounds if wanted.bounds else 0):
         fit = system.solve(_nearest(rows, fit, wanted))
     if not bool(torch.isfinite(fit.weight).all()):
@@ -115,10 +115,16 @@ class _Moments:
         self.yx += y @ x.mT
         self.yy += y.square().sum(2)
 
+    def include(self, others: _Moments) -> None:
+        """Add the rows of others."""
+        self.number += others.number
+        for name in ("x", "y", "xx", "yx", "yy"):
+            getattr(self, name).add_(getattr(others, name))
+
     def means(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Return the means of the inputs and of what is wanted; zeros where no constant is fitted."""
-        share = 1 / max(1, self.number) if centred else 0.0
-        return self.x * share, self.y * share
+        number = max(1, self.number)
+        return (self.x / number, self.y / number) if centred else (torch.zeros_like(self.x), torch.zeros_like(self.y))
 
     def covariance(self, mean: Tensor) -> Tensor:
         """Return the products of the inputs about their mean, a row."""
@@ -150,8 +156,9 @@ class _Sums:
             aside.add(x[..., off], y[..., off])
         if ridge is None:
             ridge = self._best(known, aside) if known.number and aside.number else RIDGES[0]
-        self._mean = (known.x + aside.x) / rows.number if rows.centred else torch.zeros_like(known.x)
-        moments = (known.xx + aside.xx) / rows.number - self._mean @ self._mean.mT
+        known.include(aside)
+        self._mean, self._level = known.means(rows.centred)
+        self._cross, moments = known.yx / rows.number, known.covariance(self._mean)
         self._explained = weight @ moments
         self._factor = _factor(_ridged(moments, ridge))
 
@@ -167,6 +174,10 @@ class _Sums:
             errors.append(float(aside.error(Fit(weight, level - weight @ mean)).mean()))
         return _smallest(errors)
 
+    def first(self) -> Fit:
+        """Return the fit to the output that is wanted, which has been summed."""
+        return self._towards(self._cross, self._level)
+
     def solve(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Fit:
         """Return the fit of rows `x`, as they are counted, to `y`."""
         cross, mean = torch.zeros_like(self._explained), torch.zeros_like(self._weight[..., :1])
@@ -174,7 +185,9 @@ class _Sums:
             cross += y @ x.mT
             mean += y.sum(2, keepdim=True)
         cross /= self._rows.number
-        mean = mean / self._rows.number if self._rows.centred else torch.zeros_like(mean)
+        return self._towards(cross, mean / self._rows.number if self._rows.centred else torch.zeros_like(mean))
+
+    def _towards(self, cross: Tensor, mean: Tensor) -> Fit:
         rest = cross - mean @ self._mean.mT - self._explained  # of what the present weights leave
         weight = self._weight + torch.cholesky_solve(rest.mT, self._factor).mT
         return Fit(weight, mean - weight @ self._mean)
@@ -184,7 +197,7 @@ class _Dual:
     """The same with all rows kept: the smaller system where there are fewer rows than inputs."""
 
     def __init__(self, rows: _Rows, weight: Tensor, wanted: Wanted, ridge: float | None) -> None:
-        self._rows, self._weight = rows, weight
+        self._rows, self._weight, self._output = rows, weight, wanted.output
         self._x = torch.cat([part.double() for _, part in rows], 2)
         aside = wanted.aside
         if ridge is None:
@@ -216,9 +229,15 @@ class _Dual:
             errors.append(float(((left - given).square().mean(2) / scale).mean()))
         return _smallest(errors)
 
+    def first(self) -> Fit:
+        """Return the same as `_Sums.first`."""
+        return self._towards(self._output.double())
+
     def solve(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Fit:
         """Return the same as `_Sums.solve`: `Y (X^T X + rows penalty)^-1 X^T`."""
-        y = torch.cat([part.double() for _, part in parts], 2)
+        return self._towards(torch.cat([part.double() for _, part in parts], 2))
+
+    def _towards(self, y: Tensor) -> Fit:
         mean = self._mean_of(y)
         rest = (y - mean - self._explained).mT
         weight = self._weight + torch.cholesky_solve(rest, self._factor).mT @ self._x.mT

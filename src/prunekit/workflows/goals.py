@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError
+from prunekit.evaluation.paired import check_confidence
 
 _DROP = re.compile(r"\s*([0-9.]+)\s*(%?)\s*")
 
@@ -30,10 +31,7 @@ class DropGoal:
                 f"a drop of accuracy lies between 0 and 100%, both excluded; found {self.drop:.4g}",
                 hint="for example 1%: at most one point lost",
             )
-        if not 0.5 < self.confidence < 1:
-            raise InputError(
-                f"a confidence lies between 0.5 and 1, both excluded; found {self.confidence:g}", hint="usual is 0.95"
-            )
+        check_confidence(self.confidence)
 
     @classmethod
     def parse(cls, text: str | float, confidence: float = 0.95) -> DropGoal:
