@@ -56,8 +56,8 @@ ROOMS = {
     "api": ["results", "subject", "latency", "files", "by_hand", "pruning"],
     "report": ["numbers", "text", "provenance", "documents", "terminal", "pictures", "pages"],
     "cli": [
-        *("framework", "models", "inputs", "history", "gates", "measuring", "gate_runtimes", "tuning", "sweep_file"),
-        *("sweep_arguments", "fit_file", "fitting", "commands", "app"),
+        *("framework", "models", "inputs", "history", "gates", "measuring", "gate_runtimes", "tuning", "resuming"),
+        *("sweep_file", "sweep_arguments", "fit_file", "fitting", "commands", "app"),
     ],
 }
 

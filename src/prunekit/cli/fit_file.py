@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.models import write_report
+from prunekit.cli.resuming import differing
 from prunekit.errors import InputError
 from prunekit.report.documents import dumps
 
@@ -87,14 +88,10 @@ class FitFile:
 
     def _must_agree(self, before: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(self.settings))
-        differing = [
-            f"{key.replace('_', ' ')} ({_shown(before.get(key))} there, {_shown(now.get(key))} now)"
-            for key in now
-            if before.get(key) != now.get(key)
-        ]
-        if differing:
+        others = differing(before, now, now, length=40)
+        if others:
             raise InputError(
-                f"{self.path} is a search with other {' and '.join(differing)}",
+                f"{self.path} is a search with other {others}",
                 hint="resume with the same settings, begin anew with --force, or name another file with -o",
             )
 
@@ -104,7 +101,3 @@ def must_be_new(target: Path, *, resume: bool, force: bool) -> None:
     path = FitFile.path_of(target)
     if path.exists() and not (resume or force):
         raise InputError(f"{path} holds an unfinished search", hint="--resume goes on with it, --force begins anew")
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else f"{value}"[:40]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.models import write_report
+from prunekit.cli.resuming import differing
 from prunekit.errors import InputError
 from prunekit.report.documents import document, dumps
 from prunekit.report.provenance import made_by
@@ -82,14 +83,10 @@ def must_agree(path: Path, stored: Stored, settings: Mapping[str, Any]) -> None:
         return
     before, now = _flat(stored.facts), _flat(settings)
     compared = [key for key in dict.fromkeys((*now, *before)) if key.partition(".")[0] in settings]
-    differing = [
-        f"{_word(key)} ({_shown(before.get(key))} there, {_shown(now.get(key))} now)"
-        for key in compared
-        if before.get(key) != now.get(key)
-    ]
-    if differing:
+    others = differing(before, now, compared, length=12)
+    if others:
         raise InputError(
-            f"{path} is a sweep of other {' and '.join(differing)}",
+            f"{path} is a sweep of other {others}",
             hint="resume with the same settings, or name another file with -o",
         )
 
@@ -103,14 +100,6 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
         elif value is not None:
             flat[key] = value
     return flat
-
-
-def _word(key: str) -> str:
-    return key.replace("tuning.", "").replace("_", " ")
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else f"{value}"[:12]
 
 
 def write(path: Path, facts: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
