@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import InputError
-from prunekit.evaluation.answers import Answers
-from prunekit.evaluation.paired import Drop, drop_between, images_needed
+from prunekit.evaluation.answers import Answers, drop_between
+from prunekit.evaluation.paired import Drop, images_needed
 
 
 def answers(labels: list[int], named: list[int]) -> Answers:

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunekit.errors import InputError
+from prunekit.evaluation.paired import Drop
+
 _UNBALANCED = 0.3  # margin of a constant prediction over even shares: 65 % of two classes, 37 % of ten
 
 
@@ -87,3 +90,15 @@ class Answers:
         """Return the confusion matrix, true classes (rows) by predicted ones (columns): `(classes, classes)` counts."""
         count = len(self.classes)
         return torch.bincount(self.labels * count + self.named, minlength=count * count).view(count, count)
+
+
+def drop_between(before: Answers, after: Answers) -> Drop:
+    """Return the drop from one network's answers to another's.
+
+    Raises:
+        InputError: They answer different images.
+    """
+    if not torch.equal(before.labels, after.labels):
+        raise InputError("two networks can be compared on the same images alone, and these differ")
+    right, still = before.named == before.labels, after.named == after.labels
+    return Drop(len(right), int((right & ~still).sum()), int((~right & still).sum()))

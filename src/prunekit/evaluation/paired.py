@@ -3,6 +3,7 @@
 Both answer the same questions, so only images count on which one is right and the other wrong. The interval is the
 score interval of Tango, "Equivalence test and confidence interval for the difference in proportions for the
 paired-sample design" (Statistics in Medicine 17, 1998): it keeps its level where few images or none are discordant.
+Without torch: the command line checks a confidence before it loads.
 """
 
 from __future__ import annotations
@@ -12,10 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-import torch
-
 from prunekit.errors import InputError
-from prunekit.evaluation.answers import Answers
 
 
 @dataclass(frozen=True)
@@ -67,18 +65,6 @@ class Drop:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {**vars(self), "share": self.share}
-
-
-def drop_between(before: Answers, after: Answers) -> Drop:
-    """Return the drop from one network's answers to another's.
-
-    Raises:
-        InputError: They answer different images.
-    """
-    if not torch.equal(before.labels, after.labels):
-        raise InputError("two networks can be compared on the same images alone, and these differ")
-    right, still = before.named == before.labels, after.named == after.labels
-    return Drop(len(right), int((right & ~still).sum()), int((~right & still).sum()))
 
 
 def images_needed(drop: float, confidence: float) -> int:

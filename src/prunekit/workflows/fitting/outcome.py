@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.evaluation.paired import Drop, drop_between
+from prunekit.evaluation.answers import drop_between
+from prunekit.evaluation.paired import Drop
 from prunekit.evaluation.score import EvalResult, evaluate
 from prunekit.workflows.fitting.holding_out import HeldOut
 from prunekit.workflows.fitting.trials import Fitted
