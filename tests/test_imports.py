@@ -38,7 +38,7 @@ ROOMS = {
         *("ops", "copying", "unwrap", "execution", "graph", "editing", "tracing", "proof", "cost"),
         "structure",
     ],
-    "surgery.tracing": ["recorder", "rules", "runs", "follow", "narrow", "probe", "tracer"],
+    "surgery.tracing": ["recorder", "rules", "runs", "follow", "counted", "narrow", "probe", "tracer"],
     "methods": [
         "goal",
         "base",

@@ -27,10 +27,14 @@ class Widths(nn.Module):
 
     def __init__(self, body: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.width, self._body = WIDTH, body
+        self._body = body
         self.stem, self.middle = block(3, 16), block(16, WIDTH)
         self.gates = nn.Conv2d(WIDTH, 2 * WIDTH, 1)
         self.tail, self.out = block(WIDTH, 16), nn.Conv2d(16, 2, 1)
+
+    @property
+    def width(self) -> int:
+        return WIDTH  # which no attribute holds
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.tail(self._body(self, self.middle(self.stem(x)))))
@@ -136,6 +140,30 @@ def test_a_written_width_holds_its_own_channels_and_no_others(body: Callable[[An
         assert surgery.verify(model, surgery.edit(model, plan, graph), plan, graph) <= 1e-10
 
 
+class Counting(Widths):
+    """The same with the width in an attribute, which can follow the channels."""
+
+    width = 0
+
+    def __init__(self, body: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__(body)
+        self.width = WIDTH
+
+
+@pytest.mark.parametrize("body", [sliced, sliced_from_the_end, state, checked, normalised], ids=lambda b: b.__name__)
+def test_a_width_in_an_attribute_follows_the_channels(body: Callable[[Any, Tensor], Tensor]) -> None:
+    held = "gates" if body in (sliced, sliced_from_the_end, state) else "middle.0"
+    model = lively(Counting(body))
+    graph = surgery.trace(model, X)
+    assert graph.group(held).free
+    small = surgery.edit(model, pk.Plan([pk.Keep(held, range(5))]), graph)
+    assert small.width == 5
+    assert model.width == WIDTH
+    for seed in range(2):
+        plan = random_plan(graph, seed)
+        assert surgery.verify(model, surgery.edit(model, plan, graph), plan, graph) <= 1e-10
+
+
 FREE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a slice of half of them": lambda m, x: gated((y := m.gates(x))[:, : y.shape[1] // 2], y[:, y.shape[1] // 2 :]),
     "a slice of all": lambda _m, x: x[:, : x.shape[1]] + x[:, :],
@@ -184,10 +212,10 @@ def test_written_widths_are_found_in_all_blocks_of_a_kind_and_behind_each_other(
     class Cell(nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()
-            self.width, self.inner, self.outer = width, block(width, 2 * width), block(width, width)
+            self.inner, self.outer = block(width, 2 * width), block(width, width)
 
         def forward(self, x: Tensor) -> Tensor:
-            a, b = self.inner(x).split(self.width, 1)
+            a, b = self.inner(x).split(8, 1)
             return self.outer(a * b)
 
     model = lively(nn.Sequential(block(3, 8), *(Cell(8) for _ in range(4)), nn.Conv2d(8, 2, 1)))

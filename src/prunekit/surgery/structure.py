@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.errors import InputError
+from prunekit.nn.attention import count_heads, freed_modules, restore_freed
 from prunekit.nn.buckets import describe_buckets, restore_buckets
 from prunekit.nn.channels import SelectedNorm
 from prunekit.nn.gated import describe_gates, restore_gates
@@ -21,16 +22,18 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """Return what surgery may have changed: shapes, the numbers kept about them, inserted selections and gates.
 
     `{"parameters": {name: shape}, "attributes": {module: {name: value}}, "selected": [batch norm, ...],
-    "gates": [gate, ...], "buckets": {...}}`; parameters include buffers that a state dict holds. Without gates there
-    are no such entries.
+    "heads": [attention, ...], "gates": [gate, ...], "buckets": {...}}`; parameters include buffers that a state dict
+    holds. `heads` names attention modules whose heads are free of the embedding's width (`nn/attention.py`). Without
+    any, or gates, there are no such entries.
     """
-    gates, buckets = describe_gates(model), describe_buckets(model)
+    gates, buckets, freed = describe_gates(model), describe_buckets(model), freed_modules(model)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     modules = {name: attributes.read(module) for name, module in model.named_modules()}
     return {
         "parameters": shapes,
         "attributes": {name: values for name, values in modules.items() if values},
         "selected": [name for name, module in model.named_modules() if isinstance(module, SelectedNorm)],
+        **({"heads": freed} if freed else {}),
         **({"gates": gates} if gates else {}),
         **({"buckets": buckets} if buckets else {}),
     }
@@ -49,6 +52,7 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     _check_numbers(structure["attributes"], shapes)
     for name in structure.get("selected", ()):
         _insert_selection(model, name)
+    restore_freed(model, structure.get("heads", ()))
     restore_gates(model, structure.get("gates", ()), shapes)
     restore_buckets(model, structure.get("buckets"), shapes)
     match_computed(model, shapes)
@@ -64,6 +68,7 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
         if name not in modules:
             raise InputError(f"the file describes a module '{name}' that its architecture does not have")
         attributes.write(modules[name], values)
+    count_heads(model)
     return model
 
 

@@ -55,6 +55,19 @@ def set_numbers(module: nn.Module, values: Mapping[str, Any]) -> None:
     setattr(module, _SET, tuple(dict.fromkeys((*vars(module).get(_SET, ()), *values))))
 
 
+def with_counts(module: nn.Module, counts: Mapping[tuple[str, int | None], int]) -> dict[str, Any]:
+    """Return the module's numbers as they are with some set, which are given by attribute and place in it."""
+    values: dict[str, Any] = {}
+    for (name, place), count in counts.items():
+        if place is None:
+            values[name] = count
+        else:
+            several = list(values.get(name, getattr(module, name)))
+            several[place] = count
+            values[name] = type(getattr(module, name))(several)
+    return values
+
+
 def read(module: nn.Module) -> dict[str, Any]:
     """Return the module's shape attributes, and those of its own numbers that surgery has set, as JSON."""
     values = {name: getattr(module, name) for name in (*names_of(module), *vars(module).get(_SET, ()))}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.errors import SurgeryError
+from prunekit.nn.attention import count_heads, free_all
 from prunekit.nn.channels import ChannelSelect, SelectedNorm
 from prunekit.nn.gated import insert_gates
 from prunekit.plan import Plan
@@ -65,6 +66,7 @@ def remove(
         },
     )
     _make_biases(small, graph, changed.keys() - tensors.keys(), changed, indices)
+    free_all(small, {name for name, _ in indices})
     _fit_modules(small, graph, kept, {name for name, _ in indices})
     _select_channels(small, graph, kept)
     return small
@@ -151,6 +153,11 @@ def _fit_modules(small: nn.Module, graph: Graph, kept: Mask, parameters: Iterabl
         attributes.write(modules[name], {"before": int(kept[before].sum()), "after": int(kept[after].sum())})
     for name, classes in graph.widths.items():
         _fit_norm(modules.get(name), int(kept[classes].sum()))
+    for name, numbers in graph.numbers.items():
+        new = {number: int(kept[classes].sum()) for number, classes in numbers.items() if not kept[classes].all()}
+        if new:
+            attributes.set_numbers(modules[name], attributes.with_counts(modules[name], new))
+    count_heads(small)
 
 
 def _names(small: nn.Module) -> Iterator[tuple[str, str]]:

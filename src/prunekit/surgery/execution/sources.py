@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_map
 
 from prunekit.errors import InputError
+from prunekit.nn.attention import free_all
 from prunekit.surgery.copying import copied, named_tensors
 from prunekit.surgery.execution.dispatch import like_input, unfused_attention
 
@@ -77,8 +78,12 @@ class Source:
     real: bool = False
 
     def subject(self, training: bool = False) -> nn.Module:
-        """Return a copy that has not run yet. Dropout, which has no say in widths, stays off in training."""
+        """Return a copy that has not run yet, with heads of attention freed of the embedding's width.
+
+        Dropout, which has no say in widths, stays off in training.
+        """
         fresh = (copied(self.model) if self.real else skeleton(self.model)).train(training)
+        free_all(fresh)
         for module in fresh.modules() if training else ():
             if isinstance(module, _DropoutNd):
                 module.eval()

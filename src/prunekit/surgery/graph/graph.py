@@ -58,7 +58,8 @@ class Graph:
 
     `slots` maps (parameter, dimension) to the class of each index; class 0 is no channel. `pads` maps `ChannelPad`
     modules to the classes of the zeros they add before and after; `normalised` maps the nodes that normalise across
-    channels to the classes they normalise, and `widths` every norm module to those it sees. `draws` holds, for each op
+    channels to the classes they normalise, and `widths` every norm module to those it sees. `numbers` maps attributes,
+    by module, name and place in it, that count channels or heads, to the classes of these. `draws` holds, for each op
     that draws random numbers, the classes of what it draws, of size 1 along dimensions without channels. `returned`
     are the values that the model returns. `shapes` are those of parameters and buffers; `example` is the input it was
     recorded with, on the meta device. `further` are the forwards that were recorded beside, and `never_ran` names the
@@ -82,6 +83,7 @@ class Graph:
     selections: Mapping[str, SelectedChannels]
     normalised: Mapping[int, Ids]
     widths: Mapping[str, Ids]
+    numbers: Mapping[str, Mapping[tuple[str, int | None], Ids]]
     draws: tuple[Ids, ...]
     returned: frozenset[int]
     shapes: Mapping[str, tuple[int, ...]]

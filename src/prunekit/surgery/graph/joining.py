@@ -40,8 +40,24 @@ def channels_along(ledger: Ledger, labels: Tensor, dim: int, where: str) -> Tens
     return vector_along(_first_along_others(labels, {dim}), dim)
 
 
+def collapsed(ledger: Ledger, labels: Tensor, dims: Iterable[int], where: str) -> Tensor:
+    """Return the labels with what lies along `dims` tied, for what needs these dimensions whole.
+
+    Where labels change along others too (the heads of attention), one of each of those stays or goes as a whole.
+    """
+    gone = varying(labels) & frozenset(dims)
+    if not gone:
+        return labels
+    ledger.tie_along(labels, gone, where)
+    kept = frozenset(range(labels.dim())) - gone
+    return _first_along_others(labels, kept).expand(labels.shape)
+
+
 def reshape(ledger: Ledger, labels: Tensor, shape: Sequence[int], where: str) -> Tensor:
-    """Return the labels of a view. A channel dimension that is split ties the blocks it is split into."""
+    """Return the labels of a view. A channel dimension that is split ties the blocks it is split into.
+
+    What channels there are along other dimensions then goes with them.
+    """
     if labels.numel() == 0 or math.prod(shape) != labels.numel():
         ledger.freeze(labels, f"a view with another number of elements in {where}")
         return none_like(shape)
@@ -52,6 +68,8 @@ def reshape(ledger: Ledger, labels: Tensor, shape: Sequence[int], where: str) ->
         touched = moving.intersection(left)
         if not touched or len(right) <= 1:
             continue
+        if len(left) == 1:
+            labels = collapsed(ledger, labels, moving - touched, where)
         vector = vector_along(labels, left[0]) if len(left) == 1 else None
         if vector is None:
             ledger.freeze(labels, f"a reshape in {where} that mixes channels with other dimensions")
@@ -102,6 +120,11 @@ def merge(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> Tensor:
     moving_a, moving_b = varying(wide_a), varying(wide_b)
     if not moving_a and not moving_b:
         return _merge_constant(ledger, wide_a, wide_b)
+    for one, moving, other in ((wide_a, moving_a, b), (wide_b, moving_b, a)):
+        fixed = _fixed_along(ledger, other, moving, len(shape))
+        if fixed is not None:
+            ledger.freeze(other, f"values in {where} that several channels share")
+            return collapsed(ledger, one, fixed, where)
     if not _spans(a, moving_b, len(shape)):
         return _broadcast(ledger, wide_b, a, moving_a, where)
     if not _spans(b, moving_a, len(shape)):
@@ -111,6 +134,17 @@ def merge(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> Tensor:
     ledger.unify(small_a, small_b, where)
     small = small_a if ids(small_a).all() else torch.where(small_a != 0, small_a, small_b)
     return small.expand(tuple(shape))
+
+
+def _fixed_along(ledger: Ledger, labels: Tensor, dims: frozenset[int], rank: int) -> frozenset[int] | None:
+    """Return those of `dims` along which values have a size of their own, though they are the same along others of
+    them: angles of rotary positions, for all heads. None for values that a layer has made, or that differ everywhere.
+    """
+    shift = rank - labels.dim()
+    own = frozenset(d for d in dims if d >= shift and labels.size(d - shift) > 1)
+    if own == dims or not (own or varying(labels)) or not ledger.is_given(labels):
+        return None
+    return own
 
 
 def _spans(labels: Tensor, dims: Iterable[int], rank: int) -> bool:

@@ -22,12 +22,28 @@ class Ledger:
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
     cuts: list[Ids] = field(default_factory=list)  # equal parts of a tensor, one a row: (parts, channels)
     splits: list[Ids] = field(default_factory=list)  # channels laid out along several dimensions by a view
+    given: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # labels of parameters that no layer has made: [from, to)
 
     def fresh(self, number: int) -> Tensor:
         """Return `number` labels that nobody has used, shape `(number,)`."""
         start = self.count
         self.count += number
         return torch.arange(start, self.count)
+
+    def fresh_given(self, number: int) -> Tensor:
+        """Return labels for the entries of a parameter that no layer has made: so far they are nobody's channels."""
+        self.given.append((self.count, self.count + number))
+        return self.fresh(number)
+
+    def is_given(self, labels: Tensor) -> bool:
+        """Return whether all labels are of parameters alone, or none at all."""
+        present = channels_in(labels)
+        owned = np.zeros(present.size, dtype=np.bool_)
+        for start, end in self.given:
+            owned |= (present >= start) & (present < end)
+        return bool(owned.all())
 
     def unify(self, a: Tensor, b: Tensor, where: str = "the model") -> None:
         """Note that the labels of `a` and `b`, equally shaped, name the same channels element by element.

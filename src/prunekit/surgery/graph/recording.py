@@ -222,6 +222,8 @@ class Recording:
     links: dict[str, Link] = field(default_factory=dict)
     selections: dict[str, Selection] = field(default_factory=dict)
     widths: dict[str, Tensor] = field(default_factory=dict)  # by module: the channels that it normalises
+    # by module, attribute and place in it: the channels that a number of the module's own counts
+    numbers: dict[str, dict[tuple[str, int | None], Tensor]] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
     @property

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
+from prunekit.surgery.editing.attributes import set_numbers, with_counts
 from prunekit.surgery.editing.editor import remove
 from prunekit.surgery.execution.sources import Source
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.groups import Classes
-from prunekit.surgery.graph.labels import channels_in, ids
+from prunekit.surgery.graph.labels import Mask, channels_in, ids
 from prunekit.surgery.graph.recording import Node, Recording
+from prunekit.surgery.tracing.counted import Address, lines_of, plain_numbers, ways_to_count
 from prunekit.surgery.tracing.follow import Follower, Step, steps_of
 from prunekit.surgery.tracing.runs import minds_training, record_training, training_run, twice
 
@@ -54,11 +56,17 @@ def freeze_fixed(recording: Recording, classes: Classes, graph: Graph, source: S
     prober, keeps = _Prober(recording, classes, graph, source), _thinned(graph)
     if not keeps:
         return False
-    found = prober.misfit(keeps)
+    modules, counted = dict(source.model.named_modules()), False
+    while (found := prober.misfit(keeps)) is not None:
+        _log.debug("step %s: %s", found.place, found.reason(found.node))
+        like = _Like(recording.passes[found.place[0]].nodes, modules, found.node)
+        if not prober.count(modules, like, keeps, found):
+            break
+        counted = True
+    if counted:
+        return True
     if found is None:
         return _training_matters(recording, source, prober, keeps)
-    _log.debug("step %s: %s", found.place, found.reason(found.node))
-    like = _Like(recording.passes[found.place[0]].nodes, dict(source.model.named_modules()), found.node)
     if prober.join_norms(like.everywhere(found.node), found):
         return True
     arriving = prober.groups_at([found.node], found)
@@ -102,6 +110,14 @@ class _Like:
         module, op, number = self._keys[node.index]
         keys = ((top + module.removeprefix(self._top), op, number) for top in self._tops)
         return [self._places[key] for key in keys if key in self._places]
+
+    def twins(self, node: Node, module: str) -> Iterator[tuple[Node, str]]:
+        """Yield a node and those like it, each with what is to it as `module` is to the first."""
+        yield node, module
+        if f"{module}.".startswith(f"{self._top}."):
+            for other in self.elsewhere(node):
+                top = other.module.removesuffix(node.module.removeprefix(self._top))
+                yield other, top + module.removeprefix(self._top)
 
     def everywhere(self, node: Node) -> list[Node]:
         """Return a node and those like it."""
@@ -156,10 +172,11 @@ class _Prober:
     def __init__(self, recording: Recording, classes: Classes, graph: Graph, source: Source) -> None:
         self._recording, self._classes, self._graph, self._source = recording, classes, graph, source
         self._subjects: dict[tuple[bool, bool], nn.Module] = {}
+        self._trial: dict[Address, Tensor] = {}
 
     def misfit(self, keeps: Keeps, until: Place | None = None) -> Misfit | None:
         """Return the first place in any pass, up to a given one, where the network departs from what was recorded."""
-        stays = self._graph.kept_classes(keeps)[self._classes.of_label]
+        stays = self._stays(keeps)
         for number, run in enumerate(self._recording.passes[: until[0] + 1 if until else None]):
             source, steps = Source(self._source.model, run.real), self._steps[number]
             follower = Follower(run, steps, stays, until[1] if until and until[0] == number else None)
@@ -180,7 +197,51 @@ class _Prober:
         key = source.real, training
         if key not in self._subjects:
             self._subjects[key] = source.subject(training)
-        return remove(self._subjects[key], self._graph, self._graph.kept_classes(keeps))
+        small = remove(self._subjects[key], self._graph, self._graph.kept_classes(keeps))
+        stays = self._stays(keeps)
+        numbers = {module: dict(own) for module, own in self._recording.numbers.items()}
+        for (module, name, place), labels in self._trial.items():
+            numbers.setdefault(module, {})[name, place] = labels
+        for module, own in numbers.items():
+            subject = small.get_submodule(module)
+            counts = {number: int(np.count_nonzero(stays[ids(labels)])) for number, labels in own.items()}
+            set_numbers(subject, with_counts(subject, counts))
+        return small
+
+    def _stays(self, keeps: Keeps) -> Mask:
+        """Return, for each label, whether it is left."""
+        return self._graph.kept_classes(keeps)[self._classes.of_label]
+
+    def count(self, modules: Mapping[str, nn.Module], like: _Like, keeps: Keeps, found: Misfit) -> bool:
+        """Find the numbers of modules that count what the network parts by; return whether there are any."""
+        known = self._recording.numbers
+        lines = self._lines(found.node, found)
+        for way in ways_to_count(modules, found.node.module, lines, self._stays(keeps)):
+            if any((name, place) in known.get(module, {}) for module, name, place in way):
+                continue
+            self._trial = {address: lines[i] for address, i in way.items()}
+            passes = not self.fails(keeps, found)
+            self._trial = {}
+            if passes:
+                for address, i in way.items():
+                    self._count_alike(modules, like, found, address, i)
+                return True
+        return False
+
+    def _count_alike(
+        self, modules: Mapping[str, nn.Module], like: _Like, found: Misfit, address: Address, i: int
+    ) -> None:
+        """Note that a number counts a line of results, and those of sibling modules the lines of theirs."""
+        module, name, place = address
+        for node, twin in like.twins(found.node, module):
+            lines = self._lines(node, found)
+            same = i < len(lines) and plain_numbers(modules[twin]).get((name, place)) == lines[i].numel()
+            if same:
+                self._recording.numbers.setdefault(twin, {}).setdefault((name, place), lines[i])
+
+    def _lines(self, node: Node, found: Misfit) -> list[Tensor]:
+        flow = self._recording.passes[found.place[0]].flow
+        return lines_of(self._recording, node, flow[node.index])
 
     def fails(self, keeps: Keeps, found: Misfit) -> bool:
         """Return whether a network of these widths gets no further than it got before."""

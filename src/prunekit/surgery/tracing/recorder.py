@@ -67,6 +67,7 @@ class Recorder(DispatchMode):
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []  # ids stay unique only while the tensors live
         self._next_value = 0
+        self._revealing: list[tuple[int, Tensor, str]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the op, then let its rule say what it did to the labels."""
@@ -195,7 +196,7 @@ class Recorder(DispatchMode):
         if channels is None or own is None:
             return none_like(tensor.shape)
         slot = self.recording.slots.get((view.name, own))
-        fresh = slot.labels if slot else self.ledger.fresh(tensor.size(channels))
+        fresh = slot.labels if slot else self.ledger.fresh_given(tensor.size(channels))
         vector = self.recording.slot(view.name, own, "along", fresh)
         return along(vector, channels, tensor.shape)
 
@@ -208,6 +209,19 @@ class Recorder(DispatchMode):
         """Give a result its labels."""
         assert labels.shape == tensor.shape, (labels.shape, tensor.shape)
         self._labels[id(tensor)] = labels
+
+    def freeze_if_read(self, result: Tensor, labels: Tensor, reason: str) -> None:
+        """Freeze channels whose number shows in a result, if something reads that: weights of attention, averaged over
+        its heads, are often made for nobody.
+        """
+        self._revealing.append((self.value(result), labels, reason))
+
+    def settle_results(self, complete: bool) -> None:
+        """Freeze what `freeze_if_read` was told of, once it is known which results are read."""
+        read = {value for node in self.recording.nodes for value in node.inputs} | self.recording.returned
+        for value, labels, reason in self._revealing:
+            if value in read or not complete:
+                self.ledger.freeze(labels, reason)
 
     def freeze_output(self, output: Any) -> None:
         """Freeze the channels of what the model returns: the caller reads them."""

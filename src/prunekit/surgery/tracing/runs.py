@@ -108,9 +108,14 @@ def run(recording: Recording, source: Source, example: Inputs, training: bool = 
     values = dict(source.model.named_buffers())
     with running(modules) as stack:
         recorder = Recorder(recording, tensors, custom.table(), elementwise.unknown, modules, stack, values)
-        with recorder:
-            output = source.run(subject, inputs)
+        try:
+            with recorder:
+                output = source.run(subject, inputs)
+        except Exception:
+            recorder.settle_results(complete=False)
+            raise
         recorder.freeze_output(output)
+        recorder.settle_results(complete=True)
         recorder.settle_links()
     recording.passes[-1].complete = True
 

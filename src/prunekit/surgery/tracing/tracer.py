@@ -114,6 +114,10 @@ def _build(recording: Recording, classes: Classes) -> Graph:
         },
         normalised=_normalised(first, classes),
         widths={module: classes.of_label[ids(labels)] for module, labels in recording.widths.items()},
+        numbers={
+            module: {name: classes.of_label[ids(labels)] for name, labels in numbers.items()}
+            for module, numbers in recording.numbers.items()
+        },
         draws=_draws(first, classes),
         returned=frozenset(first.returned),
         shapes=recording.shapes,

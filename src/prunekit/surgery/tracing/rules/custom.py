@@ -15,9 +15,9 @@ from prunekit.errors import InputError, unknown_name
 from prunekit.surgery.graph import labels as lb
 from prunekit.surgery.graph.recording import Call
 from prunekit.surgery.tracing.recorder import Recorder, Rule
-from prunekit.surgery.tracing.rules import elementwise, layers, views
+from prunekit.surgery.tracing.rules import attention, elementwise, layers, views
 
-KNOWN: Mapping[str, Rule] = {**elementwise.TABLE, **views.TABLE, **layers.TABLE}
+KNOWN: Mapping[str, Rule] = {**elementwise.TABLE, **views.TABLE, **layers.TABLE, **attention.TABLE}
 _taught: dict[str, Rule] = {}
 
 

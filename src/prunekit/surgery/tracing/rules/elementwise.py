@@ -53,7 +53,8 @@ def pointwise(recorder: Recorder, call: Call) -> None:
 def labels_together(recorder: Recorder, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the labels of operands that meet place by place, their last dimensions aligned.
 
-    A parameter among them has its channels where the others have theirs, and none where these have positions.
+    A parameter among them has its channels where the others have theirs, and none where these have positions; none
+    either where it has one value for several of their channels: scales of one head that all heads share.
     """
     bare = [recorder.is_bare(tensor) for tensor in tensors]
     moving: set[int] = set()
@@ -68,7 +69,9 @@ def labels_together(recorder: Recorder, tensors: Sequence[Tensor]) -> list[Tenso
 
 def _labels_beside(recorder: Recorder, parameter: Tensor, moving: set[int]) -> Tensor:
     own = [d + parameter.dim() for d in sorted(moving) if -d <= parameter.dim() and parameter.size(d) > 1]
-    return recorder.labels(parameter, own[0]) if own else lb.none_like(parameter.shape)
+    if len(own) == len(moving) or own == [d + parameter.dim() for d in sorted(moving)][:1]:
+        return recorder.labels(parameter, own[0])
+    return lb.none_like(parameter.shape)
 
 
 def first_operand(recorder: Recorder, call: Call) -> None:
@@ -106,11 +109,11 @@ def reduction(recorder: Recorder, call: Call) -> None:
     """
     x = call.args[0]
     labels, result = recorder.labels(x), call.results[0]
-    dims = call.argument(1, "dim")
+    dims = call.argument(2, "dim") if call.op == "linalg_vector_norm" else call.argument(1, "dim")
     reduced = _dims(dims, x.dim())
     moving = lb.varying(labels)
     if moving and moving <= reduced:
-        freeze(recorder, call, labels, f"'{call.op}' across channels")
+        recorder.freeze_if_read(call.results[0], labels, f"'{call.op}' across channels in {call.where}")
         return no_labels(recorder, call)
     if reduced & moving:
         recorder.ledger.tie_along(labels, reduced & moving, call.where)
@@ -160,7 +163,10 @@ TABLE: dict[str, Rule] = {
         ),
         spatial,
     ),
-    **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "var", "var_mean", "std", "logsumexp"), reduction),
+    **dict.fromkeys(
+        ("mean", "sum", "amax", "amin", "max", "min", "var", "var_mean", "std", "logsumexp", "linalg_vector_norm"),
+        reduction,
+    ),
     **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod"), along_dimension),
     **dict.fromkeys(("empty", "arange", "zeros", "ones", "full", "scalar_tensor", "rand", "randn"), no_labels),
     **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full"), no_labels),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from prunekit.nn.channels import ChannelSelect
+from prunekit.surgery.graph import joining
 from prunekit.surgery.graph import labels as lb
 from prunekit.surgery.graph.recording import Call, Link, ParameterView, Selection
 from prunekit.surgery.ops import BATCH_NORMS
@@ -66,7 +68,10 @@ def _bias(recorder: Recorder, bias: Tensor | None, produced: Tensor) -> None:
     if bias is None:
         return
     view = recorder.parameter(bias)
-    if view is None:
+    computed = lb.none_like(bias.shape) if view is not None else recorder.labels(bias)
+    if view is None and bias.shape == produced.shape and bool((computed != 0).all()):
+        recorder.ledger.unify(produced, computed)
+    elif view is None:
         recorder.ledger.freeze(recorder.labels(bias), "a computed bias")
         recorder.ledger.freeze(produced, "a computed bias")
     else:
@@ -149,6 +154,9 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
     if not moving & set(range(x.dim() - len(normalised), x.dim())):
         recorder.set(call.results[0], labels)
         return _statistics(recorder, call)
+    if moving - {last} and len(normalised) == 1:  # within each head, with one scale for all
+        recorder.set(call.results[0], joining.collapsed(recorder.ledger, labels, {last}, call.where))
+        return _statistics(recorder, call)
     vector = recorder.channels(x, last, call.where)
     if len(normalised) != 1 or vector is None:
         return unknown(recorder, call)
@@ -181,6 +189,25 @@ def embedding(recorder: Recorder, call: Call) -> None:
     return recorder.set(result, lb.along(produced, result.dim() - 1, result.shape))
 
 
+def index(recorder: Recorder, call: Call) -> None:
+    """Apply `x[i, j]` with tensors of positions: biases looked up in a table, with a column for each head, say."""
+    x, places = call.args[0], call.args[1]
+    looked_up = [dim for dim, place in enumerate(places) if place is not None]
+    block = list(range(looked_up[0], looked_up[-1] + 1))
+    if looked_up != block or any(places[dim].dtype == torch.bool for dim in block):
+        return unknown(recorder, call)
+    rest = [dim for dim in range(x.dim()) if dim not in block and x.size(dim) > 1]
+    labels = recorder.labels(x, rest[-1]) if recorder.is_bare(x) and rest else recorder.labels(x)
+    if lb.varying(labels) & set(block):
+        return unknown(recorder, call)
+    result = call.results[0]
+    for dim in reversed(block):
+        labels = labels.narrow(dim, 0, 1).squeeze(dim)
+    for _ in range(result.dim() - labels.dim()):
+        labels = labels.unsqueeze(block[0])
+    return recorder.set(result, labels.expand(result.shape))
+
+
 def index_select(recorder: Recorder, call: Call) -> None:
     """Apply a fixed selection: along positions it keeps labels; along channels it is left to `ChannelSelect`."""
     x, dim = call.args[0], call.args[1] % call.args[0].dim()
@@ -210,5 +237,6 @@ TABLE: dict[str, Rule] = {
     "native_layer_norm": layer_norm,
     "native_group_norm": group_norm,
     "embedding": embedding,
+    "index": index,
     "index_select": index_select,
 }

@@ -109,6 +109,10 @@ def slice_(recorder: Recorder, call: Call) -> None:
     if dim not in lb.varying(labels):
         return recorder.set(result, labels.narrow(dim, 0, min(1, x.size(dim))).expand(result.shape))
     if step != 1:
+        labels = _whole(recorder, call, labels, dim)
+    if step != 1 and dim not in lb.varying(labels):
+        return recorder.set(result, labels.narrow(dim, 0, 1).expand(result.shape))
+    if step != 1:
         freeze(recorder, call, labels, "a strided slice of channels")
         return recorder.set(result, labels[(slice(None),) * dim + (slice(first, last, step),)])
     return recorder.set(result, _stretch(recorder, call, labels, dim, first, last))
@@ -116,8 +120,10 @@ def slice_(recorder: Recorder, call: Call) -> None:
 
 def _stretch(recorder: Recorder, call: Call, labels: Tensor, dim: int, start: int, end: int) -> Tensor:
     """Return labels of `[start, end)` along `dim`. Right only if the code halves (thirds, ...) whatever it is given."""
-    part = labels.narrow(dim, start, max(end - start, 0))
     size, total = end - start, labels.size(dim)
+    if dim in lb.varying(labels) and size != total:
+        labels = _whole(recorder, call, labels, dim)
+    part = labels.narrow(dim, start, max(size, 0))
     if dim not in lb.varying(labels) or size == total:
         return part
     vector = lb.vector_along(labels, dim)
@@ -128,11 +134,16 @@ def _stretch(recorder: Recorder, call: Call, labels: Tensor, dim: int, start: in
     return part
 
 
+def _whole(recorder: Recorder, call: Call, labels: Tensor, dim: int) -> Tensor:
+    """Return the labels with `dim` left whole if channels lie along others too: one of several heads, say."""
+    return joining.collapsed(recorder.ledger, labels, {dim}, call.where) if lb.varying(labels) - {dim} else labels
+
+
 def select(recorder: Recorder, call: Call) -> None:
     """Select one index of a dimension: fine along positions, a fixed channel otherwise."""
     x = call.args[0]
     dim = call.argument(1, "dim", 0) % x.dim()
-    labels = recorder.labels(x)
+    labels = _whole(recorder, call, recorder.labels(x), dim)
     if dim in lb.varying(labels):
         freeze(recorder, call, labels, "a channel picked by its number")
     position = call.argument(2, "index", 0) % x.size(dim)
@@ -150,7 +161,7 @@ def restride(recorder: Recorder, call: Call) -> None:
 def unbind(recorder: Recorder, call: Call) -> None:
     """Pass labels on to all indices of a dimension as separate tensors."""
     dim = call.argument(1, "dim", 0) % call.args[0].dim()
-    labels = recorder.labels(call.args[0])
+    labels = _whole(recorder, call, recorder.labels(call.args[0]), dim)
     if dim in lb.varying(labels):
         freeze(recorder, call, labels, "channels taken apart by number")
     for position, result in enumerate(call.results):
