@@ -502,6 +502,18 @@ def test_sensitivity_is_the_accuracy_without_the_smallest_filters(network: Path)
     assert found["features.3"].accuracy[0] == accuracy(small, images).accuracy
 
 
+def test_inspect_shows_what_layers_are_worth_when_restored(network: Path, here: Path, capsys: Capture) -> None:
+    given = ["inspect", str(network), "--sensitivity", "--data", "digits", "--images", "100", "--ratios", ".5,.75"]
+    plain = document(capsys, *given)["sensitivity"]["groups"]
+    restored = document(capsys, *given, "--restored", "--html", "i.html")["sensitivity"]["groups"]
+    assert all(group["loss"] is None for group in plain)
+    assert all(0 < half < most for half, most in (group["loss"] for group in restored))
+    assert sum(sum(group["accuracy"]) for group in restored) > sum(sum(group["accuracy"]) for group in plain)
+    assert "lost −75%" in opened(here / "i.html")
+    assert run([*given, "--restored"]) == 0
+    assert "lost −75%" in capsys.readouterr().out
+
+
 def test_inspect_shows_sensitivity_and_widths_before(network: Path, here: Path, capsys: Capture) -> None:
     assert run(["merge", str(network), "--ratio", ".5", "--widths", "uniform", "-o", "small.pt"]) == 0
     given = ["inspect", "small.pt", "--sensitivity", "--data", "digits", "--images", "100", "--ratios", ".5"]
@@ -522,6 +534,7 @@ def test_inspect_shows_sensitivity_and_widths_before(network: Path, here: Path, 
     [
         (["--sensitivity"], "needs images"),
         (["--data", "digits"], "is for --sensitivity"),
+        (["--restored"], "is for --sensitivity"),
         (["--sensitivity", "--data", "digits", "--ratios", "2"], "between 0 and 1"),
         (["--sensitivity", "--data", "digits", "--images", "0"], "--images must be at least 1"),
     ],

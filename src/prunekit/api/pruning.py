@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
@@ -40,6 +41,7 @@ def prune(
     *,
     images: Images | LabelledImages | None = None,
     examples: Iterable[Any] = (),
+    graph: Graph | None = None,
     on_progress: Progress | None = None,
     **settings: Any,
 ) -> Pruned:
@@ -59,6 +61,8 @@ def prune(
             for `taylor` and other methods that read labels, batches of images and their labels `(N,)`.
         examples: Further inputs, for what `x` does not reach (see `inspect`). Parts of the network that none of them
             reaches are named in a warning and in the plan's notes, as `never_ran`.
+        graph: What an earlier call read of the same network with the same inputs, `Pruned.graph`: it is not traced
+            again, and losses that were measured for one budget serve the next. Weights must not have changed since.
         on_progress: Called with how much is done and how much there is in all; each part of the work counts from the
             start. `report_progress` tells what is being done as well.
         **settings: The fields of the method's `Config`, such as `ratio`.
@@ -88,22 +92,23 @@ def prune(
         subject = Subject.of(model)
         example, further = example_input(subject.plain, x), plain_examples(examples)
 
-        def read(**care: bool) -> Pruned:
-            graph = surgery.trace(subject.plain, example, examples=further, **care)
-            timed = None if config.target_latency is None else Timed.of(subject, graph, example, config)
-            plan = method.plan(subject.plain, graph, timed.planned_by(config) if timed else config, read_from)
-            return _applied(name, plan.made_on(graph.example_shapes), subject, graph, config, started, timed)
+        def read(care: Mapping[str, bool], known: Graph | None = None) -> Pruned:
+            found = known or surgery.trace(subject.plain, example, examples=further, **care)
+            timed = None if config.target_latency is None else Timed.of(subject, found, example, config)
+            plan = method.plan(subject.plain, found, timed.planned_by(config) if timed else config, read_from)
+            return _applied(name, plan.made_on(found.example_shapes), subject, found, config, started, timed)
 
-        pruned = _first_proven(read, _READINGS[0 if images is None else 1 :])
+        readings = [partial(read, care) for care in _READINGS[0 if images is None else 1 :]]
+        pruned = _first_proven([partial(read, {}, graph), *readings] if graph else readings)
     warn_of_unseen(pruned.graph)
     return pruned
 
 
-def _first_proven(read: Callable[..., Pruned], readings: Sequence[Mapping[str, bool]]) -> Pruned:
-    for care in readings[:-1]:
+def _first_proven(readings: Sequence[Callable[[], Pruned]]) -> Pruned:
+    for read in readings[:-1]:
         with contextlib.suppress(SurgeryError):
-            return read(**care)
-    return read(**readings[-1])
+            return read()
+    return readings[-1]()
 
 
 def _applied(
@@ -257,7 +262,7 @@ def merge(
     min_channels: int = 1,
     criterion: Literal["l1-norm", "l2-norm", "l2-GM", "pivot"] | None = None,
     restore: str | None = None,
-    widths: Literal["uniform", "loss"] | None = None,
+    widths: Literal["uniform", "loss", "measured"] | None = None,
     scope: Literal["inner", "all"] = "inner",
     refit_bn: bool = False,
     seed: int = 0,
@@ -295,7 +300,9 @@ def merge(
             without images); `synthetic` refits to images made from the network itself; `calibrate` refits to `images`
             (the default where there are some); `none` only prunes.
         widths: `uniform` takes the same share of every layer; `loss` takes most where least is lost, within the
-            parameters and MACs of the same uniform ratio. By default `uniform` for `paper` and `none`, else `loss`.
+            parameters and MACs of the same uniform ratio; `measured` likewise, by what the network's outputs lose with
+            each layer narrowed and refitted alone, which takes images and longer. By default `uniform` for `paper` and
+            `none`, else `loss`.
         scope: `inner` narrows only layers that can be made up for; `all` also residual streams and the rest.
         refit_bn: Estimate batch-norm statistics anew on the images, given or made.
         seed: Seed of everything random, such as the images that `synthetic` makes.

@@ -10,7 +10,7 @@ the pruned one's is refitted when its input has arrived.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ def calibrate(
     rows: int = ROWS,
     memory: str | int = MEMORY,
     seed: int = 0,
+    layers: Container[str] | None = None,
 ) -> Plan:
     """Return `plan` with refits for the layers whose inputs it changes; they start from its removals and folds.
 
@@ -45,8 +46,8 @@ def calibrate(
     wait for one another at each layer and there hold up to `memory`, bytes or a size such as `2GiB`; where that is too
     little for all of them, the first layers see fewer (`prunekit.restoration.frontier`). Besides, for one layer at a
     time, up to `rows` vectors of its input and output are held, and the square of its fan-in, or of `rows` if that is
-    smaller. `notes["calibration"]` tells the number of images and of refitted layers, and which layers were left, and
-    why. The same images, seed, machine and number of threads give the same bits.
+    smaller. With `layers` no others are refitted. `notes["calibration"]` tells the number of images and of refitted
+    layers, and which were left, and why. The same images, seed, machine and number of threads give the same bits.
 
     Raises:
         InputError: images that do not suit the network, or none.
@@ -54,6 +55,7 @@ def calibrate(
     with torch.no_grad():
         batch = gather(images, model, graph)
         sites, left = find_sites(model, graph, plan)
+        sites = [site for site in sites if layers is None or site.layer in layers]
         small = edit(model, plan, graph)
         frontier = Frontier(copied(model).eval(), small.eval(), graph, sites, batch, read_memory(memory))
         found = refit_in_order(frontier, small, sites, rows=rows, ridge=ridge, seed=seed)

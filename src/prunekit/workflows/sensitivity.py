@@ -1,7 +1,9 @@
 """Sensitivity of each channel group: the accuracy lost when it alone is pruned.
 
 After Li et al., "Pruning Filters for Efficient ConvNets" (ICLR 2017), figure 2: the channels with the smallest filters
-(L1 norm) are removed within one group at a time, nothing is restored, and the network is measured.
+(L1 norm) are removed within one group at a time, nothing is restored, and the network is measured. With images to
+restore from it is what `merge` goes by instead (`--widths measured`): the channels that explain most of what the next
+layers read stay, these layers are refitted, and what the outputs lose is measured too.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from prunekit import surgery
@@ -17,9 +20,13 @@ from prunekit.data import ImageSet
 from prunekit.errors import InputError
 from prunekit.evaluation.score import accuracy
 from prunekit.methods.baselines.scores import filter_norms
+from prunekit.methods.merge.selection import pivoted
 from prunekit.methods.ranking import keep_after, removal_order
 from prunekit.plan import Keep, Plan
 from prunekit.progress import Progress, counter, report_progress
+from prunekit.restoration.images import Images, gather
+from prunekit.restoration.narrowed_alone import NarrowedAlone
+from prunekit.restoration.second_moments import measure
 from prunekit.surgery import ChannelGroup, Graph
 
 RATIOS = (0.25, 0.5, 0.75)
@@ -28,6 +35,8 @@ RATIOS = (0.25, 0.5, 0.75)
 @dataclass(frozen=True)
 class GroupSensitivity:
     """One group: for each ratio, the number of channels removed and the remaining accuracy (0 to 1).
+
+    Where it was refitted, `loss` is the error of the network's outputs for each ratio, as a share of their variance.
 
     Examples:
         >>> import prunekit as pk
@@ -40,6 +49,7 @@ class GroupSensitivity:
     ratios: tuple[float, ...]
     removed: tuple[int, ...]
     accuracy: tuple[float, ...]
+    loss: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -52,6 +62,7 @@ def sensitivity(
     images: ImageSet,
     ratios: Sequence[float] = RATIOS,
     *,
+    restore_from: Images | None = None,
     batch_size: int = 256,
     on_group: Progress | None = None,
 ) -> list[GroupSensitivity]:
@@ -62,6 +73,8 @@ def sensitivity(
         graph: The graph that `trace` read from it.
         images: Labelled images to measure on.
         ratios: Shares of a group to remove, between 0 and 1.
+        restore_from: Unlabelled, normalised images `(N, C, H, W)`, or batches of them, to which what reads the group is
+            refitted before it is measured; None restores nothing.
         batch_size: Images per forward pass.
         on_group: Called after each group with the groups done and the groups in all.
 
@@ -69,7 +82,7 @@ def sensitivity(
         For each group, for each ratio, how many channels went, and the accuracy that was left.
 
     Raises:
-        InputError: A ratio is out of range, or nothing can be pruned.
+        InputError: A ratio is out of range, nothing can be pruned, or images that do not suit the network.
 
     Examples:
         >>> import prunekit as pk
@@ -84,22 +97,54 @@ def sensitivity(
     groups = [group for group in graph.groups if len(group.free) > 1]
     if not groups:
         raise InputError("no channels of this model can be removed", hint="prunekit inspect says why")
+    cut = _Plainly(model, graph) if restore_from is None else _Refitted(model, graph, groups, restore_from)
     found, count = [], on_group or counter("pruning one group at a time")
     for number, group in enumerate(groups, start=1):
-        left = [_pruned_accuracy(model, graph, group, ratio, images, batch_size) for ratio in ratios]
-        removed, accuracies = zip(*left, strict=True)
-        found.append(GroupSensitivity(group.name, group.size, tuple(ratios), removed, accuracies))
+        measured = [_measured(cut, group, ratio, images, batch_size) for ratio in ratios]
+        removed, accuracies, losses = zip(*measured, strict=True)
+        loss = None if restore_from is None else losses
+        found.append(GroupSensitivity(group.name, group.size, tuple(ratios), removed, accuracies, loss))
         count(number, len(groups))
     return found
 
 
-def _pruned_accuracy(
-    model: nn.Module, graph: Graph, group: ChannelGroup, ratio: float, images: ImageSet, batch_size: int
-) -> tuple[int, float]:
-    """Return the number of channels removed from the group, and the accuracy without them."""
-    removal = removal_order([group], {group.name: filter_norms(model, group)}, 1)
-    count = min(int(ratio * group.size), len(removal.order))
-    keeps = keep_after([group], removal, count)
-    small = surgery.edit(model, Plan(Keep(name, index) for name, index in keeps.items()), graph)
+def _measured(
+    cut: _Plainly | _Refitted, group: ChannelGroup, ratio: float, images: ImageSet, batch_size: int
+) -> tuple[int, float, float]:
+    """Return the number of channels removed from the group, the accuracy without them, and the loss of the outputs."""
     with report_progress(None):  # groups are counted
-        return count, accuracy(small.eval(), images, batch_size=batch_size).accuracy
+        count, small, loss = cut(group, int(ratio * group.size))
+        return count, accuracy(small, images, batch_size=batch_size).accuracy, loss
+
+
+class _Plainly:
+    """Networks that lack the smallest filters of a group."""
+
+    def __init__(self, model: nn.Module, graph: Graph) -> None:
+        self._model, self._graph = model, graph
+
+    def __call__(self, group: ChannelGroup, count: int) -> tuple[int, nn.Module, float]:
+        """Return how many channels can go, the network without them, and no loss."""
+        removal = removal_order([group], {group.name: filter_norms(self._model, group)}, 1)
+        count = min(count, len(removal.order))
+        keeps = keep_after([group], removal, count)
+        small = surgery.edit(self._model, Plan(Keep(name, index) for name, index in keeps.items()), self._graph)
+        return count, small.eval(), 0.0
+
+
+class _Refitted:
+    """Networks of which a group keeps the channels that explain most, and what reads it is refitted."""
+
+    def __init__(self, model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], images: Images) -> None:
+        batch = gather(images, model, graph)
+        self._model, self._alone = model, NarrowedAlone(model, graph, batch)
+        self._readings = measure(model, graph, groups, batch)
+
+    def __call__(self, group: ChannelGroup, count: int) -> tuple[int, nn.Module, float]:
+        """Return how many channels can go, the network without them, and what its outputs lose."""
+        reading = self._readings.get(group.name)
+        order = pivoted(reading)[0] if reading else np.argsort(-filter_norms(self._model, group), kind="stable")
+        gone = [int(unit) for unit in order[::-1] if unit not in group.frozen][: min(count, group.size - 1)]
+        kept = sorted(set(range(group.size)).difference(gone))
+        small = self._alone.network(group, kept)
+        return len(gone), small, self._alone.loss(small)

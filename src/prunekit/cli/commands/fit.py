@@ -50,7 +50,8 @@ Methods = Annotated[
         "--methods",
         "--method",
         metavar="NAME[:RESTORATION][:KEY=VALUE,...],...",
-        help="Ways to compare, each perhaps with a way of restoring or other settings (the default: merge,slim).",
+        help="Ways to compare, each perhaps with a way of restoring or other settings (the default: "
+        "merge:widths=measured,slim).",
     ),
 ]
 

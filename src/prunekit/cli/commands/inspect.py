@@ -16,7 +16,7 @@ from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from prunekit.api import Inspection
     from prunekit.surgery import ChannelGroup, Cost
@@ -36,6 +36,10 @@ class InspectOptions:
     sensitivity: bool = option(
         False, help="Measure how much accuracy each channel group costs when it alone is pruned (needs --data)."
     )
+    restored: bool = option(
+        False,
+        help="Refit what reads the group first, to 256 training images, and measure what the outputs lose as well.",
+    )
     ratios: tuple[float, ...] = option((0.25, 0.5, 0.75), help="Shares of a group to remove for that.")
     images: int = option(1000, metavar="COUNT", help="Images to measure that on, evenly chosen from the test images.")
 
@@ -46,6 +50,8 @@ class InspectOptions:
             raise InputError("--sensitivity needs images", hint="say which with --data")
         if data.data is not None and not self.sensitivity:
             raise InputError("--data is for --sensitivity", hint="prunekit eval measures the accuracy")
+        if self.restored and not self.sensitivity:
+            raise InputError("--restored is for --sensitivity", hint="add --sensitivity and --data")
         if self.images < 1:
             raise InputError(f"--images must be at least 1, not {self.images}")
 
@@ -156,9 +162,19 @@ def _sensitivity(
 
     images = data.open(output, "test", spec_of(network), reading)
     chosen = images.sample(min(options.images, len(images)), seed=0)
-    groups = sensitivity(network, found.graph, chosen, options.ratios)
+    source = _to_restore_from(output, network, data, reading) if options.restored else None
+    groups = sensitivity(network, found.graph, chosen, options.ratios, restore_from=source)
     whole = accuracy(network, chosen).accuracy
     return {"accuracy": whole, "images": len(chosen), "groups": [group.to_json() for group in groups]}
+
+
+def _to_restore_from(output: Output, network: nn.Module, data: DataOptions, reading: ReadingOptions) -> Tensor:
+    """Return training images, without their labels."""
+    from prunekit.restoration.narrowed_alone import IMAGES
+
+    train = data.open(output, "train", spec_of(network), reading)
+    images, _ = next(train.sample(min(IMAGES, len(train)), seed=0).batches(IMAGES))
+    return images
 
 
 def _modules(members: Any) -> list[str]:
@@ -172,6 +188,7 @@ COMMAND = Command(
         "prunekit inspect weights.pth --arch resnet20_cifar",
         "prunekit inspect torchvision:resnet50 --html resnet50.html",
         "prunekit inspect model.pt --sensitivity --data digits",
+        "prunekit inspect model.pt --sensitivity --restored --data digits --ratios .5,.75",
         "prunekit inspect model.pt --json | jq '.groups[] | select(.removable == 0)'",
     ),
     {"options": "Looking closer", "data": DATA, "reading": READING},

@@ -32,8 +32,9 @@ class MergeConfig(Config):
     widths: str | None = option(
         None,
         help="'uniform' takes the same share of every layer; 'loss' takes most where least is lost, within the "
-        "parameters and MACs of the same uniform ratio. Default: uniform for paper and none, else loss.",
-        choices=("uniform", "loss"),
+        "parameters and MACs of the same uniform ratio; 'measured' likewise, by what the outputs lose with each layer "
+        "narrowed and refitted alone (slower; needs images). Default: uniform for paper and none, else loss.",
+        choices=("uniform", "loss", "measured"),
     )
     scope: str = option(
         "inner",

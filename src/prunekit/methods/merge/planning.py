@@ -12,7 +12,9 @@ from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.methods.merge.candidates import Candidate, candidates
-from prunekit.methods.merge.widths import Kept, choose, rank, shortfall
+from prunekit.methods.merge.measuring import measured
+from prunekit.methods.merge.ranked import rank, with_losses
+from prunekit.methods.merge.widths import Kept, choose, shortfall
 from prunekit.plan import Keep, Plan
 from prunekit.restoration import registry
 from prunekit.restoration.base import Evidence, Restoration
@@ -162,12 +164,14 @@ def _select(
     model, images = evidence.model, evidence.images
     usual, widths = _CHOICE.get(way, ("l2-norm" if images is None else "pivot", "loss"))
     widths = config.widths or ("uniform" if isinstance(config.ratio, dict) else widths)
-    judged = (config.criterion or usual) == "pivot" or widths == "loss"
+    if widths == "measured" and images is None:
+        raise InputError("--widths measured runs the network on images", hint="name some with --data")
+    judged = (config.criterion or usual) == "pivot" or widths != "uniform"
     readings: dict[str, Reading] = {}
     if judged or (config.criterion is None and way == "moments"):
         groups = [layer.group for layer in layers]
         readings = modelled(model, graph, groups) if images is None else measure(model, graph, groups, images)
-    if judged and not readings:
+    if judged and not readings and widths != "measured":
         asked = config.criterion == "pivot" or config.widths == "loss"
         if asked or (images is None and way in _CHOICE and all(layer.reason for layer in layers)):
             raise InputError(
@@ -178,5 +182,9 @@ def _select(
             )
         usual, widths = "l2-norm", "uniform"
     ranked = rank(layers, config.criterion, usual, readings)
-    kept = choose(graph, ranked, config, readings if widths == "loss" else {}, further)
+    if widths != "uniform":
+        ranked = with_losses(ranked, readings)
+    if widths == "measured" and images is not None:
+        ranked = measured(model, graph, ranked, images)
+    kept = choose(graph, ranked, config, widths != "uniform", further)
     return kept, {"criterion": " and ".join(dict.fromkeys(one.criterion for one in ranked)), "widths": widths}

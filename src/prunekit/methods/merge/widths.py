@@ -1,4 +1,4 @@
-"""The filters that stay in each layer: an order by some criterion, and how many of it, the same share or by loss."""
+"""The filters that stay in each layer: how many of its units in order, the same share of all layers or by loss."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
 from prunekit.methods.goal import LatencyGoal
-from prunekit.methods.merge.candidates import Candidate
-from prunekit.methods.merge.selection import losses, pivoted, removals
+from prunekit.methods.merge.ranked import Ranked
+from prunekit.methods.merge.selection import removals
 from prunekit.methods.ranking import fill_blocks, round_widths
 from prunekit.methods.search import Search, steps_by_meter, steps_within
 from prunekit.progress import counter
-from prunekit.restoration.second_moments import Reading
 from prunekit.surgery import Cost, Graph, predict
 from prunekit.surgery.graph.labels import Mask
 
@@ -29,76 +27,26 @@ if TYPE_CHECKING:
     from prunekit.methods.merge.config import MergeConfig
 
 Kept = dict[str, list[int]]
-# The least that widths by loss leave of a layer, for readings are not to be trusted all the way: of measured ones as a
-# share of the layer, of modelled ones as a share of what the same ratio of every layer would leave.
-_LEAST_MEASURED, _LEAST_MODELLED = 1 / 8, 1 / 2
+# The least that widths by a foreseen loss leave of a layer, for readings are not to be trusted all the way: as a share
+# of the layer, and of modelled ones as a share of what the same ratio of every layer would leave.
+_LEAST_READ, _LEAST_MODELLED = 1 / 8, 1 / 2
 _LEAST_COST = 1e-9  # the share of the whole that one unit saves where a clock sees no difference
 # By what part savings are counted in MACs, the rest in parameters, where both are limited.
 _MIXES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A layer, its units from the best to the worst, and what it loses with the first `n` of them, if that is known."""
-
-    layer: Candidate
-    criterion: str
-    order: NDArray[np.int64]
-    curve: NDArray[np.float64] | None = None
-
-    @property
-    def name(self) -> str:
-        """The group's name."""
-        return self.layer.group.name
-
-    def best(self, number: int) -> list[int]:
-        """Return the best units, ascending."""
-        return sorted(int(unit) for unit in self.order[:number])
-
-
-def rank(
-    layers: Sequence[Candidate], criterion: str | None, usual: str, readings: Mapping[str, Reading]
-) -> list[Ranked]:
-    """Return each layer's units by the criterion; by `l2-norm` where `pivot` has no reading of them.
-
-    Where `criterion` is None it is the `usual` one, and `pivot` for layers that read what a norm hands on.
-    """
-    ranked, count = list[Ranked](), counter("ranking filters")
-    for done, layer in enumerate(layers):
-        count(done, len(layers))
-        reading = readings.get(layer.group.name)
-        own = criterion or ("pivot" if reading is not None and reading.in_front else usual)
-        if own == "pivot" and reading is not None:
-            ranked.append(Ranked(layer, own, *pivoted(reading)))
-        else:
-            own = "l2-norm" if own == "pivot" else own
-            ranked.append(Ranked(layer, own, np.argsort(-importance(layer.weight, own), kind="stable")))
-    return ranked
-
-
-def importance(weight: Tensor, criterion: str) -> NDArray[np.float64]:
-    """Return a score for each filter, `(C,)`: `l1-norm`, `l2-norm`, or `l2-GM`, the sum of distances to all filters."""
-    flat = weight.flatten(1).double().cpu()
-    if criterion == "l2-GM":
-        scores = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
-    else:
-        scores = flat.norm(p=1 if criterion == "l1-norm" else 2, dim=1)
-    result: NDArray[np.float64] = scores.numpy()
-    return result
 
 
 def choose(
     graph: Graph,
     ranked: Sequence[Ranked],
     config: MergeConfig,
-    readings: Mapping[str, Reading],
+    by_loss: bool,
     further: Callable[[], str | None],
 ) -> Kept:
     """Return the kept units of every layer that loses some.
 
-    With `readings`, widths follow the loss that they predict, within the parameters and MACs that the same ratio of
-    every layer would leave; without, every layer loses the same share. `further` tells what to do where a target is
-    out of reach.
+    Where widths go `by_loss` that is the least loss within the parameters and MACs that the same ratio of every layer
+    would leave; else, and where no losses are known, every layer loses the same share. `further` tells what to do where
+    a target is out of reach.
 
     Raises:
         InputError: a budget that cannot be met, or a layer that cannot be narrowed.
@@ -106,10 +54,10 @@ def choose(
     if isinstance(config.ratio, dict):
         return _rounded(ranked, _by_group(graph, ranked, config), config)
     budget = read_budget(config, predict(graph, graph.kept_classes({})))
-    if not readings:
+    if not by_loss or all(one.curve is None for one in ranked):
         return _uniform(graph, ranked, config, budget, partial(steps_within, further=further))
     uniform = _uniform(graph, ranked, config, budget, partial(steps_by_meter, further=further))
-    start = _descent(ranked, config, readings, uniform)
+    start = _descent(ranked, config, uniform)
     if budget.kind == "ratio":
         return _within_both(graph, start, uniform)
     way = start.by(_unit_costs(graph, start.known, lambda kept: budget.spent(graph, kept)))
@@ -208,17 +156,19 @@ class _Descent:
         return np.bincount(np.array(self.order[:count], dtype=np.int64), minlength=len(self.known))
 
 
-def _descent(ranked: Sequence[Ranked], config: MergeConfig, readings: Mapping[str, Reading], uniform: Kept) -> _Descent:
+def _descent(ranked: Sequence[Ranked], config: MergeConfig, uniform: Kept) -> _Descent:
     def least(one: Ranked) -> int:
+        if one.source == "measured":
+            return config.min_channels
         size = one.layer.group.size
         equal = len(uniform.get(one.name, range(size)))
-        share = _LEAST_MODELLED * equal if readings[one.name].modelled else min(_LEAST_MEASURED * size, equal)
+        share = _LEAST_MODELLED * equal if one.source == "modelled" else min(_LEAST_READ * size, equal)
         return max(config.min_channels, math.ceil(share))
 
-    known = [one for one in ranked if one.name in readings]
-    curves = [losses(readings[one.name], one.order) if one.curve is None else one.curve for one in known]
-    others = {name: units for name, units in uniform.items() if name not in readings}
-    return _Descent(known, others, curves, config, [least(one) for one in known])
+    known = [(one, one.curve) for one in ranked if one.curve is not None]
+    others = {one.name: uniform[one.name] for one in ranked if one.curve is None and one.name in uniform}
+    layers = [one for one, _ in known]
+    return _Descent(layers, others, [curve for _, curve in known], config, [least(one) for one in layers])
 
 
 def _unit_costs(graph: Graph, ranked: Sequence[Ranked], spent: Callable[[Mask], float]) -> NDArray[np.float64]:

@@ -85,18 +85,25 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> str:
     return page.table(["group", "made by", "read by", "why not", "channels", "removable"], rows, left=4)
 
 
+_RESTORED = (
+    "prunes one group alone, and refits what reads it to training images. Lost is the error of the network's outputs, "
+    "as a share of their variance."
+)
+
+
 def _sensitivity(found: Mapping[str, Any]) -> list[str]:
     """Return a row per group: the accuracy left when it alone loses channels, with a bar for the largest loss."""
     groups, whole = found["groups"], found["accuracy"]
-    ratios = groups[0]["ratios"]
+    ratios, restored = groups[0]["ratios"], groups[0]["loss"] is not None
     rows = []
     for group in groups:
         left = min(group["accuracy"])
         bar = page.bar(numbers.percent(left), 1.0, left / max(whole, left, 1e-9))
-        rows.append((group["group"], bar, str(group["channels"]), *(numbers.percent(a) for a in group["accuracy"])))
-    text = (
-        f"{numbers.percent(whole)} on {numbers.counted(found['images'], 'image')} with all channels. Each row "
-        "prunes one group alone, smallest filters first, and restores nothing."
+        figures = [*map(numbers.percent, group["accuracy"]), *(f"{100 * lost:.2g} %" for lost in group["loss"] or ())]
+        rows.append((group["group"], bar, str(group["channels"]), *figures))
+    text = f"{numbers.percent(whole)} on {numbers.counted(found['images'], 'image')} with all channels. Each row " + (
+        _RESTORED if restored else "prunes one group alone, smallest filters first, and restores nothing."
     )
-    columns = ["group", "least left", "channels", *(f"−{ratio:.0%}" for ratio in ratios)]
+    lost = [f"lost −{ratio:.0%}" for ratio in ratios if restored]
+    columns = ["group", "least left", "channels", *(f"−{ratio:.0%}" for ratio in ratios), *lost]
     return [page.paragraph(text), page.table(columns, rows, raw=(1,))]

@@ -80,15 +80,28 @@ def _width(now: int, before: int | None) -> str:
 
 
 def _sensitivity(found: Mapping[str, Any]) -> Any:
-    """Return a table of the accuracy left when one group alone loses channels."""
+    """Return a table of the accuracy left when one group alone loses channels, and of what the outputs lose."""
     groups = found["groups"]
+    ratios = [f"−{ratio:.0%}" for ratio in groups[0]["ratios"]]
+    restored = groups[0]["loss"] is not None
     rows = [
-        (group["group"], str(group["channels"]), *(numbers.percent(left) for left in group["accuracy"]))
+        (
+            group["group"],
+            str(group["channels"]),
+            *(numbers.percent(left) for left in group["accuracy"]),
+            *(f"{100 * lost:.2g} %" for lost in group["loss"] or ()),
+        )
         for group in groups
     ]
-    columns = ["pruned alone", "channels", *(f"−{ratio:.0%}" for ratio in groups[0]["ratios"])]
+    columns = [
+        "pruned alone" + ", restored" * restored,
+        "channels",
+        *ratios,
+        *(f"lost {one}" for one in ratios * restored),
+    ]
     whole = f"{numbers.percent(found['accuracy'])} on {numbers.counted(found['images'], 'image')} with all channels"
-    return table(columns, rows, title=f"\nSensitivity: {whole}")
+    said = "; lost: error of the outputs, of their variance" * restored
+    return table(columns, rows, title=f"\nSensitivity: {whole}{said}")
 
 
 def _groups(groups: Sequence[Mapping[str, Any]]) -> Any:

@@ -24,6 +24,7 @@ from prunekit.evaluation.paired import images_needed
 from prunekit.evaluation.score import evaluate
 from prunekit.nn.gated import gated_layers
 from prunekit.restoration.images import Images, LabelledImages
+from prunekit.surgery import Graph
 from prunekit.training.events import Sink
 from prunekit.workflows.fitting.sizes import FIRST, next_share
 from prunekit.workflows.fitting.trials import Fitted, Trial, smallest
@@ -33,7 +34,7 @@ from prunekit.workflows.goals import DropGoal
 from prunekit.workflows.sweeps.making import Material
 from prunekit.workflows.sweeps.points import Variant
 
-WAYS = (Variant("merge"), Variant("slim"))
+WAYS = (Variant("merge", {"widths": "measured"}), Variant("slim"))
 """The ways that are tried where none is named."""
 
 OnTrial = Callable[[Trial, nn.Module | None], None]
@@ -154,6 +155,7 @@ class _Search:
         self._example = torch.zeros(1, *held_out.input_spec.shape)
         self._before = api.inspect(material.model, self._example).cost
         self._images: dict[str, Images | LabelledImages | None] = {}
+        self._graphs: dict[str, Graph] = {}  # traced once, and what is measured for one size serves the others
         self._best: tuple[nn.Module, api.Pruned | None] | None = None
         self.trials: list[Trial] = []
 
@@ -264,7 +266,10 @@ class _Search:
         if way.method not in self._images:
             self._images[way.method] = self._material.images_for(way.method, self._seed)
         images = self._images[way.method]
-        return api.prune(way.method, self._material.model, self._example, config, images=images)
+        graph = self._graphs.get(way.method)
+        pruned = api.prune(way.method, self._material.model, self._example, config, images=images, graph=graph)
+        self._graphs[way.method] = pruned.graph
+        return pruned
 
     def _scored(self, way: Variant, share: float, pruned: api.Pruned, epochs: int, started: float) -> Trial:
         found = evaluate(pruned.model, self._held_out, name=f"{way.label} at {share:.0%}")

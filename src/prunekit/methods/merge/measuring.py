@@ -1,0 +1,70 @@
+"""Curves of what each layer loses with its width, measured at a few widths by refitting and running the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prunekit.methods.merge.ranked import Ranked
+from prunekit.progress import counter
+from prunekit.restoration.narrowed_alone import IMAGES, NarrowedAlone
+from prunekit.surgery import Graph
+
+_SHARES = (1 / 2, 1 / 4, 0.0)  # of a layer's units; at least one stays
+_LEAST, _TINY = 1e-12, 1e-9
+
+Losses = dict[tuple[str, tuple[int, ...]], dict[int, float]]
+"""The losses by width, for a group and the order of its units."""
+
+
+def measured(model: nn.Module, graph: Graph, ranked: Sequence[Ranked], images: Tensor) -> list[Ranked]:
+    """Return the layers with what the network's outputs lose with the first `n` units of each.
+
+    It is measured at a few widths, and between them follows what is foreseen, or where nothing is, the units that are
+    gone. What was measured is kept with the graph, so that other budgets cost nothing more.
+    """
+    alone: NarrowedAlone | None = None
+    known = _known(graph, images)
+    found, count = list[Ranked](), counter("measuring losses")
+    for done, one in enumerate(ranked):
+        count(done, len(ranked))
+        size = len(one.order)
+        key = one.name, tuple(map(int, one.order))
+        if key not in known:
+            alone = alone or NarrowedAlone(model, graph, images)
+            widths = sorted({max(1, round(share * size)) for share in _SHARES} - {size})
+            known[key] = {n: alone.loss(alone.network(one.layer.group, one.best(n))) for n in widths}
+        foreseen = 1 - np.arange(size + 1) / size if one.curve is None else one.curve
+        found.append(replace(one, curve=through(foreseen, known[key]), source="measured"))
+    return found
+
+
+def through(foreseen: NDArray[np.float64], measured: Mapping[int, float]) -> NDArray[np.float64]:
+    """Return a falling curve through the `measured` losses by width, shaped as a `foreseen` one, both `(units + 1,)`.
+
+    Between two widths the loss is a power of the foreseen loss, past them in proportion to it.
+    """
+    at = np.log(np.maximum(foreseen, _LEAST)) - _TINY * np.arange(len(foreseen))  # which falls at each step
+    widths = sorted(measured, reverse=True)
+    x = at[widths]
+    y = np.maximum.accumulate(np.log(np.maximum([measured[width] for width in widths], _LEAST)))
+    beyond = np.minimum(at - x[0], 0.0) + np.maximum(at - x[-1], 0.0)
+    curve = np.exp(np.interp(at, x, y) + beyond)
+    curve[-1] = 0.0
+    falling: NDArray[np.float64] = np.minimum.accumulate(curve)
+    return falling
+
+
+def _known(graph: Graph, images: Tensor) -> Losses:
+    """Return what has been measured of a graph's network on these images."""
+    chosen, losses = images[:IMAGES], Losses()
+    last: tuple[Tensor, Losses] | None = graph.memo.get(measured)
+    if last is not None and torch.equal(last[0], chosen):
+        return last[1]
+    graph.memo[measured] = chosen.clone(), losses
+    return losses
