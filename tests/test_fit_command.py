@@ -85,10 +85,10 @@ def test_the_table_the_picture_and_the_page_show_what_was_tried(network: Path, c
     out, err = capsys.readouterr()
     assert out == "small.pt\n"
     assert "178 validation images decide, 355 test images report" in err
-    assert "merge to 70 % of the MACs" in err
+    assert "merge:widths=measured to 70 % of the MACs" in err
     assert "of 355 images that did not decide (at most" in err
     page = Path("fit.html").read_text(encoding="utf-8")
-    assert '<td class="t">merge to 70 % of the MACs</td>' in page
+    assert '<td class="t">merge:widths=measured to 70 % of the MACs</td>' in page
     assert '<td class="t">chosen</td>' in page
     assert Path("fit.png").stat().st_size > 1000
 
@@ -337,7 +337,7 @@ def test_the_chart_has_the_goal_the_frontier_and_the_choice(network: Path) -> No
     done = pk.fit(model, held.decide, pk.DropGoal(0.05, 0.9), train_set=train, calibration=64)
     chart = fit_chart(outcome(done, model, held, "net.pt", "digits"))
     names = [series.name for series in chart.series]
-    assert names == ["frontier", "merge", "slim", "chosen"]
+    assert names == ["frontier", "merge:widths=measured", "slim", "chosen"]
     assert done.original.accuracy is not None
     assert done.trial.cost is not None
     assert chart.references[0].value == pytest.approx(100 * (done.original.accuracy - 0.05))
