@@ -20,6 +20,7 @@ ROOMS = {
         *(
             "lazy",
             "errors",
+            "devices",
             "progress",
             "plugins",
             "spec",

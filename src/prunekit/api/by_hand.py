@@ -134,7 +134,7 @@ def restore(
     """
     found = _way(way, images is not None, settings)
     with at_work(model, x):
-        plain = surgery.materialised(surgery.unwrapped(model))
+        plain = Subject.of(model).plain
         if graph is None:
             graph = surgery.trace(plain, example_input(plain, x, plan), examples=plain_examples(examples))
         before = Plan(plan.operations, {key: said for key, said in plan.notes.items() if key != "plain"}, plan.example)
@@ -184,6 +184,6 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None, *, exa
         True
     """
     with at_work(model, x):
-        plain, candidate = (surgery.materialised(surgery.unwrapped(one)) for one in (model, small))
+        plain, candidate = (Subject.of(one).plain for one in (model, small))
         graph = surgery.trace(plain, example_input(plain, x, plan), examples=plain_examples(examples))
         return surgery.verify(plain, candidate, plan, graph)

@@ -13,6 +13,7 @@ from torch import nn
 
 from prunekit import surgery
 from prunekit.api.subject import example_input
+from prunekit.devices import check_whole
 from prunekit.spec import InputSpec, Origin, origin_of, remember, stated
 
 if TYPE_CHECKING:
@@ -159,5 +160,6 @@ def export(
     options = ExportOptions(
         opset=opset, fixed_batch=fixed_batch, fold_bn=fold_bn, tolerance=tolerance, min_agreement=min_agreement
     )
+    check_whole(model)
     model = surgery.materialised(surgery.unwrapped(model))
     return write(model, target, example_input(model, x), options=options, images=images, force=force)

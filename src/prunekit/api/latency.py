@@ -11,7 +11,8 @@ from torch import nn
 
 from prunekit import surgery
 from prunekit.api.subject import Subject, at_work, example_input
-from prunekit.evaluation.latency import device_of
+from prunekit.devices import device_of
+from prunekit.errors import InputError
 from prunekit.evaluation.timing import runners
 from prunekit.evaluation.timing.cache import layer_times
 from prunekit.evaluation.timing.conditions import Conditions, milliseconds
@@ -69,6 +70,11 @@ class Timed:
             InputError: The goal lies outside what the network takes, or the machine is too noisy.
         """
         read_latency(config.target_latency)
+        if subject.home != device_of(subject.plain) and config.latency_on != "onnx":
+            raise InputError(
+                f"a latency on '{subject.home}', which has no float64, cannot be a goal: networks are pruned elsewhere",
+                hint="give --target-macs, and measure what it gives",
+            )
         conditions = conditions_of(config, subject.plain)
         stopwatch = Stopwatch(subject.plain, example, conditions)
         amount = latency_within(config.target_latency, stopwatch.present)

@@ -13,25 +13,31 @@ import torch
 from torch import nn
 
 from prunekit import surgery
+from prunekit.devices import check_whole, device_of, has_double
 from prunekit.errors import InputError, PrunekitError, SurgeryError
 from prunekit.plan import Plan
 from prunekit.spec import origin_of
 from prunekit.surgery import Graph
+from prunekit.surgery.copying import copied
 from prunekit.surgery.editing.reparametrised import Result
 from prunekit.surgery.tracing.tracer import example_of
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, out of its wrappers, and the same one with plain weights where it computes them."""
+    """A network, out of its wrappers, and the same one with plain weights where it computes them.
+
+    Both are on the CPU where their own device, `home`, has no float64: what makes up for channels is computed in it.
+    """
 
     model: nn.Module
     plain: nn.Module
+    home: torch.device
 
     @classmethod
     def of(cls, model: nn.Module) -> Subject:
-        model = surgery.unwrapped(model)
-        return cls(model, surgery.materialised(model))
+        home, model = device_of(model), precise(surgery.unwrapped(model))
+        return cls(model, surgery.materialised(model), home)
 
     def proven(self, plan: Plan, graph: Graph) -> tuple[Result, float, float]:
         """Return the pruned network, the largest difference in its proof, and when that began."""
@@ -44,7 +50,14 @@ class Subject:
                 f"plain weights now, since their parametrisation does not hold for fewer channels: {names}",
                 stacklevel=4,
             )
+        result.model.to(self.home)
         return result, difference, edited
+
+
+def precise(model: nn.Module) -> nn.Module:
+    """Return the network, or a copy on the CPU where its device has no float64."""
+    device = device_of(model)
+    return model if device.type == "meta" or has_double(device) else copied(model).cpu()
 
 
 @contextlib.contextmanager
@@ -55,6 +68,7 @@ def at_work(model: nn.Module, x: Any) -> Iterator[None]:
     """
     from prunekit.programs.program import ExportedProgram
 
+    check_whole(model)
     try:
         with surgery.uncompiled(), torch.inference_mode(False):
             yield

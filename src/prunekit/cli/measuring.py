@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from prunekit.cli import gates
-from prunekit.cli.framework.options import DataOptions, ReadingOptions, choose_device, input_spec, option
+from prunekit.cli.framework.options import DataOptions, ReadingOptions, device_option, input_spec, option
 from prunekit.cli.models import STREAM, check_source, describe_source, read_model, spec_of, without_budget
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import RUNTIMES
@@ -42,7 +42,7 @@ class MeasureOptions:
     latency: bool = option(True, help="Measure the time of a forward pass.")
     latency_batch: int = option(1, help="Images in a timed pass.")
     threads: int | None = option(help="CPU threads during the timing.")
-    device: str | None = option(metavar="DEVICE", help="cpu, cuda, ...; a GPU where there is one.")
+    device: str | None = device_option()
 
     def check(self) -> None:
         """Raise `InputError` for counts below one."""
@@ -116,7 +116,7 @@ def _read(
     from prunekit.spec import Origin, origin_of, remember
 
     if not looks_like_onnx(source):
-        return read_model(source, reading)
+        return read_model(source, reading, options.device)
     with threads_limited(options.threads):  # a session keeps the number that it began with
         model = read_onnx(source)
     origin = origin_of(model) or Origin("")
@@ -162,7 +162,7 @@ def measure(
     common: dict[str, Any] = {"name": name, "batch_size": options.batch_size, **timing}
     if isinstance(model, OnnxClassifier):
         return evaluate_onnx(model, images, **common)
-    result = evaluate(model, images, **common, device=choose_device(options.device))
+    result = evaluate(model, images, **common)
     if not gates.has_gates(model):
         return result
     return gates.with_mean_cost(output, model, images, result, options.batch_size)

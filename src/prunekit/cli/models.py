@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from prunekit.cli.framework.options import DataOptions, OutputOptions, ReadingOptions, input_spec
+from prunekit.cli.framework.options import DataOptions, OutputOptions, ReadingOptions, choose_device, input_spec
 from prunekit.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ _PROGRAM = ".pt2"  # the suffix of exported programs
 _SUFFIXES = (".pt", ".pth", ".pt2", ".th", ".bin", ".ckpt", ".safetensors", ".tar")
 
 
-def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | None]:
-    """Return the network that `source` names, and the size of its file in bytes (None where there is no file).
+def read_model(source: str, reading: ReadingOptions, device: str | None = "cpu") -> tuple[nn.Module, int | None]:
+    """Return the network that `source` names, on `device`, and the size of its file in bytes (None without a file).
 
     The values of `--input-size`, `--mean`, `--std` and `--classes` become part of the network's origin.
     """
     check_source(source)
-    classes = reading.class_names()
+    classes, place = reading.class_names(), choose_device(device)
     from prunekit import checkpoint
     from prunekit.checkpoint.read import as_stored
     from prunekit.spec import Origin, origin_of, remember
@@ -52,7 +52,7 @@ def read_model(source: str, reading: ReadingOptions) -> tuple[nn.Module, int | N
     origin = origin_of(model) or Origin("")
     named = origin.classes if classes is None else classes
     remember(model, dataclasses.replace(origin, input=input_spec(reading, origin.input), classes=named))
-    return model, len(content) if content is not None else _file_size(source)
+    return model.to(place), len(content) if content is not None else _file_size(source)
 
 
 def check_inputs(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit.devices import device_of, name_of, synchronise
 from prunekit.progress import counter
 
 
@@ -72,7 +73,7 @@ def measure_latency(
         p95=1e3 * _percentile(times, 0.95),
         batch=batch,
         threads=used,
-        device=_device_name(device),
+        device=name_of(device),
         calls=len(times),
         p25=1e3 * _percentile(times, 0.25),
         p75=1e3 * _percentile(times, 0.75),
@@ -117,20 +118,11 @@ def least_seconds(run: Callable[[], object], device: torch.device, *, rounds: in
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     """Return the wall time of one call in seconds, including its work on a GPU."""
-    on_gpu = device.type == "cuda"
-    if on_gpu:  # earlier work must not count
-        torch.cuda.synchronize(device)
+    synchronise(device)  # earlier work must not count
     start = time.perf_counter()
     run()
-    if on_gpu:
-        torch.cuda.synchronize(device)
+    synchronise(device)
     return time.perf_counter() - start
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the weights; the CPU for a network without any."""
-    tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
-    return tensor.device if tensor is not None else torch.device("cpu")
 
 
 @contextmanager
@@ -167,7 +159,3 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
 
 def _repeated(x: torch.Tensor, batch: int) -> torch.Tensor:
     return x[:1].expand(batch, *x.shape[1:]).contiguous()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from prunekit.data import ImageSet, check_classes, labelled_for
+from prunekit.devices import check_whole, device_of
 from prunekit.errors import InputError, counted
 from prunekit.evaluation.answers import Answers
-from prunekit.evaluation.latency import Latency, device_of, measure_latency
+from prunekit.evaluation.latency import Latency, measure_latency
 from prunekit.programs.program import ExportedProgram, filled
 from prunekit.progress import Progress, counter
 from prunekit.spec import classes_of, origin_of
@@ -127,6 +128,7 @@ def evaluate(
         >>> found.params, found.macs, found.accuracy
         (269722, 40551040, None)
     """
+    check_whole(model)
     inputs = _inputs(model, data, example)
     graph = trace(model, inputs if len(inputs) > 1 else filled(model, inputs[0]), probe=False)
     measured = cost_of(model, graph)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
+from prunekit.devices import CPU, forked_generators, seed_generators
 from prunekit.errors import InputError, SurgeryError
 from prunekit.plan import Gate
 
@@ -119,8 +120,8 @@ def insert_gates(model: nn.Module, gates: Iterable[Gate]) -> nn.Module:
         if not isinstance(norm, _NormBase) or not hasattr(first, "in_channels") or not hasattr(conv, "out_channels"):
             raise SurgeryError(f"'{gate.conv}' and '{gate.norm}' are no convolution with its batch norm")
         place = torch.device("meta" if next(conv.parameters()).is_meta else "cpu")
-        with torch.random.fork_rng([]), place:  # one plan, one result: the start depends on the layer's name alone
-            torch.manual_seed(zlib.crc32(gate.conv.encode()))
+        with forked_generators(CPU), place:  # one plan, one result: the start depends on the layer's name alone
+            seed_generators(CPU, zlib.crc32(gate.conv.encode()))
             net = SaliencyNet(int(str(first.in_channels)), gate.hidden, int(str(conv.out_channels)))
         net.to(next(conv.parameters()))
         inner = conv if len(chain) == 1 else nn.Sequential(*chain)

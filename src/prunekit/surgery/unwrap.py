@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
+from prunekit.devices import device_of
 from prunekit.errors import InputError
 from prunekit.surgery.copying import Memo, copied, named_tensors
 
@@ -108,7 +109,7 @@ def _plain(leaf: Any) -> Any:
 
 def _runs(model: nn.Module, example: Any) -> bool:
     """Return whether a copy runs on zeros like the example."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     zeros = tree_map(lambda t: torch.zeros_like(t, device=device) if isinstance(t, Tensor) else t, example)
     try:
         with torch.no_grad():

@@ -86,7 +86,7 @@ class TrainConfig:
         "(default: best where a trained network is tuned without a penalty, else last)",
         choices=("best", "last"),
     )
-    device: str = _option("auto", "device, such as cpu or cuda (default: a GPU where there is one)")
+    device: str = _option("auto", "device, such as cpu, cuda, mps or xpu (default: a GPU where there is one)")
     seed: int = _option(0, "seed of everything random")
     save_every: int = _option(0, "steps between states (0: at the end of epochs)", **_FREE)
     save_seconds: float = _option(300.0, "seconds after which a state is saved in any case", **_FREE)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from prunekit.data import ImageSet, labelled_for
+from prunekit.devices import check_types, check_whole, device_of, forked_generators
 from prunekit.errors import TrainingError, counted
 from prunekit.spec import remember_classes
 from prunekit.training.config import TrainConfig
@@ -182,7 +183,9 @@ def placed(models: Sequence[nn.Module | None], config: TrainConfig, world: World
     with contextlib.ExitStack() as stack:
         for model in models:
             if model is not None:
-                stack.callback(_put_back, model, _device_of(model), {m: m.training for m in model.modules()})
+                check_whole(model)
+                check_types(model, world.device)
+                stack.callback(_put_back, model, device_of(model), {m: m.training for m in model.modules()})
                 model.to(world.device).eval()
                 if config.channels_last:
                     model.to(memory_format=torch.channels_last)
@@ -196,18 +199,13 @@ def _put_back(model: nn.Module, device: torch.device, modes: dict[nn.Module, boo
         module.training = mode
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters(), torch.empty(0)).device
-
-
 @contextlib.contextmanager
 def _quiet(world: World) -> Iterator[None]:
     """Restore the caller's random generators and cuDNN settings at the end."""
-    on_gpu = world.device.type == "cuda"
     benchmark = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = on_gpu or benchmark
+    torch.backends.cudnn.benchmark = world.device.type == "cuda" or benchmark
     try:
-        with torch.random.fork_rng([world.device] if on_gpu else []):
+        with forked_generators(world.device):
             yield
     finally:
         torch.backends.cudnn.benchmark = benchmark

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit.data import ImageSet, augmentation, seeded
+from prunekit.devices import free_memory
 from prunekit.errors import TrainingError, counted
 from prunekit.training.config import TrainConfig
 from prunekit.training.world import World
@@ -54,11 +55,11 @@ def shares(data: ImageSet, batch_size: int, world: World, dtype: torch.dtype) ->
 
 
 def resident(data: ImageSet, device: torch.device) -> ImageSet:
-    """Return `data` on the GPU where it takes at most a quarter of the free memory there; otherwise unchanged."""
-    if device.type != "cuda" or not isinstance(data.images, Tensor):
+    """Return `data` on the device where it takes at most a quarter of the free memory there; otherwise unchanged."""
+    if device.type == "cpu" or not isinstance(data.images, Tensor):
         return data
-    free, _ = torch.cuda.mem_get_info(device)
-    return data.to(device) if data.images.nbytes <= free // 4 else data
+    free = free_memory(device)
+    return data.to(device) if free is not None and data.images.nbytes <= free // 4 else data
 
 
 def _batch(config: TrainConfig, count: int, processes: int) -> int:

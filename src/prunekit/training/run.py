@@ -13,6 +13,7 @@ import torch
 
 from prunekit.data import ImageSet
 from prunekit.data.randomness import seed_of
+from prunekit.devices import seed_generators
 from prunekit.errors import Interrupted, TrainingError
 from prunekit.training.config import TrainConfig
 from prunekit.training.events import EpochEvent, Event, SaveEvent, Scored, Sink, StartEvent, StepEvent
@@ -94,7 +95,7 @@ class Run:
         with contextlib.closing(self._feed.epoch(state.epoch, state.step)) as batches:
             while state.step < self._feed.steps:
                 number, lr = self._number, self._lr
-                torch.manual_seed(seed_of(self._config.seed, number, _LAYERS, self._world.rank))
+                seed_generators(self._world.device, seed_of(self._config.seed, number, _LAYERS, self._world.rank))
                 self._learner.gradients(batches, number, self._tally)
                 stop, save = self._agree(number)
                 self._learner.update(lr)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from prunekit.devices import sums_in
 from prunekit.training.world import World
 
 
@@ -15,8 +16,7 @@ class Tally:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        # Apple's GPUs have no float64.
-        self._dtype = torch.float32 if world.device.type == "mps" else torch.float64
+        self._dtype = sums_in(world.device)
         self.reset()
 
     def reset(self, values: list[float] | None = None) -> None:

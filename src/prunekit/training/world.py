@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from prunekit.errors import InputError, TrainingError
+from prunekit.devices import chosen, process_group_for
 
 # The name of the switch depends on the version of torch.
 _SWITCHES = inspect.signature(DistributedDataParallel).parameters
@@ -56,7 +56,7 @@ class World:
     def wait(self) -> None:
         """Return once every process is here."""
         if self.size > 1:
-            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+            dist.barrier(device_ids=None if self._on_host else [self.device.index])
 
     def wrapped(self, model: nn.Module) -> nn.Module:
         """Return the model wrapped so that its gradients are averaged over the processes.
@@ -67,8 +67,12 @@ class World:
         """
         if self.size == 1:
             return model
-        devices = [self.device.index] if self.device.type == "cuda" else None
+        devices = None if self._on_host else [self.device.index]
         return DistributedDataParallel(model, device_ids=devices, **_NO_BROADCAST)
+
+    @property
+    def _on_host(self) -> bool:
+        return process_group_for(self.device) == "gloo"
 
     def _reduced(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         if self.size == 1:
@@ -84,16 +88,16 @@ def join(device: str) -> World:
     This happens once per process: a second group of the same processes would read the addresses that the first left in
     torchrun's store, and wait for them forever.
     """
-    chosen = _device(device)
+    own = chosen(device)
     running = dist.is_available() and dist.is_initialized()
     if not running and process_count() == 1:
-        return World(0, 1, chosen)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+        return World(0, 1, own)
+    if own.type != "cpu":
+        torch.accelerator.set_device_index(own)
     if not running:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group(process_group_for(own))
         atexit.register(_leave)
-    return World(dist.get_rank(), dist.get_world_size(), chosen)
+    return World(dist.get_rank(), dist.get_world_size(), own)
 
 
 def _leave() -> None:
@@ -109,19 +113,3 @@ def is_main_process() -> bool:
 def process_count() -> int:
     """Return the number of processes that torchrun has started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
-    if name == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if local >= torch.cuda.device_count():
-            raise TrainingError(f"process {local} has no GPU: there are {torch.cuda.device_count()}")
-        return torch.device("cuda", local)
-    return device

@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunekit import api
 from prunekit.api.latency import present_latency
 from prunekit.checkpoint import load, save
 from prunekit.data import ImageSet
+from prunekit.devices import CPU, device_of, forked_generators, seed_generators
 from prunekit.errors import InputError, TrainingError
 from prunekit.evaluation.score import accuracy
 from prunekit.files.writing import atomic_write
@@ -192,12 +192,15 @@ def _tune(
 
 def reinitialise(model: nn.Module, seed: int) -> None:
     """Reset every layer to new random weights, in place, as PyTorch initialises it."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    device = device_of(model)
+    model.cpu()  # whose numbers every machine draws alike
+    with forked_generators(CPU):
+        seed_generators(CPU, seed)
         for module in model.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
+    model.to(device)
 
 
 def _prune(name: str, model: nn.Module, config: Config, images: PassImages) -> tuple[nn.Module, dict[str, Any]]:

@@ -20,6 +20,7 @@ from prunekit.cli.framework.options import (
     ModelArgument,
     OutputOptions,
     ReadingOptions,
+    device_option,
     option,
 )
 from prunekit.cli.models import (
@@ -64,6 +65,7 @@ class FitOptions:
         metavar="TIME", help="Time for all of it, such as 90s, 20m or 1h; what pruning leaves of it goes into tuning."
     )
     calibration: int = option(1000, metavar="COUNT", help="Training images to restore from, without labels.")
+    device: str | None = device_option()
     resume: bool = option(False, help="Go on with an interrupted search: the same command, and this flag.")
     seed: int = option(0, help="Seed of the choice of images to restore from.")
     picture: str | None = option(metavar="FILE", help="Draw accuracy against MACs there.")
@@ -89,7 +91,7 @@ def run(
     ways = _ways(methods)
     target = _target(model, where, search, output)
     check_inputs(model, data, reading, images_needed=True)
-    network, _ = read_model(model, reading)
+    network, _ = read_model(model, reading, search.device)
     check_kind(network, target)
     images = fit_images(output, network, data, reading)
     source, named, count = describe_source(model), str(data.data), search.calibration

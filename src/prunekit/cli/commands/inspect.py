@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.cli import gates
 from prunekit.cli.framework.build import Command
-from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
+from prunekit.cli.framework.options import (
+    DATA,
+    READING,
+    DataOptions,
+    ModelArgument,
+    ReadingOptions,
+    device_option,
+    option,
+)
 from prunekit.cli.models import check_inputs, check_report, describe_source, read_model, spec_of, write_report
 from prunekit.errors import InputError, PrunekitError
 from prunekit.report.documents import document
@@ -43,6 +51,8 @@ class InspectOptions:
     ratios: tuple[float, ...] = option((0.25, 0.5, 0.75), help="Shares of a group to remove for that.")
     images: int = option(1000, metavar="COUNT", help="Images to measure that on, evenly chosen from the test images.")
 
+    device: str | None = device_option()
+
     def check(self, data: DataOptions) -> None:
         """Raise `InputError`, before any work, for flags that exclude each other."""
         check_report(self.html, force=self.force)
@@ -65,7 +75,7 @@ def run(
     from prunekit import api
     from prunekit.surgery.graph.groups import frozen_by_reason
 
-    network, size = read_model(model, reading)
+    network, size = read_model(model, reading, options.device if options.sensitivity else "cpu")
     spec_of(network)
     found = api.inspect(network)
     groups = _kept_by_gates(found.groups) if gates.has_gates(network) else found.groups

@@ -56,7 +56,7 @@ def command_for(name: str) -> Command:
             check_budget(config)
         else:
             check_alone(config, tuning)
-        network, _ = read_model(model, reading)
+        network, _ = read_model(model, reading, tuning.device)
         check_kind(network, target)
         spec_of(network)
         job = Job(output, name, network, config, target, where, data, passes, tuning, reading)

@@ -96,7 +96,7 @@ def run(
     check_grid(grid, data, config)
     if not sweep.resume:
         sweep_file.must_be_new(target, force=sweep.force)
-    network, _ = read_model(model, reading)
+    network, _ = read_model(model, reading, options.device)
     settings = _settings(network, sweep, data, options, grid, config)
     sweep_file.must_agree(target, stored, settings)
     images = open_images(output, network, data, options, reading)

@@ -45,6 +45,11 @@ def option(default: Any = None, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def device_option() -> Any:
+    """Return the field of `--device`."""
+    return option(metavar="DEVICE", help="cpu, cuda, mps, xpu, ...; by default a GPU where there is one.")
+
+
 @dataclass(frozen=True)
 class ReadingOptions:
     """Options for reading a file that does not describe itself, and for preparing images."""
@@ -205,13 +210,6 @@ def _statistics(name: str, text: str | None) -> tuple[float, ...] | None:
 
 def choose_device(asked: str | None) -> torch.device:
     """Return the requested device, checked; by default a GPU where there is one, else the CPU."""
-    import torch
+    from prunekit.devices import chosen
 
-    if asked is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises this when built without CUDA
-        raise InputError(f"--device '{asked}' cannot be used: {str(error).splitlines()[0]}") from error
-    return device
+    return chosen(asked)

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from prunekit.devices import CPU, name_of, synchronise
 from prunekit.errors import InputError, unknown_name
 from prunekit.evaluation.latency import threads_limited
 
 RUNTIMES = ("pytorch", "onnx")
-_CPU = torch.device("cpu")
 # Timings are done when the odd and the even turns agree to `_AGREED`, or after `_SECONDS` of them; where they differ by
 # more than `_NOISY` then, the machine cannot measure.
 _AGREED, _NOISY, _SECONDS = 0.01, 0.1, 4.0
@@ -51,7 +51,7 @@ class Conditions:
         runtime: str | None = None,
         batch: int | None = None,
         threads: int | None = None,
-        device: torch.device = _CPU,
+        device: torch.device = CPU,
     ) -> Conditions:
         """Return the conditions on this machine: by default PyTorch, one image, and the threads that PyTorch uses.
 
@@ -61,7 +61,7 @@ class Conditions:
         runtime = runtime or RUNTIMES[0]
         if runtime not in RUNTIMES:
             raise unknown_name("runtime", runtime, RUNTIMES)
-        on = _CPU if runtime == "onnx" else device
+        on = CPU if runtime == "onnx" else device
         threads = threads or torch.get_num_threads()
         return cls(runtime, batch or 1, threads, str(on), _version(runtime), _machine(on))
 
@@ -79,13 +79,11 @@ class Conditions:
     def seconds(self, run: Callable[[], object]) -> float:
         """Return the time of one call in seconds: of its thread where that is all, otherwise on the wall."""
         read = time.thread_time if self.clock == "cpu" else time.perf_counter
-        on_gpu = self.device.startswith("cuda")
-        if on_gpu:
-            torch.cuda.synchronize(self.device)
+        device = torch.device(self.device)
+        synchronise(device)
         start = read()
         run()
-        if on_gpu:
-            torch.cuda.synchronize(self.device)
+        synchronise(device)
         return read() - start
 
     def to_json(self) -> dict[str, Any]:
@@ -141,8 +139,8 @@ def _version(runtime: str) -> str:
 
 
 def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return name_of(device)
     kind = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
     if facts.exists():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prunekit.devices import device_of
 from prunekit.errors import InputError
 from prunekit.restoration.images import Images, LabelledImages
 from prunekit.surgery import ChannelGroup, Graph, Member
@@ -61,10 +62,10 @@ def taylor_scores(
     subject = copied(model).eval()
     members = {group.name: _gates(subject, group) for group in graph.groups}
     totals = {group.name: np.zeros(group.size) for group in graph.groups}
-    batches = 0
+    batches, device = 0, device_of(subject)
     for inputs, labels in _labelled(images):
         with _gradients(subject):
-            torch.autograd.backward(functional.cross_entropy(subject(inputs), labels))
+            torch.autograd.backward(functional.cross_entropy(subject(inputs.to(device)), labels.to(device)))
             for group in graph.groups:
                 totals[group.name] += _squared(subject, group, members[group.name])
         batches += 1

@@ -53,7 +53,7 @@ class DynamicCost:
 
     def macs(self, kept: Tensor) -> Tensor:
         """Return MACs `(N,)` of inputs that keep `kept` channels, `(N, layers)`, gates not counted; float64."""
-        shares = kept.to(torch.float64).cpu() / torch.tensor(self.channels, dtype=torch.float64)
+        shares = kept.cpu().to(torch.float64) / torch.tensor(self.channels, dtype=torch.float64)
         total = shares.new_zeros(len(shares))
         for term in self.terms:
             part = shares.new_full((len(shares),), float(term.macs))

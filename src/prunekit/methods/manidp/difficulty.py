@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.devices import device_of, precise
 from prunekit.nn.gated import GatedConv, gated_layers
 from prunekit.surgery.execution.hooks import hooked
 
@@ -30,12 +31,13 @@ def foresee(gated: nn.Module, images: Tensor, ease: float) -> None:
     """
     training = gated.training
     gated.eval()
+    images = images.to(device_of(gated))
     logits = torch.cat([gated(batch) for batch in torch.split(images, _CHUNK)])
     wanted = hardness(logits)
 
     def guess(layer: Any, args: tuple[Tensor, ...]) -> None:
         read = layer.gate.hidden(args[0].flatten(2).mean(2))
-        below = float((layer.gate.excite(read) < layer.threshold).double().mean())
+        below = float(precise(layer.gate.excite(read) < layer.threshold).mean())
         lean(layer, read, wanted, ease)
         ordered = layer.gate.excite(read).flatten().sort().values
         layer.threshold.copy_(ordered[min(len(ordered) - 1, int(below * len(ordered) + 1e-6))])
@@ -48,7 +50,7 @@ def foresee(gated: nn.Module, images: Tensor, ease: float) -> None:
 
 def hardness(logits: Tensor) -> Tensor:
     """Return the log of the entropy of the answers, `(N, classes)` -> `(N,)`."""
-    logits = logits.double()
+    logits = precise(logits)
     return (-(logits.softmax(1) * logits.log_softmax(1)).sum(1) + 1e-6).log()
 
 
@@ -64,16 +66,16 @@ def lean(layer: GatedConv, read: Tensor, hardness: Tensor, ease: float) -> Tenso
     common = excite.weight.mean(0)
     excite.bias.add_(middle @ common)
     excite.weight.sub_(common)
-    x = (read - middle).double()
+    x = precise(read - middle)
     y = (hardness - hardness.mean()).to(x)
     moments = x.t() @ x / len(x)
     moments.diagonal().add_(_RIDGE * moments.diagonal().mean() + 1e-12)
     slope = torch.linalg.solve(moments, x.t() @ y / len(x))
     guess = x @ slope
     explained = (1 - (y - guess).square().sum() / y.square().sum().clamp_min(1e-12)).clamp(0, 1)
-    spread = math.sqrt(3) * excite(middle).std().double()  # half of their range, if they are spaced evenly
+    spread = math.sqrt(3) * precise(excite(middle).std())  # half of their range, if they are spaced evenly
     slope *= spread * (ease * explained.square()).clamp(max=_MOST) / guess.std().clamp_min(1e-12)
     excite.weight.add_(slope)
-    excite.bias.sub_((middle.double() @ slope).to(excite.bias))
+    excite.bias.sub_((precise(middle) @ slope).to(excite.bias))
     lift: Tensor = x @ slope
     return lift

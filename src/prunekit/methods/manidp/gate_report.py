@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.data import ImageSet, labelled_for
+from prunekit.devices import device_of
 from prunekit.evaluation.score import accuracy
 from prunekit.methods.manidp.assess import GateResult, assess
 from prunekit.methods.manidp.gating import baseline_of
@@ -96,7 +97,7 @@ def _alignment(view: GatedView, images: ImageSet) -> dict[str, float]:
         hooked(layer.norm.register_forward_hook(_keeping(features, layer)) for layer in layers),
         watched(layers) as seen,
     ):
-        view.model(images.inputs())
+        view.model(images.inputs().to(device_of(view.model)))
     pairs = zip(view.cost.layers, features, seen, strict=True)
     return {name: _correlation(gram(f.double()), gram(pi.double())) for name, f, pi in pairs}
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from prunekit.devices import precise, sums_in
 from prunekit.methods.manidp.difficulty import hardness, lean
 from prunekit.methods.manidp.keep_ratios import shares
 from prunekit.methods.manidp.view import GatedView
@@ -88,7 +89,7 @@ def answers_moved(gated: nn.Module, images: Tensor, seed: int = 0) -> dict[str, 
                     (direction * logits).sum(), list(saliencies.values()), retain_graph=left > 0
                 )
                 for name, slope in zip(saliencies, moved, strict=True):
-                    sums[name] = sums[name].to(slope.device) + slope.double().square().sum(0)
+                    sums[name] = sums[name].to(slope.device) + precise(slope).square().sum(0)
     return sums
 
 
@@ -121,7 +122,7 @@ def _set_order(layer: GatedConv, strength: Tensor) -> Tensor:
     """Set evenly spaced saliencies in the order of `strength`, undone by the batch norm."""
     bias, norm = layer.gate.excite.bias, layer.norm
     assert isinstance(norm, _NormBase)
-    steps = torch.linspace(1 - SPREAD, 1 + SPREAD, len(bias), dtype=torch.float64, device=bias.device)
+    steps = torch.linspace(1 - SPREAD, 1 + SPREAD, len(bias), dtype=sums_in(bias.device), device=bias.device)
     pi = torch.empty_like(steps).scatter_(0, strength.argsort(stable=True), steps).to(bias)
     bias.copy_(pi)
     for values in (norm.weight, norm.bias):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from prunekit.devices import precise, sums_in
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import DynamicCost
@@ -55,7 +56,7 @@ class ManifoldObjective(Objective):
         self._pi: list[Tensor] = []
         self._maps: list[Tensor] = []
         device = next(model.parameters()).device
-        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        zeros = partial(torch.zeros, dtype=sums_in(device), device=device)
         self._mean_loss, self._losses, self._kept, self._renewed = zeros(()), zeros(2), zeros(2), zeros(())
         kept = [(shares or {}).get(name, recipe.keep) for name in self._cost.layers]
         self._relative = torch.tensor(kept, dtype=torch.float64) / recipe.keep
@@ -158,12 +159,12 @@ class ManifoldObjective(Objective):
     def _count(self, pi: list[Tensor], losses: Tensor) -> None:
         self._figures = {}
         count = losses.new_full((1,), len(losses))
-        self._sums += torch.cat([*(p.sum(0) for p in pi), count]).double()
-        self._losses += torch.stack([losses.sum().double(), losses.new_tensor(len(losses)).double()])
+        self._sums += precise(torch.cat([*(p.sum(0) for p in pi), count]))
+        self._losses += torch.stack([precise(losses.sum()), precise(losses.new_tensor(len(losses)))])
         on = [(layer.kept(p) > 0).sum(1) for layer, p in zip(self._layers.values(), pi, strict=True)]
         kept = torch.stack(on, 1)
-        share = kept.double() / torch.tensor(self._cost.channels, device=kept.device)
-        macs = self._cost.macs(kept).to(kept.device) / self._cost.dense
+        share = precise(kept) / torch.tensor(self._cost.channels, device=kept.device)
+        macs = self._cost.macs(kept).to(share) / self._cost.dense
         self._kept += torch.stack([share.mean(1).sum(), macs.sum()])
 
     def _measured(self, world: World | None) -> dict[str, float]:

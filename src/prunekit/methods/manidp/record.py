@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prunekit.devices import device_of
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv
@@ -57,7 +58,8 @@ def observe(
     *,
     saliencies: bool = False,
 ) -> Record:
-    """Run the network, in the mode it is in, over batches of images `(n, C, H, W)` and labels `(n,)`."""
+    """Run the network, in the mode it is in, over batches of images `(n, C, H, W)` and labels `(n,)`, of any device."""
+    device = device_of(view.model)
     model, cost, layers = view.model, view.cost, view.layers.values()
     kept: list[Tensor] = []
     losses: list[Tensor] = []
@@ -67,6 +69,7 @@ def observe(
     used = [torch.zeros(width, dtype=torch.int64) for width in cost.channels]
     with watched(layers) as seen:
         for images, labels in batches:
+            images, labels = images.to(device), None if labels is None else labels.to(device)
             logits = model(images).float()
             on = [layer.kept(pi) > 0 for layer, pi in zip(layers, seen, strict=True)]
             kept.append(torch.stack([mask.sum(1) for mask in on], 1).cpu())

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.devices import precise
 from prunekit.errors import InputError, counted
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.record import Record, observe, unlabelled
@@ -200,7 +201,7 @@ class Thresholds:
         ordered = tuple(pi.flatten().sort().values for pi in record.saliencies)
         odds = []
         for layer, values in zip(view.layers.values(), ordered, strict=True):
-            below = float((values < layer.threshold.to(values)).double().mean())
+            below = float(precise(values < layer.threshold.to(values)).mean())
             odds.append(_log_odds(min(max(below, _NONE), 1 - _NONE)))
         return cls(ordered, tuple(odds))
 

@@ -46,9 +46,14 @@ def _fold(layer: nn.Module, norm: _BatchNorm) -> None:
     assert mean is not None
     assert var is not None
     with torch.no_grad():
-        scale = (var.double() + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight.double())
-        bias = torch.zeros_like(mean, dtype=torch.float64) if old_bias is None else old_bias.double()
-        shifted = scale * (bias - mean.double()) + (0.0 if norm.bias is None else norm.bias.double())
-        scaled = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
+        scale = (_wide(var) + norm.eps).rsqrt() * (1.0 if norm.weight is None else _wide(norm.weight))
+        bias = torch.zeros(mean.shape, dtype=torch.float64) if old_bias is None else _wide(old_bias)
+        shifted = scale * (bias - _wide(mean)) + (0.0 if norm.bias is None else _wide(norm.bias))
+        scaled = _wide(weight) * scale.reshape(-1, *[1] * (weight.dim() - 1))
         layer.weight = nn.Parameter(scaled.to(weight), requires_grad=weight.requires_grad)
         layer.bias = nn.Parameter(shifted.to(weight), requires_grad=weight.requires_grad)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return values in float64, on the CPU, which always has it."""
+    return values.cpu().double()

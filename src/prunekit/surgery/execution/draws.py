@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prunekit.devices import forked_generators, seed_generators
 from prunekit.errors import SurgeryError
 from prunekit.surgery.execution.dispatch import DispatchMode, op_name, run_op
 
@@ -41,10 +42,7 @@ def is_random(func: Any) -> bool:
 def own_randomness(device: torch.device) -> Iterator[None]:
     """Leave the state of the generators outside as it is, whatever random numbers are drawn inside."""
     python, numpy = random.getstate(), np.random.get_state()
-    forked: dict[str, Any] = {"devices": []}
-    if device.type != "cpu":
-        forked = {"devices": [device.index or 0], "device_type": device.type}
-    with torch.random.fork_rng(**forked):
+    with forked_generators(device):
         start_over(device)
         try:
             yield
@@ -57,14 +55,7 @@ def start_over(device: torch.device) -> None:
     """Bring the generators of Python, NumPy and PyTorch into the same state each time."""
     random.seed(_SEED)
     np.random.seed(_SEED)
-    _seed(device, 0)
-
-
-def _seed(device: torch.device, number: int) -> None:
-    """Seed the generators. Not `torch.manual_seed`, which also leaves seeds for devices that are not in use yet."""
-    torch.default_generator.manual_seed(_SEED + number)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(_SEED + number)
+    seed_generators(device, _SEED)
 
 
 class Draws:
@@ -111,7 +102,7 @@ class DrawAgain(DispatchMode):
             return run_op(func, args, kwargs)
         self._count += 1
         self.draws.any = True
-        _seed(self.draws.device, self._count)
+        seed_generators(self.draws.device, _SEED + self._count)
         with _reseeded(kwargs.get("generator"), self._count):
             return self._draw(func, args, kwargs) if is_random(func) else func(*args, **kwargs)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_map
 
+from prunekit.devices import device_of, forked_generators
 from prunekit.errors import InputError
 from prunekit.nn.attention import free_all
 from prunekit.surgery.copying import copied, named_tensors
@@ -93,14 +94,13 @@ class Source:
         """Return an example as the subject takes it."""
         if not self.real:
             return to_meta(example)
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        device = device_of(self.model)
         moved: Inputs = tree_map(lambda t: _with_values(t).to(device) if isinstance(t, Tensor) else t, example)
         return moved
 
     def run(self, subject: nn.Module, example: Inputs) -> Any:
         """Return the subject's output; the caller's random numbers are left alone."""
-        devices = sorted({p.device.index for p in subject.parameters() if p.device.type == "cuda"})
-        with torch.random.fork_rng(devices) if self.real else contextlib.nullcontext():
+        with forked_generators(device_of(subject)) if self.real else contextlib.nullcontext():
             return subject(*example)
 
 

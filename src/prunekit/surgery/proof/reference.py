@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunekit.devices import device_of
 from prunekit.errors import SurgeryError
 from prunekit.surgery.copying import aliases, copied, named_tensors
 from prunekit.surgery.editing.editor import kept_outputs
@@ -46,7 +47,7 @@ class Reference:
             if index < len(graph.nodes) and not kept[classes].all()
         }
         self._resolved = resolved
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self._unseen: set[Any] = {key for key in _keys_read(graph) if key in self.worth} | set(self.norms)
 
     def run(self, inputs: tuple[Any, ...]) -> tuple[Any, Draws]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from prunekit.devices import CPU, device_of, has_double
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
 from prunekit.progress import counter
@@ -44,7 +45,9 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, graph: Graph, *, seed
             mode; or the network returns no floating-point tensor, so that nothing can be compared.
     """
     check_training(model, small, graph)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
+    if not has_double(device):  # what float32 leaves in doubt is judged in float64
+        model, small, device = copied(model).cpu(), copied(small).cpu(), CPU
     inputs = [random_inputs(graph.example, device, seed + i) for i in range(2)]
     # inference mode hides the ops that composite ones are made of
     with torch.inference_mode(False), torch.no_grad(), own_randomness(device):

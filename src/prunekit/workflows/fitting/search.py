@@ -17,9 +17,9 @@ from torch import nn
 
 from prunekit import api
 from prunekit.data import ImageSet
+from prunekit.devices import device_of
 from prunekit.errors import InputError, Interrupted, PrunekitError
 from prunekit.evaluation.answers import drop_between
-from prunekit.evaluation.latency import device_of
 from prunekit.evaluation.paired import images_needed
 from prunekit.evaluation.score import evaluate
 from prunekit.nn.gated import gated_layers

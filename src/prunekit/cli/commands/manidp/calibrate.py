@@ -14,6 +14,7 @@ from prunekit.cli.framework.options import (
     ModelArgument,
     OutputOptions,
     ReadingOptions,
+    device_option,
     option,
 )
 from prunekit.cli.models import STREAM, check_inputs, output_path, read_model, spec_of, write_model
@@ -42,6 +43,8 @@ class CalibrateOptions:
     )
     buckets: int | None = option(help="Also cut this many static sub-networks, for --runtime buckets.")
     seed: int = option(0, help="Seed of the choice of images and of the clustering.")
+
+    device: str | None = device_option()
 
     def check(self) -> None:
         """Raise `InputError`, before torch is imported, for values out of range, or where there is nothing to do."""
@@ -73,7 +76,7 @@ def run(
     from prunekit.methods.manidp.thresholds import use_budget
     from prunekit.methods.manidp.view import GatedView
 
-    network, _ = read_model(model, reading)
+    network, _ = read_model(model, reading, options.device)
     view = GatedView.of(network)
     if not view.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prunekit.cli.framework.build import Command
-from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
+from prunekit.cli.framework.options import (
+    DATA,
+    READING,
+    DataOptions,
+    ModelArgument,
+    OutputOptions,
+    ReadingOptions,
+    device_option,
+)
 from prunekit.cli.models import STREAM, check_inputs, output_path, read_model, spec_of, write_model
 from prunekit.errors import InputError
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 
 
-def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOptions, reading: ReadingOptions) -> None:
+@dataclass(frozen=True)
+class StaticOptions:
+    """How the gates are watched."""
+
+    device: str | None = device_option()
+
+
+def run(
+    output: Output,
+    model: ModelArgument,
+    data: DataOptions,
+    options: StaticOptions,
+    where: OutputOptions,
+    reading: ReadingOptions,
+) -> None:
     """Observe the gates on the training images, remove the channels kept by none, verify and write the result."""
     target = output_path(model, where, "static", output)
     check_inputs(model, data, reading, images_needed=True)
@@ -20,7 +44,7 @@ def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOp
     from prunekit.methods.manidp.view import GatedView
     from prunekit.surgery import cost_of
 
-    network, _ = read_model(model, reading)
+    network, _ = read_model(model, reading, options.device)
     view = GatedView.of(network)
     if not view.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
@@ -50,5 +74,5 @@ def run(output: Output, model: ModelArgument, data: DataOptions, where: OutputOp
 COMMAND = Command(
     run,
     ("prunekit manidp prune-static half.pt --data digits -o smaller.pt",),
-    {"data": DATA, "where": "Output", "reading": READING},
+    {"data": DATA, "options": "Observation", "where": "Output", "reading": READING},
 )

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from prunekit.cli.framework.build import Command
-from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
+from prunekit.cli.framework.options import (
+    DATA,
+    READING,
+    DataOptions,
+    ModelArgument,
+    ReadingOptions,
+    device_option,
+    option,
+)
 from prunekit.cli.models import beside, check_inputs, describe_source, read_model, spec_of
 from prunekit.errors import InputError
 from prunekit.report.documents import document
@@ -26,6 +34,7 @@ class ReportOptions:
     force: bool = option(False, help="Replace the page if it exists.")
     split: str = option("test", choices=("test", "val", "train"), help="Split of the data set.")
     budget: str | None = option(metavar="NAME", help="Thresholds stored by manidp calibrate under this name.")
+    device: str | None = device_option()
 
 
 def run(
@@ -42,7 +51,7 @@ def run(
     from prunekit.methods.manidp.view import GatedView
     from prunekit.report.pages.gates import gates_page
 
-    network, _ = read_model(model, reading)
+    network, _ = read_model(model, reading, options.device)
     view = GatedView.of(network)
     if not view.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit import surgery
+from prunekit.devices import CPU, device_of, forked_generators, seed_generators
 from prunekit.errors import InputError
 from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.record import observe
@@ -41,14 +42,15 @@ def add_buckets(view: GatedView, images: Tensor, count: int, *, seed: int = 0) -
         raise InputError(
             f"{count} sub-networks from {len(images)} images", hint="two or more, and at least twenty images for each"
         )
+    device = device_of(view.model)
     record = observe(view, ((part, None) for part in torch.split(images, 250)), saliencies=True)
-    kept = [layer.kept(pi) for layer, pi in zip(view.layers.values(), record.saliencies, strict=True)]
+    kept = [layer.kept(pi.to(device)).cpu() for layer, pi in zip(view.layers.values(), record.saliencies, strict=True)]
     generator = torch.Generator().manual_seed(seed)
     home = k_means(torch.cat([(pi > 0).float() for pi in kept], 1), count, generator)
     table = BucketTable(count, sum(view.cost.channels), images.size(1))
     for bucket in range(count):
         table.scales[bucket] = torch.cat([_constant(pi[home == bucket]) for pi in kept])
-    right = train_router(table.router, images, home, generator)
+    right = train_router(table.router, images.cpu(), home, generator)
     view.model.add_module(NAME, table.to(next(view.model.parameters())).eval())
     return right
 
@@ -152,8 +154,8 @@ def k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def train_router(router: Router, images: Tensor, home: Tensor, generator: torch.Generator) -> float:
     """Teach the router, in place, the bucket of each image; return the share that it then gets right."""
-    with torch.random.fork_rng([]), torch.enable_grad():
-        torch.manual_seed(generator.initial_seed())
+    with forked_generators(CPU), torch.enable_grad():
+        seed_generators(CPU, generator.initial_seed())
         for module in router.children():
             module.reset_parameters()  # type: ignore[operator]
         optimizer = torch.optim.Adam(router.parameters(), lr=_LR)
