@@ -100,6 +100,7 @@ def test_the_example_of_a_method_works() -> None:
     assert sum(p.numel() for p in small.parameters()) <= 0.25 * sum(p.numel() for p in model.parameters())
 
 
+NEEDS = {"prune-a-yolo": "ultralytics"}  # packages that only the commands of one page need
 RUNNABLE = [page for page in PAGES if blocks(page, "sh", "python") and page.name != "adding-a-method.md"]
 
 
@@ -108,6 +109,8 @@ RUNNABLE = [page for page in PAGES if blocks(page, "sh", "python") and page.name
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)
 def test_every_command_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     """All of its shell, from top to bottom in one folder, then its Python in the same; and what it says comes true."""
+    if page.stem in NEEDS:
+        pytest.importorskip(NEEDS[page.stem], reason=f"needs the extra `{NEEDS[page.stem]}`")
     folder = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     script = "\n".join(blocks(page, "sh"))

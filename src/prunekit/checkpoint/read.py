@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import models
-from prunekit.checkpoint import foreign, sniff, weights
+from prunekit.checkpoint import foreign, sniff, ultralytics, weights
 from prunekit.checkpoint.artefact import Header
 from prunekit.checkpoint.trusted import load_trusted
 from prunekit.errors import InputError, Noted
@@ -162,6 +162,8 @@ def _read_pickle(stream: BinaryIO, request: Request) -> nn.Module:
 
 def _read_foreign(content: Any, request: Request) -> nn.Module:
     """Return the one network in what a foreign training script saved."""
+    if request.key is None and request.arch is None and ultralytics.is_checkpoint(content):
+        return ultralytics.read(content)
     found = foreign.networks(content, request.name)
     request = _with_hyper_parameters(content, request)
     if request.key is not None:

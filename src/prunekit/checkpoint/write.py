@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import models
+from prunekit.checkpoint import ultralytics
 from prunekit.checkpoint.artefact import Header, code_of
 from prunekit.errors import InputError
 from prunekit.files.class_names import checked_class_names
@@ -99,6 +100,8 @@ def to_bytes(model: nn.Module, arch: str | None = None, classes: Sequence[str] |
         return reexport.to_bytes(model, origin)
     if arch is not None:
         origin = replace(origin, arch=models.canonical(arch))
+    if not origin.arch and ultralytics.is_network(model):
+        return ultralytics.to_bytes(model, origin)
     if not origin.arch:
         raise InputError(
             "the network does not say which architecture it is",

@@ -147,8 +147,13 @@ def _skip(path: Path, output: Output) -> NoReturn:
 
 def check_kind(model: nn.Module, target: str) -> None:
     """Raise `InputError`, before any work, where the suffix of an artefact contradicts its kind."""
+    from prunekit.checkpoint.ultralytics import is_network
     from prunekit.programs.program import ExportedProgram
+    from prunekit.spec import origin_of
 
+    origin = origin_of(model)
+    if is_network(model) and not (origin and origin.arch) and target != STREAM and Path(target).suffix != ".pt":
+        raise InputError(f"cannot write {target}: Ultralytics reads .pt files alone", hint="call it NAME.pt")
     named, is_program = Path(target).suffix.lower() == _PROGRAM, isinstance(model, ExportedProgram)
     if target == STREAM or named == is_program:
         return
