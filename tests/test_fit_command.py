@@ -18,7 +18,7 @@ import schemas
 from networks import gated
 from prunekit import api
 from prunekit.cli.app import run
-from prunekit.cli.fitting import read_seconds
+from prunekit.cli.times import read_seconds
 from prunekit.data import ImageSet
 from prunekit.errors import InputError
 from prunekit.evaluation.paired import Drop

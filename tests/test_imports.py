@@ -33,7 +33,8 @@ ROOMS = {
             "programs",
             "exporting",
         ),
-        *("checkpoint", "evaluation", "training", "restoration", "methods", "api", "workflows", "report", "cli"),
+        *("checkpoint", "evaluation", "training", "restoration", "healing", "methods", "api", "workflows"),
+        *("report", "cli"),
     ],
     "surgery": [
         *("ops", "copying", "unwrap", "execution", "graph", "editing", "tracing", "proof", "cost"),
@@ -57,8 +58,8 @@ ROOMS = {
     "api": ["results", "subject", "latency", "files", "by_hand", "pruning"],
     "report": ["numbers", "text", "provenance", "documents", "terminal", "pictures", "pages"],
     "cli": [
-        *("framework", "models", "inputs", "history", "gates", "measuring", "gate_runtimes", "tuning", "resuming"),
-        *("sweep_file", "sweep_arguments", "fit_file", "fitting", "commands", "app"),
+        *("framework", "times", "models", "inputs", "history", "gates", "measuring", "gate_runtimes", "healing"),
+        *("tuning", "resuming", "sweep_file", "sweep_arguments", "fit_file", "fitting", "commands", "app"),
     ],
 }
 

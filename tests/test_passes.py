@@ -180,14 +180,26 @@ def test_a_tuning_that_only_harms_is_undone(
     assert results[0].accuracy_tuned < results[0].accuracy_pruned
 
 
-def test_what_is_left_open_is_filled_in_by_the_data_and_the_cut() -> None:
-    small, large = suited(TrainConfig(), 1264, 0.2), suited(TrainConfig(), 50_000, 0.8)
+@pytest.mark.parametrize("taught", [True, False])
+def test_what_is_left_open_is_filled_in_by_the_data_and_the_cut(taught: bool) -> None:
+    def filled(config: TrainConfig, images: int, cut: float) -> TrainConfig:
+        return suited(config, images, cut, taught=taught)
+
+    small, large = filled(TrainConfig(), 1264, 0.2), filled(TrainConfig(), 50_000, 0.8)
     assert (small.batch, large.batch) == (16, 128)
     assert small.peak_lr < large.peak_lr < TrainConfig().peak_lr
     assert 0 < small.warmup_epochs < large.warmup_epochs <= 1
-    assert (small.keep, suited(TrainConfig(sparsity=1e-3), 1264, 0).keep) == ("best", "last")
-    said = TrainConfig(batch_size=128, lr=0.02, warmup=0, augment="shift", keep="last")
-    assert suited(said, 1264, 0.5) == said
+    assert (small.keep, filled(TrainConfig(sparsity=1e-3), 1264, 0).keep) == ("best", "last")
+    said = TrainConfig(batch_size=128, lr=0.02, warmup=0, augment="shift", keep="last", distill=0.1, match=0)
+    assert filled(said, 1264, 0.5) == said
+
+
+def test_a_teacher_is_matched_and_lets_few_images_be_varied() -> None:
+    alone, taught = (suited(TrainConfig(epochs=2), 5000, 0.5, taught=taught) for taught in (False, True))
+    assert (alone.augment, taught.augment) == ("none", "auto")
+    assert alone.match is None
+    assert taught.match
+    assert taught.teacher_share > alone.teacher_share
 
 
 def test_batch_and_rate_from_scratch_go_by_the_number_of_images() -> None:

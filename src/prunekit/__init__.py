@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from prunekit.evaluation.latency import in_turns
     from prunekit.evaluation.paired import Drop
     from prunekit.evaluation.score import EvalResult, evaluate
+    from prunekit.healing.config import HealConfig
+    from prunekit.healing.heal import Healed, heal
     from prunekit.methods import manidp
     from prunekit.methods.base import Config, Method, option
     from prunekit.methods.ranking import round_widths
@@ -61,6 +63,8 @@ _HOME = {
     "prunekit.evaluation.latency": ("in_turns",),
     "prunekit.evaluation.paired": ("Drop",),
     "prunekit.evaluation.score": ("EvalResult", "evaluate"),
+    "prunekit.healing.config": ("HealConfig",),
+    "prunekit.healing.heal": ("Healed", "heal"),
     "prunekit.methods.base": ("Config", "Method", "option"),
     "prunekit.methods.ranking": ("round_widths",),
     "prunekit.methods.scoring": ("plan_by_scores",),
@@ -102,6 +106,8 @@ __all__ = [
     "Gate",
     "Graph",
     "GroupSensitivity",
+    "HealConfig",
+    "Healed",
     "ImageSet",
     "Images",
     "InputError",
@@ -132,6 +138,7 @@ __all__ = [
     "evaluate",
     "export",
     "fit",
+    "heal",
     "in_turns",
     "inspect",
     "load",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,9 +30,7 @@ if TYPE_CHECKING:
 BUDGETS = ("ratio", "target_macs", "target_params", "target_latency")
 """Settings of methods that say how much goes."""
 
-_TIME = re.compile(r"\s*([0-9.]+)\s*([smh])\s*")
 _FOR_SEARCHING = 0.95  # of the time; the rest is for scoring on the images that report
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
@@ -69,22 +66,6 @@ def check_alone(config: Config, tuning: Tuning) -> None:
         raise InputError(
             "--max-drop searches without tuning", hint="prunekit fit --time tunes as well; or leave --epochs out"
         )
-
-
-def read_seconds(text: str) -> float:
-    """Parse `90s`, `20m` or `1h`.
-
-    Raises:
-        InputError: It is none of these, or no time at all.
-    """
-    match = _TIME.fullmatch(text)
-    try:
-        seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
-    except ValueError:
-        seconds = 0.0
-    if not seconds:
-        raise InputError(f"--time '{text}' is no time", hint="expected for example 90s, 20m or 1h")
-    return seconds
 
 
 @dataclass(frozen=True)

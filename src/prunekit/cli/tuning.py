@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.framework.events import sinks
 from prunekit.cli.framework.options import DataOptions, OutputOptions, ReadingOptions, Split, option
+from prunekit.cli.healing import HealOptions
 from prunekit.cli.models import read_teacher, spec_of
 from prunekit.errors import InputError
 from prunekit.training.config import TrainConfig
@@ -47,11 +48,11 @@ class Tuning(TrainConfig):
     epochs: int = option(0, help="Passes over the training images after each pruning; 0 leaves the network untuned.")
 
 
-def check(data: DataOptions, tuning: Tuning, passes: PassOptions, target: str) -> None:
+def check(data: DataOptions, tuning: Tuning, passes: PassOptions, target: str, *, heals: bool = False) -> None:
     """Raise `InputError` for flags that exclude each other."""
-    if data.data is None and (tuning.epochs or passes.resume):
+    if data.data is None and (tuning.epochs or (passes.resume and not heals)):
         raise InputError("tuning needs images", hint="say which with --data digits, a folder or a data set's name")
-    if not tuning.epochs and (passes.iterations > 1 or passes.resume or passes.scratch):
+    if not tuning.epochs and (passes.iterations > 1 or (passes.resume and not heals) or passes.scratch):
         raise InputError("several passes, --resume and --scratch need a tuning", hint="add --epochs")
     if tuning.epochs:
         tuning.check()
@@ -73,6 +74,7 @@ class Job:
     passes: PassOptions
     tuning: Tuning
     reading: ReadingOptions
+    healing: HealOptions = field(default_factory=HealOptions)
 
     @property
     def steps(self) -> Path:
@@ -93,19 +95,28 @@ def calibration_images(job: Job, train_set: ImageSet | None = None) -> Images | 
     return drawn(job.name, train_set or job.images("train", lazy=True), job.passes.calibration)
 
 
+def images_to_heal_on(job: Job) -> ImageSet | None:
+    """Return the images that the network was restored from, as a set; None without `--data`."""
+    if job.data.data is None:
+        return None
+    from prunekit.workflows.calibration import sampled
+
+    return sampled(job.images("train", lazy=True), job.passes.calibration)
+
+
 def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
     """Run the passes; return the tuned network, each pass, and the accuracy before. The steps' folder stays."""
     from prunekit.evaluation.score import accuracy
     from prunekit.report.terminal.passes import say_pass
     from prunekit.report.terminal.tuning import say_validation, warn_of_few_steps
-    from prunekit.training.fine_tuning import FEWEST_STEPS, suited
+    from prunekit.training.fine_tuning import FEWEST_STEPS
     from prunekit.workflows.passes import PassImages, PassSchedule, run_passes
 
     train_set, val_set, test_set, options = job.images("train"), job.images("val"), job.images("test"), job.passes
 
     def say_before() -> None:
         say_validation(job.output, val_set)
-        warn_of_few_steps(job.output, len(train_set), suited(job.tuning, len(train_set), 0).batch, FEWEST_STEPS)
+        warn_of_few_steps(job.output, len(train_set), job.tuning.suited_to(len(train_set)).batch, FEWEST_STEPS)
 
     images = PassImages(train_set, val_set, test_set, calibration_images(job, train_set))
     teacher = _teacher(job)
@@ -130,7 +141,7 @@ def _teacher(job: Job) -> nn.Module | None:
 
     Tuned on a small part of what it was trained on, a network forgets the rest; its original still knows it.
     """
-    if not job.tuning.distill:
+    if job.tuning.distill == 0:
         return None
     return read_teacher(job.passes.teacher, job.reading) or (None if job.passes.scratch else job.network)
 

@@ -72,8 +72,15 @@ class TrainConfig:
     proximal: bool = _option(
         False, "apply the same penalty as a soft threshold after each step, which reaches exact zeros"
     )
-    distill: float = _option(0.5, "share of the loss that comes from the teacher, where there is one")
+    distill: float | None = _option(
+        None, "share of the loss that comes from the teacher, where there is one (default: 0.5; tuning: 0.9)"
+    )
     temperature: float = _option(4.0, "temperature of distillation")
+    match: float | None = _option(
+        None,
+        "weight, in the teacher's share, of the distance between what blocks of both networks give on the way "
+        "(default: 0; tuning: 25)",
+    )
     clip: float | None = _option(None, "largest norm of the gradient")
     ema: float | None = _option(None, "decay of the exponential moving average of the weights, such as 0.999")
     precision: str = _option("off", "mixed precision", choices=("off", "bf16", "fp16"))
@@ -96,6 +103,11 @@ class TrainConfig:
     def peak_lr(self) -> float:
         """The learning rate, with the optimiser's default filled in."""
         return {"sgd": 0.1, "adamw": 1e-3}[self.optimizer] if self.lr is None else self.lr
+
+    @property
+    def teacher_share(self) -> float:
+        """The share of the loss that comes from a teacher, with the default filled in."""
+        return 0.5 if self.distill is None else self.distill
 
     @property
     def batch(self) -> int:
@@ -144,6 +156,7 @@ class TrainConfig:
         options = (o for o in dataclasses.fields(self) if not o.metadata.get("free"))
         values = {o.name: getattr(self, o.name) for o in options}
         values |= {"batch_size": self.batch, "warmup": self.warmup_epochs}
+        values |= {"distill": self.teacher_share, "match": self.match or 0.0}
         if self.keep != "best":  # as runs were noted before there was a choice
             del values["keep"]
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
@@ -175,6 +188,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "label_smoothing": (0, 1),
     "sparsity": (0, math.inf),
     "distill": (0, 1),
+    "match": (0, math.inf),
     "temperature": (1e-3, math.inf),
     "clip": (1e-12, math.inf),
     "ema": (0, 1),

@@ -17,7 +17,7 @@ from prunekit.devices import check_types, check_whole, device_of, forked_generat
 from prunekit.errors import TrainingError, counted
 from prunekit.spec import remember_classes
 from prunekit.training.config import TrainConfig
-from prunekit.training.events import EpochEvent, Scored, Sink
+from prunekit.training.events import EpochEvent, Event, Scored, Sink
 from prunekit.training.forward import check_fit, is_out_of_memory
 from prunekit.training.learner import Learner
 from prunekit.training.loader import Feed
@@ -88,6 +88,7 @@ def train(
     extra: Mapping[str, Any] | None = None,
     objective: Callable[[nn.Module, TrainConfig, nn.Module | None], Objective] = Objective.of,
     on_event: Sink | None = None,
+    enough: Callable[[Event], bool] | None = None,
 ) -> TrainResult:
     """Train `model` **in place**; it keeps its device, memory layout and train/eval modes.
 
@@ -113,14 +114,15 @@ def train(
         extra: JSON that is kept in the state and must agree on resuming.
         objective: Makes the loss that is minimised, from the model, the settings and the teacher.
         on_event: Called with the events of `prunekit.training.events`.
+        enough: Called with the same events, in one process alone; True ends the run with the step at hand.
 
     Returns:
         The trained model and the figures of every epoch.
 
     Raises:
         InputError: The settings or the data are unusable.
-        TrainingError: The run cannot start, resume or go on.
-        Interrupted: SIGINT or SIGTERM stopped the run; its state is saved.
+        TrainingError: The run cannot start, resume or go on. Where the best weights are kept, the model has them.
+        Interrupted: SIGINT or SIGTERM stopped the run; its state is saved. The same holds.
 
     Examples:
         >>> import prunekit as pk
@@ -154,7 +156,7 @@ def train(
         feed = Feed(train_set, config, world, learner.dtype)
         state = _state(settings, learner, path, world, resume=resume, force=force)
         with synchronised(model) if config.sync_bn and world.size > 1 else contextlib.nullcontext():
-            Run(learner, feed, val_set, config, world, stop, state, path, on_event).go()
+            Run(learner, feed, val_set, config, world, stop, state, path, on_event, enough).go()
     remember_classes(model, train_set.classes)
     history = tuple(EpochEvent(**event) for event in state.history)
     start, kept = (None if scored is None else Scored(**scored) for scored in (state.start, state.best))

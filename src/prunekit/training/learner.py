@@ -109,10 +109,14 @@ class Learner:
 
     def finish(self) -> None:
         """Leave in the model what was set aside, or else the moving average, where there is one."""
+        if self._best is None and self._average is not None:
+            self.model.load_state_dict(self._average.module.state_dict())
+        self.take_back()
+
+    def take_back(self) -> None:
+        """Leave in the model what was set aside, where there is any."""
         if self._best is not None:
             self.model.load_state_dict(self._best)
-        elif self._average is not None:
-            self.model.load_state_dict(self._average.module.state_dict())
 
     def set_aside(self) -> None:
         """Remember the weights that `score` looks at, as the best so far."""

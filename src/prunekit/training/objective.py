@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from prunekit.training.config import TrainConfig
 from prunekit.training.forward import answer, class_scores
+from prunekit.training.matching import Matching
 from prunekit.training.world import World
 
 _AUXILIARY = 0.3  # weight of auxiliary classifiers (Szegedy et al., "Going Deeper with Convolutions", 2015)
@@ -22,10 +23,11 @@ def at_least_float(logits: Tensor) -> Tensor:
 
 
 class Objective:
-    """Cross-entropy with distillation: `(1 - d) * CE + d * T² * KL(teacher / T || student / T)`.
+    """Cross-entropy with distillation: `(1 - d) * CE + d * (T² * KL(teacher / T || student / T) + m * B)`.
 
-    Hinton et al., 2015; `d = 0` without a teacher. A method with another loss extends it: it may keep tensors of its
-    own from step to step (`state`), act on the network between epochs (`end_epoch`), and report (`figures`).
+    Hinton et al., 2015, and the distance `B` between the outputs of blocks (`Matching`), weighted by `m`; `d = 0`
+    without a teacher. A method with another loss extends it: it may keep tensors of its own from step to step
+    (`state`), act on the network between epochs (`end_epoch`), and report (`figures`).
     """
 
     own: frozenset[str] = frozenset()
@@ -34,16 +36,17 @@ class Objective:
     """
     own_rate: float = 1.0
 
-    def __init__(self, config: TrainConfig, teacher: nn.Module | None) -> None:
+    def __init__(self, config: TrainConfig, teacher: nn.Module | None, matching: Matching | None = None) -> None:
         self._smoothing = config.label_smoothing
-        self._share = config.distill if teacher is not None else 0.0
+        self._share = config.teacher_share if teacher is not None else 0.0
         self._temperature = config.temperature
-        self._teacher = teacher
+        self._teacher, self._matching, self._match = teacher, matching, config.match or 0.0
 
     @classmethod
-    def of(cls, model: nn.Module, config: TrainConfig, teacher: nn.Module | None) -> Objective:  # noqa: ARG003
+    def of(cls, model: nn.Module, config: TrainConfig, teacher: nn.Module | None) -> Objective:
         """Return the objective of a run that trains `model`."""
-        return cls(config, teacher)
+        matched = teacher is not None and config.match and config.teacher_share
+        return cls(config, teacher, Matching(model, teacher) if matched and teacher is not None else None)
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss over a batch, and the logits `(N, classes)` of the main classifier."""
@@ -71,13 +74,17 @@ class Objective:
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that a resumed run needs; sums are this process's own."""
-        return {}
+        return {} if self._matching is None else self._matching.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restore the tensors that `state` returned."""
+        if self._matching is not None:
+            self._matching.restore(state)
 
     def close(self) -> None:
         """Release the network after the run has finished or failed."""
+        if self._matching is not None:
+            self._matching.close()
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
@@ -89,4 +96,6 @@ class Objective:
             scores, _ = class_scores(answer(self._teacher, images), len(images))
             wanted = F.log_softmax(at_least_float(scores) / t, dim=1)
         ours = F.log_softmax(logits / t, dim=1)
-        return F.kl_div(ours, wanted, reduction="batchmean", log_target=True) * t * t
+        answers = F.kl_div(ours, wanted, reduction="batchmean", log_target=True) * t * t
+        blocks = self._matching.distance() if self._matching is not None else None
+        return answers if blocks is None else answers + self._match * blocks

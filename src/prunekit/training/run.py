@@ -7,6 +7,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -42,7 +43,9 @@ class Run:
         state: State,
         path: Path | None,
         sink: Sink | None,
+        enough: Callable[[Event], bool] | None = None,
     ) -> None:
+        self._enough, self._ended = enough, False
         self._learner, self._feed, self._config = learner, feed, config
         self._val_set = val_set and resident(val_set, world.device)
         self._world, self._stop, self._state, self._path, self._sink = world, stop, state, path, sink
@@ -63,10 +66,14 @@ class Run:
             TrainingError: The loss is not finite.
         """
         self._start()
-        while self._state.epoch < self._config.epochs:
-            began = time.monotonic()
-            self._train_epoch()
-            self._end_epoch(began)
+        try:
+            while self._state.epoch < self._config.epochs and not self._ended:
+                began = time.monotonic()
+                self._train_epoch()
+                self._end_epoch(began)
+        except (Interrupted, TrainingError):
+            self._learner.take_back()
+            raise
         self._learner.finish()
 
     @property
@@ -108,6 +115,8 @@ class Run:
                     self._save()
                 if stop:
                     self._interrupt()
+                if self._ended:
+                    return
 
     def _agree(self, number: int) -> tuple[bool, bool]:
         """Agree among all processes on whether to stop and to save after this step.
@@ -238,3 +247,4 @@ class Run:
     def _emit(self, event: Event) -> None:
         if self._sink is not None and self._world.is_main:
             self._sink(event)
+        self._ended = self._ended or (self._enough is not None and self._enough(event))

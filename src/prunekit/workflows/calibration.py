@@ -18,9 +18,18 @@ def drawn(name: str, train_set: ImageSet, count: int, seed: int = 0) -> Images |
     Raises:
         InputError: Fewer than one image was asked for.
     """
-    if count < 1:
-        raise InputError(f"--calibration must be at least 1, not {count}")
-    chosen = train_set.sample(min(count, len(train_set)), seed=seed)
+    chosen = sampled(train_set, count, seed)
     if registry.get(name).labelled:
         return list(chosen.batches(_BATCH))
     return chosen.inputs()
+
+
+def sampled(train_set: ImageSet, count: int, seed: int = 0) -> ImageSet:
+    """Return `count` training images, drawn by `seed`.
+
+    Raises:
+        InputError: Fewer than one image was asked for.
+    """
+    if count < 1:
+        raise InputError(f"--calibration must be at least 1, not {count}")
+    return train_set.sample(min(count, len(train_set)), seed=seed)

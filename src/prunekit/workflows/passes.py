@@ -169,7 +169,8 @@ def _tune(
     tuned, state = steps.path(number, "tuned"), steps.path(number, "state")
     if tuned.exists():
         return load(tuned, trust_pickle=True)  # the run's own file, whatever code its architecture is
-    config = suited(schedule.tuning_of(number), len(images.train), cut_since_training(pruned))
+    asked, taught = schedule.tuning_of(number), schedule.teacher is not None
+    config = suited(asked, len(images.train), cut_since_training(pruned), taught=taught and not schedule.scratch)
     if schedule.scratch:
         reinitialise(pruned, config.seed)
     done = train(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunekit.cli.fit_file import FitFile, must_be_new
-from prunekit.cli.fitting import Fitting, GoalOptions, fit_images, read_seconds
+from prunekit.cli.fitting import Fitting, GoalOptions, fit_images
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import (
     DATA,
@@ -34,6 +34,7 @@ from prunekit.cli.models import (
     write_report,
 )
 from prunekit.cli.sweep_arguments import read_variants
+from prunekit.cli.times import read_seconds
 from prunekit.errors import InputError
 from prunekit.report import numbers
 from prunekit.report.documents import document

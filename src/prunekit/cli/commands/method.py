@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.cli.fitting import Fitting, GoalOptions, check_alone, fit_images
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, OutputOptions, ReadingOptions
+from prunekit.cli.healing import HEALING, HealOptions, healed
 from prunekit.cli.models import (
     STREAM,
     check_inputs,
@@ -20,7 +21,17 @@ from prunekit.cli.models import (
     spec_of,
     write_model,
 )
-from prunekit.cli.tuning import TUNING, Job, PassOptions, Tuning, calibration_images, check, draw, tune
+from prunekit.cli.tuning import (
+    TUNING,
+    Job,
+    PassOptions,
+    Tuning,
+    calibration_images,
+    check,
+    draw,
+    images_to_heal_on,
+    tune,
+)
 from prunekit.methods.budget import check_budget
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
@@ -46,11 +57,14 @@ def command_for(name: str) -> Command:
         data: DataOptions,
         passes: PassOptions,
         tuning: Tuning,
+        healing: HealOptions,
         reading: ReadingOptions,
     ) -> None:
         target = output_path(model, where, name, output)
-        check(data, tuning, passes, target)
+        check(data, tuning, passes, target, heals=healing.heal)
         wanted = goal.goal()
+        flags = {"tunes": tuning.epochs > 0, "searches": wanted is not None}
+        healing.check(target, **flags, resume=passes.resume, force=where.force or where.dry_run)
         check_inputs(model, data, reading, images_needed=wanted is not None)
         if wanted is None:
             check_budget(config)
@@ -59,7 +73,7 @@ def command_for(name: str) -> Command:
         network, _ = read_model(model, reading, tuning.device)
         check_kind(network, target)
         spec_of(network)
-        job = Job(output, name, network, config, target, where, data, passes, tuning, reading)
+        job = Job(output, name, network, config, target, where, data, passes, tuning, reading, healing)
         if wanted is not None:
             _fit(job, model, wanted)
         elif tuning.epochs and not where.dry_run:
@@ -70,7 +84,7 @@ def command_for(name: str) -> Command:
     # the generator of options reads the annotation, which is known only now
     run.__annotations__["config"] = method.Config
     sections = {"config": "Method", "goal": "Method", "where": "Output", "data": DATA, "passes": TUNING}
-    sections |= {"tuning": TUNING, "reading": READING}
+    sections |= {"tuning": TUNING, "healing": HEALING, "reading": READING}
     return Command(run, tuple(method.examples), sections, {"distill": "--distill-share"})
 
 
@@ -92,10 +106,18 @@ def _fit(job: Job, source: str, goal: DropGoal) -> None:
 
 
 def _prune(job: Job) -> None:
-    """Prune, verify, write the artefact, and show the changes."""
+    """Prune, verify, heal where that is asked for, write the artefact, and show the changes."""
     from prunekit import api
 
-    _finish(job, api.prune(job.name, job.network, config=job.config, images=calibration_images(job)))
+    pruned = api.prune(job.name, job.network, config=job.config, images=calibration_images(job))
+    if not job.healing.heal or job.where.dry_run:
+        _finish(job, pruned)
+        return
+    from prunekit.report.terminal.healing import say_healed
+
+    found = healed(job.healing, pruned.model, job.network, images_to_heal_on(job), job.target, resume=job.passes.resume)
+    _finish(job, dataclasses.replace(pruned, model=found.model), healing=found.to_json())
+    say_healed(job.output, found)
 
 
 def _finish(job: Job, pruned: Pruned, **more: Any) -> None:

@@ -92,8 +92,9 @@ def run(
     from prunekit.training.entry import train
     from prunekit.training.fine_tuning import cut_since_training, suited
 
-    images = len(job.train_set)
-    config = suited(config, images, cut_since_training(job.model)) if job.tunes else config.suited_to(images)
+    images, taught = len(job.train_set), job.teacher is not None
+    cut = cut_since_training(job.model)
+    config = suited(config, images, cut, taught=taught) if job.tunes else config.suited_to(images)
     if where.dry_run:
         _show(output, job, config)
         return

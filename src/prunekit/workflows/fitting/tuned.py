@@ -66,7 +66,7 @@ class Tuner:
             if self.on_event:
                 self.on_event(event)
 
-        config = suited(self._config(epochs), len(self.train_set), cut_since_training(model))
+        config = suited(self._config(epochs), len(self.train_set), cut_since_training(model), taught=True)
         done = train(model, config, self.train_set, self.val_set, teacher=self.original, on_event=watch)
         origin = origin_of(model)
         if origin is not None:
@@ -75,7 +75,7 @@ class Tuner:
     def seconds_of_an_epoch(self, model: nn.Module) -> float:
         """Return how long an epoch of `model` takes, by tuning a copy on a few images."""
         few = self.train_set.sample(min(_SAMPLE, len(self.train_set)))
-        config = suited(self._config(1), len(self.train_set), 0.0)
+        config = suited(self._config(1), len(self.train_set), 0.0, taught=True)
         done = train(copied(model), config, few, teacher=self.original)
         return done.history[0].seconds * len(self.train_set) / len(few)
 

@@ -90,8 +90,8 @@ def _pruned(material: Material, variant: Variant, axis: str, budget: float | str
     if material.tuning is None:
         return Made(small)
     train_set, asked = _to_train_on(material), dataclasses.replace(material.tuning, seed=seed)
-    tuning = suited(asked, len(train_set), cut_since_training(small))
-    teacher = material.model if tuning.distill else None
+    teacher = None if asked.distill == 0 else material.model
+    tuning = suited(asked, len(train_set), cut_since_training(small), taught=teacher is not None)
     done = train(small, tuning, train_set, material.val_set, teacher=teacher, on_event=material.on_event)
     return Made(small, done.step(tuning).get("kept"))
 
