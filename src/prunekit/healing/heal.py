@@ -36,7 +36,8 @@ class Healed:
 
     Examples:
         >>> import prunekit as pk
-        >>> model, digits = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"}), pk.open_data("digits", "train")
+        >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
+        >>> digits = pk.open_data("digits", "train")
         >>> _ = pk.train(model, pk.TrainConfig(epochs=1, device="cpu"), digits)
         >>> small, few = pk.slim(model, ratio=0.3).model, digits.sample(64)
         >>> healed = pk.heal(small, model, few, pk.HealConfig(epochs=1, device="cpu"))
@@ -101,7 +102,8 @@ def heal(
 
     Examples:
         >>> import prunekit as pk
-        >>> model, digits = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"}), pk.open_data("digits", "train")
+        >>> model = pk.load("prunekit:vgg_digits", arch_args={"config": "8-M-16"})
+        >>> digits = pk.open_data("digits", "train")
         >>> _ = pk.train(model, pk.TrainConfig(epochs=1, device="cpu"), digits)
         >>> small = pk.slim(model, ratio=0.3).model
         >>> healed = pk.heal(small, model, digits.sample(64), pk.HealConfig(epochs=1, device="cpu"))

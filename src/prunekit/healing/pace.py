@@ -44,7 +44,7 @@ def epochs_within(seconds: float, ready: float, step: float, images: int, batch:
     steps = int(_FILLED * (seconds - ready) / step)
     if steps < 1:
         raise InputError(
-            f"{seconds:g} seconds are too short to heal: getting ready took {ready:.2g}, and each step takes {step:.2g}",
+            f"{seconds:g} seconds are too short to heal: getting ready took {ready:.2g}, a step takes {step:.2g}",
             hint="give it minutes, such as --heal-time 10m",
         )
     whole = max(1, images // batch)
