@@ -48,7 +48,7 @@ def answered(original: nn.Module, data: ImageSet) -> ImageSet:
     if count == 1:
         raise InputError("the network has a single output, and healing is judged by the class that is answered")
     names = classes_of(original) or tuple(map(str, range(count)))
-    if len(labels) > 1 and len(labels.unique()) == 1:
+    if len(labels) > 1 and bool((labels == labels[0]).all()):
         raise InputError(
             f"the original answers all {counted(len(labels), 'image')} with one class, '{names[int(labels[0])]}': they "
             "show nothing of the others",

@@ -93,9 +93,16 @@ class Task:
         if len(data) < _LEAST_VIEWS:
             data = data.subset(torch.arange(_LEAST_VIEWS) % len(data))
         batch = min(len(data), config.batch_size or batch_for(len(data)))
-        rate = _RATE * rate_factor(batch) if config.lr is None else config.lr
-        common = {"batch_size": batch, "lr": rate, "distill": 1.0, "match": _MATCH, "keep": "best", "log_every": 1}
-        plan = TrainConfig(**common, device=config.device, seed=config.seed)
+        plan = TrainConfig(
+            batch_size=batch,
+            lr=_RATE * rate_factor(batch) if config.lr is None else config.lr,
+            distill=1.0,
+            match=_MATCH,
+            keep="best",
+            device=config.device,
+            seed=config.seed,
+            log_every=1,
+        )
         if state is not None:
             known = State.load(state).settings
             epochs, count = known["epochs"], known["extra"]["images"]
