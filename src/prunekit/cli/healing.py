@@ -54,7 +54,14 @@ def state_of(target: str) -> Path | None:
 
 
 def healed(
-    options: HealOptions, model: nn.Module, original: nn.Module, images: ImageSet | None, target: str, *, resume: bool
+    options: HealOptions,
+    model: nn.Module,
+    original: nn.Module,
+    images: ImageSet | None,
+    target: str,
+    *,
+    device: str,
+    resume: bool,
 ) -> Healed:
     """Heal a pruned network; its state stays beside `target` where that is interrupted.
 
@@ -69,7 +76,7 @@ def healed(
     going_on = resume and state is not None and state.exists()
     if state is not None and not going_on:
         state.unlink(missing_ok=True)
-    config = HealConfig(seconds=read_seconds(options.heal_time, "--heal-time"))
+    config = HealConfig(seconds=read_seconds(options.heal_time, "--heal-time"), device=device)
     try:
         found = heal(model, original, images, config, state_path=state, resume=going_on)
     except Interrupted as stopped:

@@ -63,8 +63,13 @@ def command_for(name: str) -> Command:
         target = output_path(model, where, name, output)
         check(data, tuning, passes, target, heals=healing.heal)
         wanted = goal.goal()
-        flags = {"tunes": tuning.epochs > 0, "searches": wanted is not None}
-        healing.check(target, **flags, resume=passes.resume, force=where.force or where.dry_run)
+        healing.check(
+            target,
+            tunes=tuning.epochs > 0,
+            searches=wanted is not None,
+            resume=passes.resume,
+            force=where.force or where.dry_run,
+        )
         check_inputs(model, data, reading, images_needed=wanted is not None)
         if wanted is None:
             check_budget(config)
@@ -115,7 +120,8 @@ def _prune(job: Job) -> None:
         return
     from prunekit.report.terminal.healing import say_healed
 
-    found = healed(job.healing, pruned.model, job.network, images_to_heal_on(job), job.target, resume=job.passes.resume)
+    images, device, resume = images_to_heal_on(job), job.tuning.device, job.passes.resume
+    found = healed(job.healing, pruned.model, job.network, images, job.target, device=device, resume=resume)
     _finish(job, dataclasses.replace(pruned, model=found.model), healing=found.to_json())
     say_healed(job.output, found)
 
