@@ -203,10 +203,10 @@ def test_notes_are_said_in_words() -> None:
         "merged": 0,
         "some_new_note": ["a", "b"],
         "never_ran": ["x"],
-        "synthetic": {"images": 1000, "images_at_first": 250},
+        "synthetic": {"images": 1000, "layers": 20},
     }
     pruned = types.SimpleNamespace(plan=Plan((), notes), difference=1e-7, seconds=0.1, verify_seconds=0.1)
-    restored = "restored from synthetic images: images 1000, images for the first layers 250"
+    restored = "restored from synthetic images: images 1000, layers 20"
     *lines, proof = pruning._remarks(pruned)  # type: ignore[arg-type]
     assert lines == ["of these with a negative scale: 3", "some new note: a, b", restored]
     assert proof.startswith("masked and sliced agree")

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
-from prunekit.restoration import least_squares, second_moments
-from prunekit.restoration.least_squares import Chunks, Wanted, fit_towards
-
-
-def chunks_of(x: Tensor) -> Chunks:
-    """Return rows in three chunks."""
-    return lambda: [(part, x[..., part]) for part in (slice(0, 7), slice(7, 20), slice(20, x.size(2)))]
+from prunekit.restoration import second_moments
+from prunekit.restoration.least_squares import Wanted, fit_towards
 
 
 def few_rows(rows: int, noise: float, *, inputs: int = 30) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,25 +26,12 @@ def test_the_ridge_is_chosen_by_rows_put_aside(rows: int, noise: float) -> None:
     aside = torch.arange(rows) >= 0.75 * rows
     errors = {}
     for ridge in (None, 1e-2):
-        fit = fit_towards(start, chunks_of(x), Wanted(y, aside=aside), ridge, constant=True)
+        fit = fit_towards(start, x, Wanted(y, aside=aside), ridge, constant=True)
         errors[ridge] = float((fit.weight - true).square().mean())
     if rows < 100:
         assert errors[None] < 0.5 * errors[1e-2]
     else:
         assert errors[None] == pytest.approx(errors[1e-2])
-
-
-@given(st.integers(0, 1000), st.integers(8, 40), st.integers(2, 12), st.booleans())
-def test_the_error_of_a_fit_on_rows_put_aside_is_what_it_is(seed: int, rows: int, inputs: int, centred: bool) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x, y = (torch.randn(2, n, rows, generator=generator, dtype=torch.float64) + 1 for n in (inputs, 3))
-    weight = torch.randn(2, 3, inputs, generator=generator, dtype=torch.float64)
-    constant = weight[..., :1] * float(centred)
-    moments = least_squares._Moments(weight)
-    moments.add(x[..., :5], y[..., :5])
-    moments.add(x[..., 5:], y[..., 5:])
-    want = (y - weight @ x - constant).square().sum(2) / (y.var(2, correction=0) * rows)
-    assert torch.allclose(moments.error(least_squares.Fit(weight, constant)), want)
 
 
 def test_few_vectors_are_not_taken_for_all_that_there_are() -> None:

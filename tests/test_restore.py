@@ -18,10 +18,10 @@ from prunekit.errors import InputError
 from prunekit.nn.channels import SelectedNorm
 from prunekit.plan import Keep, Plan, Refit
 from prunekit.progress import report_progress
-from prunekit.restoration import frontier, refit_targets
+from prunekit.restoration import frontier, refit_targets, spilling
 from prunekit.restoration.calibration import calibrate
 from prunekit.restoration.images import bytes_per_image
-from prunekit.restoration.least_squares import Chunks, Wanted, fit_towards
+from prunekit.restoration.least_squares import Wanted, fit_towards
 from prunekit.restoration.memory import read_memory
 from prunekit.restoration.plain_layers import obstacle_to_layer
 from prunekit.restoration.samples import LayerCall, inputs_at, outputs_at, positions, rows_of
@@ -52,13 +52,6 @@ def duplicate(layer: nn.Conv2d | nn.Linear, source: int, copies: dict[int, float
             layer.bias[channel] = factor * layer.bias[source]
 
 
-def chunks_of(x: Tensor) -> Chunks:
-    """The rows of `x`, `(blocks, inputs, rows)`, a few at a time."""
-    return lambda: (
-        (slice(i, i + part.size(2)), part) for i, part in zip(range(0, 999, 7), x.split(7, 2), strict=False)
-    )
-
-
 # -- the regression -----------------------------------------------------------------------------------------------
 
 
@@ -69,7 +62,7 @@ def test_regression_meets_its_definition(inputs: int, constant: bool) -> None:
     x = torch.randn(blocks, rows, inputs, dtype=torch.float64) + 0.5
     y = torch.randn(blocks, rows, wanted, dtype=torch.float64) + 2
     start = torch.randn(blocks, wanted, inputs, dtype=torch.float64)
-    fit = fit_towards(start, chunks_of(x.mT), Wanted(y.mT), 0.1, constant=constant)
+    fit = fit_towards(start, x.mT, Wanted(y.mT), 0.1, constant=constant)
     for b in range(blocks):
         centre = x[b].mean(0) if constant else torch.zeros(inputs)
         penalty = 0.1 * (x[b] - centre).square().mean()
@@ -82,13 +75,13 @@ def test_regression_meets_its_definition(inputs: int, constant: bool) -> None:
 def test_inputs_that_hardly_vary_do_not_drown_in_rounding() -> None:
     x = 1000 + 1e-2 * torch.randn(1, 300, 4)
     y = (x - 1000) @ torch.tensor([[1.0, 2.0, 3.0, 4.0]]).T + 7
-    fit = fit_towards(torch.zeros(1, 1, 4), chunks_of(x.mT), Wanted(y.mT), 1e-6, constant=True)
+    fit = fit_towards(torch.ones(1, 1, 4), x.mT, Wanted(y.mT), 1e-6, constant=True)
     assert torch.allclose(fit.weight[0, 0], torch.tensor([1.0, 2, 3, 4], dtype=torch.float64), atol=1e-2)
 
 
 def test_silent_inputs_keep_their_weights() -> None:
     start = torch.randn(1, 2, 3)
-    fit = fit_towards(start, chunks_of(torch.zeros(1, 3, 10)), Wanted(torch.ones(1, 2, 10)), 1e-2, constant=True)
+    fit = fit_towards(start, torch.zeros(1, 3, 10), Wanted(torch.ones(1, 2, 10)), 1e-2, constant=True)
     assert torch.equal(fit.weight, start.double())
     assert torch.allclose(fit.constant, torch.ones(1, 2, 1, dtype=torch.float64))
 
@@ -395,21 +388,34 @@ def test_bad_images(images: Tensor | list[Tensor], said: str) -> None:
         api.prune("merge", small_resnet(), ratio=0.5, images=images)
 
 
+def count_moves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes that are moved to a file from now on, one entry for each storage."""
+    moved: list[int] = []
+    put = spilling.Spill.put
+
+    def counted(self: spilling.Spill, tensors: Sequence[Tensor]) -> None:
+        moved.append(tensors[0].untyped_storage().nbytes())
+        put(self, tensors)
+
+    monkeypatch.setattr(spilling.Spill, "put", counted)
+    return moved
+
+
 def test_batches_give_what_one_batch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all images fit, however few pass at a time; where they do not, the first layers see fewer of them."""
+    """However few pass at a time, and wherever they wait meanwhile."""
     model, images = small_resnet().double(), torch.randn(20, 3, 32, 32, dtype=torch.float64)
     graph = surgery.trace(model, images[:1])
     plan = Plan([Keep("layer1.0.conv1", [0, 1, 2]), Keep("layer2.0.conv1", [0, 1, 2, 3, 5])])
     whole = calibrate(model, graph, plan, images, rows=400)
     monkeypatch.setattr(frontier, "BATCH", 3)
-    parts = calibrate(model, graph, plan, images, rows=400)
-    assert parts.notes == whole.notes
-    for a, b in zip(parts.refits, whole.refits, strict=True):
-        assert a.layer == b.layer
-        assert all(torch.allclose(a.values[name], b.values[name], atol=1e-8) for name in a.values)
-    few = calibrate(model, graph, plan, images, rows=400, memory=20 * bytes_per_image(graph))
-    assert 1 <= few.notes["calibration"]["images_at_first"] < few.notes["calibration"]["images"] <= 20
-    assert surgery.verify(model, surgery.edit(model, few, graph), few, graph) <= 1e-10
+    moved = count_moves(monkeypatch)
+    for memory, spilled in (("1GiB", False), (20 * bytes_per_image(graph), True), (1, True)):
+        parts = calibrate(model, graph, plan, images, rows=400, memory=memory)
+        assert bool(moved) is spilled
+        assert parts.notes == whole.notes
+        for a, b in zip(parts.refits, whole.refits, strict=True):
+            assert a.layer == b.layer
+            assert all(torch.allclose(a.values[name], b.values[name], atol=1e-8) for name in a.values)
 
 
 @pytest.mark.parametrize(("size", "found"), [("2GiB", 2 << 30), ("500MB", 500_000_000), ("1.5 kb", 1500), (4096, 4096)])
@@ -422,14 +428,6 @@ def test_what_is_no_size_is_told(size: str) -> None:
     for method in ("merge", "slim"):
         with pytest.raises(InputError, match=f"--memory '{size}' is no size"):
             api.prune(method, nn.Identity(), ratio=0.5, memory=size)
-
-
-def test_less_memory_means_fewer_images_at_first() -> None:
-    model, images = small_resnet(), torch.randn(40, 3, 32, 32)
-    memory = str(20 * bytes_per_image(surgery.trace(model, images[:1])))
-    notes = api.merge(model, images=images, ratio=0.3, memory=memory).plan.notes["calibration"]
-    assert 1 <= notes["images_at_first"] < notes["images"] <= 40
-    assert "images_at_first" not in api.merge(model, images=images, ratio=0.3).plan.notes["calibration"]
 
 
 @pytest.mark.parametrize("images", [torch.randn(1, 3, 32, 32), torch.randn(1, 3, 32, 32).expand(30, -1, -1, -1)])

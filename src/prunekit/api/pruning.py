@@ -207,8 +207,8 @@ def slim(
             `synthetic` to images made from the network itself; `constants` folds what a removed channel is worth on
             average, act(beta), into the next layer (the default without images, and where every other way begins);
             `none` drops it, as the paper's release does.
-        memory: What the images may hold that wait at a layer which is refitted, such as `2GiB` or `500MB`; where they
-            take more, the first layers are fitted to fewer of them.
+        memory: What the images may hold in memory that wait at a layer which is refitted, such as `2GiB` or `500MB`;
+            what is more waits in a temporary file.
 
     Returns:
         The new network, the plan and figures; `model, plan = pk.slim(...)` unpacks the first two.
@@ -306,8 +306,8 @@ def merge(
         scope: `inner` narrows only layers that can be made up for; `all` also residual streams and the rest.
         refit_bn: Estimate batch-norm statistics anew on the images, given or made.
         seed: Seed of everything random, such as the images that `synthetic` makes.
-        memory: What the images may hold that wait at a layer which is refitted, such as `2GiB` or `500MB`; where they
-            take more, the first layers are fitted to fewer of them.
+        memory: What the images may hold in memory that wait at a layer which is refitted, such as `2GiB` or `500MB`;
+            what is more waits in a temporary file.
         threshold: Least cosine similarity, -1 to 1, of two filters that are merged (the paper's t).
         lam: Weight, 0 to 1, of the cosine against the batch-norm bias distance (the paper's lambda).
 

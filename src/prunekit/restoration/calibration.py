@@ -43,14 +43,14 @@ def calibrate(
     """Return `plan` with refits for the layers whose inputs it changes; they start from its removals and folds.
 
     `images` are normalised, `(N, C, H, W)` or batches of them; labels are never asked for. They pass in batches, which
-    wait for one another at each layer and there hold up to `memory`, bytes or a size such as `2GiB`; where that is too
-    little for all of them, the first layers see fewer (`prunekit.restoration.frontier`). Besides, for one layer at a
-    time, up to `rows` vectors of its input and output are held, and the square of its fan-in, or of `rows` if that is
-    smaller. With `layers` no others are refitted. `notes["calibration"]` tells the number of images and of refitted
-    layers, and which were left, and why. The same images, seed, machine and number of threads give the same bits.
+    wait for one another at each layer and there hold up to `memory`, bytes or a size such as `2GiB`; what is more waits
+    in a file (`prunekit.restoration.frontier`), in the folder for temporary files. Besides, for one layer at a time, up
+    to `rows` vectors of its input and output are held, and the square of its fan-in, or of `rows` if that is smaller.
+    With `layers` no others are refitted. `notes["calibration"]` tells the number of images and of refitted layers, and
+    which were left, and why. The same images, seed, machine and number of threads give the same bits.
 
     Raises:
-        InputError: images that do not suit the network, or none.
+        InputError: images that do not suit the network, or none, or more than the disk has room for.
     """
     with torch.no_grad():
         batch = gather(images, model, graph)
@@ -61,9 +61,7 @@ def calibrate(
         found = refit_in_order(frontier, small, sites, rows=rows, ridge=ridge, seed=seed)
     done = {refit.layer for refit in found.refits}
     left |= {s.layer: found.failed.get(s.layer, "its forward is not called") for s in sites if s.layer not in done}
-    first, last = found.images
-    notes = {"images": last, "layers": len(sites) - len(left.keys() & {s.layer for s in sites}), "left": left}
-    notes |= {"images_at_first": first} if first < last else {}
+    notes = {"images": len(batch), "layers": len(sites) - len(left.keys() & {s.layer for s in sites}), "left": left}
     warning = _too_few(model, found.rows, len(batch))
     said = {"calibration": notes, **({"warning": warning} if warning else {})}
     return Plan([*plan.operations, *found.refits], {**plan.notes, **said}, plan.example)

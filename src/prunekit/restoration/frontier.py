@@ -1,8 +1,7 @@
 """Two networks on the same images, layer by layer, in bounded memory.
 
 Of each batch a pass of either network waits at the layer that is being refitted: what these passes hold is the
-frontier, and no layer is computed twice. Where it is too large for all images, which is so in the first layers, further
-ones join as soon as there is room for them: they pass the layers that have been refitted by then without a stop.
+frontier, and no layer is computed twice. What of it is more than is to be held in memory waits in a file.
 """
 
 from __future__ import annotations
@@ -11,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, SurgeryError
 from prunekit.restoration.images import bytes_per_image
 from prunekit.restoration.plain_layers import reads
 from prunekit.restoration.refit_targets import Site
+from prunekit.restoration.spilling import Spill
 from prunekit.restoration.walk import Stop, Walk
 from prunekit.surgery import Graph
 
@@ -26,8 +27,9 @@ _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 
 @dataclass(frozen=True)
 class Arrival:
-    """A batch at a layer, in both networks: the original has run it, the pruned one is about to."""
+    """A batch of `images` images at a layer, in both networks: the original has run it, the pruned one is about to."""
 
+    images: int
     original: Stop
     small: Stop
 
@@ -44,58 +46,59 @@ class Frontier:
         self._order = {site.layer: number for number, site in enumerate(self._sites)}
         self._batch = max(1, min(BATCH, len(images), memory // 4 // bytes_per_image(graph)))
         self._memory = memory
-        self._pairs: list[tuple[_Pass, _Pass]] = []
-        self.taken = 0
+        self._spill = Spill()
+        self._pairs: list[_Pair] = []
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return len(self._images)
 
     def __enter__(self) -> Frontier:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for pair in self._pairs:
-            for one in pair:
-                one.walk.close()
+            pair.close()
+        self._spill.close()
 
-    def arrivals(self) -> Iterator[tuple[Site, list[Arrival]]]:
-        """Yield each site, in execution order, and what arrives there of each batch; none where a pass misses it."""
-        room = self._room()
+    def arrivals(self) -> Iterator[tuple[Site, Iterator[Arrival | None]]]:
+        """Yield each site, in execution order, and what arrives there, batch by batch: None where a pass misses it.
+
+        An arrival is in memory until the next one.
+
+        Raises:
+            InputError: What waits does not fit on the disk.
+        """
+        self._check_disk()
+        for images in torch.split(self._images, self._batch):
+            self._pairs.append(_Pair(self._pass(images, late=True), self._pass(images, late=False), len(images)))
         for number, site in enumerate(self._sites):
-            for pair in self._pairs:
-                self._reach(pair, number)
-            while self.taken < min(len(self._images), room[number]):
-                self._admit(min(self._batch, room[number] - self.taken))
-                self._reach(self._pairs[-1], number)
-            yield site, self._arrived(number)
+            yield site, self._at(number)
 
-    def _arrived(self, number: int) -> list[Arrival]:
-        here: list[Arrival] = []
-        for original, small in self._pairs:
-            if original.number != number or small.number != number:
-                return []
-            assert original.stop is not None
-            assert small.stop is not None
-            here.append(Arrival(original.stop, small.stop))
-        return here
+    def _at(self, number: int) -> Iterator[Arrival | None]:
+        for pair in self._pairs:
+            self._reach(pair, number)
+            yield pair.arrival(number, self._spill)
+            pair.held = sum(one.walk.bytes_held() for one in (pair.original, pair.small))
+            if sum(other.held for other in self._pairs) > self._memory:
+                pair.put(self._spill)
 
-    def _admit(self, count: int) -> None:
-        images = self._images[self.taken : self.taken + count]
-        original, small = self._networks
-        self._pairs.append((self._pass(original, images, late=True), self._pass(small, images, late=False)))
-        self.taken += len(images)
-
-    def _pass(self, model: nn.Module, images: Tensor, *, late: bool) -> _Pass:
+    def _pass(self, images: Tensor, *, late: bool) -> _Pass:
         joins = {site.layer: site.join for site in self._sites}
-        return _Pass(Walk(model, self._graph, joins, images, late=late), self._order)
+        model = self._networks[0 if late else 1]
+        return _Pass(Walk(model, self._graph, joins, images, late=late, spill=self._spill), self._order)
 
-    def _reach(self, pair: tuple[_Pass, _Pass], number: int) -> None:
+    def _reach(self, pair: _Pair, number: int) -> None:
         """Let a batch go on to a site, in both networks.
 
         Raises:
             InputError: the original fails on it.
             SurgeryError: only the pruned network does.
         """
-        self._reach_original(pair[0], number)
+        self._reach_original(pair.original, number)
         try:
-            pair[1].reach(number)
+            pair.small.reach(number)
         except _FAILURES as error:
             raise SurgeryError(
                 f"the pruned network does not run on what the original does: {_brief(error)}",
@@ -111,22 +114,18 @@ class Frontier:
                 hint="pass fewer images",
             ) from error
 
-    def _room(self) -> list[int]:
-        """Return how many images may be at each site and all behind it, by what one holds there in the original."""
+    def _check_disk(self) -> None:
+        """Check that what does not fit into memory fits on the disk, by what one image holds in the original."""
         if self._memory >= 8 * len(self._images) * bytes_per_image(self._graph):
-            return [len(self._images)] * len(self._sites)
-        alone, held = self._pass(self._networks[0], self._images[:1], late=True), []
+            return
+        alone, most = self._pass(self._images[:1], late=True), 0
         try:
             for number in range(len(self._sites)):
                 self._reach_original(alone, number)
-                held.append(2 * alone.walk.live_bytes())
+                most = max(most, 2 * alone.walk.bytes_held())
         finally:
             alone.walk.close()
-        room, least = list[int](), len(self._images)
-        for size in reversed(held):
-            least = min(least, max(1, self._memory // max(1, size)))
-            room.append(least)
-        return room[::-1]
+        self._spill.check(max(0, most * len(self._images) - self._memory))
 
 
 class _Pass:
@@ -144,6 +143,35 @@ class _Pass:
             stop = self.walk.advance()
             self.stop = stop
             self.number = float("inf") if stop is None else self._order[stop.layer]
+
+
+class _Pair:
+    """The passes of a batch, and what they hold in memory, in bytes."""
+
+    def __init__(self, original: _Pass, small: _Pass, images: int) -> None:
+        self.original, self.small, self._images = original, small, images
+        self.held = 0
+
+    def arrival(self, number: int, spill: Spill) -> Arrival | None:
+        """Return what has arrived at a site, fetched into memory."""
+        original, small = self.original.stop, self.small.stop
+        if original is None or small is None or (self.original.number, self.small.number) != (number, number):
+            return None
+        for tensor in (original.output, original.stream, small.call.x, small.stream):
+            if tensor is not None:
+                spill.fetch(tensor)
+        return Arrival(self._images, original, small)
+
+    def put(self, spill: Spill) -> None:
+        """Move what the passes hold into the file."""
+        for tensors in (*self.original.walk.held(), *self.small.walk.held()):
+            spill.put(tensors)
+        self.held = 0
+
+    def close(self) -> None:
+        """Close the passes."""
+        self.original.walk.close()
+        self.small.walk.close()
 
 
 def _brief(error: Exception) -> str:

@@ -39,7 +39,7 @@ def gather(images: Images, model: nn.Module, graph: Graph, most: int | None = No
             break
     if not sum(map(len, parts)):
         raise InputError("there are no calibration images", hint="--data names them; a few hundred are enough")
-    return torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def without_labels(images: Images | LabelledImages) -> Images:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,26 +15,23 @@ from prunekit.progress import counter
 from prunekit.restoration.frontier import Arrival, Frontier
 from prunekit.restoration.least_squares import HELD, Wanted, fit_towards
 from prunekit.restoration.refit_targets import Site
-from prunekit.restoration.samples import inputs_at, outputs_at, positions, rows_of
+from prunekit.restoration.samples import LayerCall, inputs_at, outputs_at, positions, rows_of
 from prunekit.restoration.streams import scale_of
 from prunekit.surgery.editing.editor import refit
 from prunekit.surgery.execution.dispatch import unfused_attention
 
-PER_INPUT, LEAST = 40, 4000  # positions that a layer is fitted at: for each input of it, and in any case
+PER_INPUT, LEAST = 80, 16_000  # positions that a layer is fitted at: for each input of it, and in any case
 ASIDE = 5  # every so many images, one is put aside to choose the ridge by
 ROUNDS = 4  # repetitions of a fit that an activation with a flat part follows; twelve gained nothing more
 
 
 @dataclass(frozen=True)
 class Restored:
-    """The refits, in order; what failed and why; how many positions each layer was fitted to; and, for the first layer
-    and for the last, to how many images.
-    """
+    """The refits, in order; what failed and why; and how many positions each layer was fitted to."""
 
     refits: list[Refit]
     failed: dict[str, str]
     rows: dict[str, int]
-    images: tuple[int, int]
 
 
 def refit_in_order(
@@ -50,17 +47,15 @@ def refit_in_order(
     refits: list[Refit] = []
     failed: dict[str, str] = {}
     counts: dict[str, int] = {}
-    images: list[int] = []
     numbers, count = {site.layer: number for number, site in enumerate(sites)}, counter("refitting layers")
     with frontier, torch.no_grad(), unfused_attention():
         for done, (site, arrivals) in enumerate(frontier.arrivals()):
             count(done, len(sites))
-            if not arrivals:
-                continue
             generator = torch.Generator().manual_seed(seed + numbers[site.layer])
-            sample = _Sample(site, arrivals, frontier.taken, _needed(arrivals[0], rows), generator)
+            sample = _sampled(small, site, arrivals, frontier.images, rows, generator)
+            if sample is None:
+                continue
             counts[site.layer] = sample.rows
-            images.append(frontier.taken)
             try:
                 found = _fitted(small, site, sample, ridge)
             except FloatingPointError as error:
@@ -68,61 +63,81 @@ def refit_in_order(
                 continue
             refit(small, Plan(found))
             refits += found
-            del arrivals, sample
+            del sample
     count(len(sites), len(sites))
-    return Restored(refits, failed, counts, (images[0], images[-1]) if images else (0, 0))
+    return Restored(refits, failed, counts)
 
 
-def _needed(arrival: Arrival, rows: int) -> int:
+def _needed(call: LayerCall, rows: int) -> int:
     """Return at how many positions to look at a layer, `rows` at most: the more inputs an output has, the more."""
-    call = arrival.small.call
     inputs = call.weight[0].numel()
     holdable = HELD // (inputs * call.groups * call.x.element_size())  # grouped layers have many systems, all small
-    return min(rows, max(LEAST, PER_INPUT * inputs), max(2000, holdable) if call.groups > 1 else rows)
+    return min(rows, max(LEAST, PER_INPUT * inputs), max(2000, holdable))
+
+
+def _sampled(
+    small: nn.Module,
+    site: Site,
+    arrivals: Iterable[Arrival | None],
+    images: int,
+    rows: int,
+    generator: torch.Generator,
+) -> _Sample | None:
+    """Return a layer at `rows` positions at most, over all images; None where some images pass it by."""
+    sample: _Sample | None = None
+    for arrival in arrivals:
+        if arrival is None:
+            return None
+        if sample is None:
+            sample = _Sample(small, site, arrival, images, rows, generator)
+        if not sample.add(arrival):
+            return None
+    return sample
 
 
 class _Sample:
-    """A layer at random positions, over all batches: `parts` holds for each what arrives, and its positions in it.
-
-    `aside` are those, `(rows,)`, of the images by which the ridge is chosen.
+    """A layer at random positions: `x`, `(groups, inputs, rows)`, is what the pruned network reads there and `wanted`,
+    `(groups, outputs, rows)`, what it is to give. `aside` are the rows, `(rows,)`, of the images by which the ridge is
+    chosen.
     """
 
     def __init__(
-        self, site: Site, arrivals: Sequence[Arrival], images: int, wanted: int, generator: torch.Generator
+        self, small: nn.Module, site: Site, first: Arrival, images: int, rows: int, generator: torch.Generator
     ) -> None:
-        totals = [rows_of(_output(arrival)) for arrival in arrivals]
-        where, start = positions(sum(totals), wanted, generator), 0
-        self.rows, self.parts = len(where), list[tuple[Arrival, Tensor]]()
-        for arrival, total in zip(arrivals, totals, strict=True):
-            own = where[(where >= start) & (where < start + total)] - start
-            self.parts += [(arrival, own)] if len(own) else []
-            start += total
-        self.aside = where // (sum(totals) // images) % ASIDE == ASIDE - 1
-        self.joined = site.join is not None and all(_joins(arrival) for arrival, _ in self.parts)
-        self._kept = site.kept
+        self.call = call = first.small.call
+        output = _output(first)
+        self._each = rows_of(output) // first.images  # positions of an image
+        self._where = positions(self._each * images, _needed(call, rows), generator)
+        self.rows = len(self._where)
+        self.aside = self._where // self._each % ASIDE == ASIDE - 1
+        wide = torch.promote_types(call.weight.dtype, torch.float32)
+        self.x = call.x.new_empty(call.groups, call.weight[0].numel(), self.rows, dtype=wide)
+        self.wanted = call.x.new_empty(call.groups, len(call.weight) // call.groups, self.rows, dtype=wide)
+        self.repairs = site.join is not None and _joins(first)
+        self._kept = None if site.kept is None else site.kept.to(output.device)
+        self._share = 1 / scale_of(small, site.join.norm) if site.join is not None else torch.ones(1)
+        self._seen = self._filled = 0
 
-    def original(self) -> Tensor:
-        """Return what the original gave on the kept channels, `(rows, C)`."""
-        return torch.cat([self._cut(outputs_at(_output(arrival), own)) for arrival, own in self.parts])
-
-    def missing(self) -> Tensor:
-        """Return what the pruned network's residual stream lacks of the original's, `(rows, C)`."""
-        parts = []
-        for arrival, own in self.parts:
-            was, now = (_as_output(stop.stream, _output(arrival)) for stop in (arrival.original, arrival.small))
-            parts.append(self._cut(outputs_at(was, own)) - outputs_at(now, own))
-        return torch.cat(parts)
-
-    def inputs(self, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """Yield what the pruned network reads there, a slice of rows at a time: `(groups, inputs, n)`."""
-        start = 0
-        for arrival, own in self.parts:
-            for rows, part in inputs_at(arrival.small.call, own):
-                yield slice(start + rows.start, start + rows.start + part.size(2)), part.to(wide)
-            start += len(own)
+    def add(self, arrival: Arrival) -> bool:
+        """Add a batch, and return whether it is like the first one."""
+        output = _output(arrival)
+        if rows_of(output) != self._each * arrival.images or (self.repairs and not _joins(arrival)):
+            return False
+        own = self._where[self._filled :] - self._seen * self._each
+        own = own[: int(torch.searchsorted(own, rows_of(output)))]
+        wanted = self._cut(outputs_at(output, own))
+        if self.repairs:  # what brings the residual stream back to the original's
+            was, now = (_as_output(stop.stream, output) for stop in (arrival.original, arrival.small))
+            wanted = wanted + self._share * (self._cut(outputs_at(was, own)) - outputs_at(now, own))
+        place = slice(self._filled, self._filled + len(own))
+        self.wanted[..., place] = wanted.t().reshape(*self.wanted.shape[:2], -1)
+        for part, x in inputs_at(arrival.small.call, own):
+            self.x[..., self._filled + part.start : self._filled + part.start + x.size(2)] = x
+        self._filled, self._seen = place.stop, self._seen + arrival.images
+        return True
 
     def _cut(self, values: Tensor) -> Tensor:
-        return values if self._kept is None else values[:, self._kept.to(values.device)]
+        return values if self._kept is None else values[:, self._kept]
 
 
 def _output(arrival: Arrival) -> Tensor:
@@ -143,20 +158,22 @@ def _joins(arrival: Arrival) -> bool:
     return was.shape == output.shape or (output.dim() == 2 and was.numel() == output.numel())
 
 
-def _wanted(small: nn.Module, site: Site, sample: _Sample) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Return the original's output, `(rows, C)`, or what brings a residual stream back to the original's; and bounds.
+def _wanted(small: nn.Module, site: Site, sample: _Sample) -> Wanted:
+    """Return the output that is wanted of a layer; with bounds where an activation with a flat part alone reads it.
 
-    An activation that alone reads what comes out may not tell numbers from one another: a ReLU negative ones, say. Then
-    any output that looks to it as the original's does is as good.
+    Such an activation does not tell numbers from one another: a ReLU negative ones, say. Then any output that looks to
+    it as the original's does is as good.
     """
-    output = sample.original()
-    if site.join and sample.joined:
-        return output + sample.missing() / scale_of(small, site.join.norm), None
-    return output, None if site.flat is None else _alike(output, site.flat, *_affine(small, site.norm))
+    if site.flat is None or sample.repairs:
+        return Wanted(sample.wanted, aside=sample.aside)
+    scale, offset = (values.expand(sample.wanted.shape[:2].numel()) for values in _affine(small, site.norm))
+    scale, offset = (values.reshape(*sample.wanted.shape[:2], 1) for values in (scale, offset))
+    return Wanted(sample.wanted, _alike(sample.wanted, site.flat, scale, offset), sample.aside)
 
 
 def _alike(output: Tensor, flat: tuple[float, float], scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and the greatest outputs that make the same of `scale * output + offset`, each `(rows, C)`.
+    """Return the least and the greatest outputs that make the same of `scale * output + offset`, each
+    `(groups, outputs, rows)`; scale and offset are `(groups, outputs, 1)`.
 
     All numbers up to `flat[0]` are the same there, and all from `flat[1]` on.
     """
@@ -184,27 +201,16 @@ def _fitted(small: nn.Module, site: Site, sample: _Sample, ridge: float | None) 
     Raises:
         FloatingPointError: the layer's input, or what is wanted of it, is not finite.
     """
-    call, (output, bounds) = sample.parts[0][0].small.call, _wanted(small, site, sample)
-    weight, groups = call.weight, call.groups
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    layer: Any = small.get_submodule(site.layer)
-
-    def grouped(rows: Tensor) -> Tensor:
-        return rows.to(wide).reshape(len(rows), groups, -1).permute(1, 2, 0).contiguous()  # (groups, outputs, rows)
-
-    fit = fit_towards(
-        weight.reshape(groups, weight.size(0) // groups, -1),
-        lambda: sample.inputs(wide),
-        Wanted(grouped(output), None if bounds is None else (grouped(bounds[0]), grouped(bounds[1])), sample.aside),
-        ridge,
-        constant=layer.bias is not None or site.norm is not None,
-        rounds=ROUNDS,
-    )
-    values, constant = {"weight": fit.weight.reshape(weight.shape).to(weight)}, fit.constant.flatten()
-    if layer.bias is not None:
-        constant = constant + layer.bias if site.added_behind else constant
-        return [Refit(site.layer, {**values, "bias": constant.to(layer.bias)})]
+    weight, layer = sample.call.weight, small.get_submodule(site.layer)
+    start = weight.reshape(*sample.wanted.shape[:2], -1)
+    bias: Any = layer.bias
+    constant = bias is not None or site.norm is not None
+    fit = fit_towards(start, sample.x, _wanted(small, site, sample), ridge, constant=constant, rounds=ROUNDS)
+    values, shift = {"weight": fit.weight.reshape(weight.shape).to(weight)}, fit.constant.flatten()
+    if bias is not None:
+        shift = shift + bias if site.added_behind else shift
+        return [Refit(site.layer, {**values, "bias": shift.to(bias)})]
     if site.norm is None:
         return [Refit(site.layer, values)]
     mean = small.get_buffer(f"{site.norm}.running_mean")
-    return [Refit(site.layer, values), Refit(site.norm, {"running_mean": (mean - constant).to(mean)})]
+    return [Refit(site.layer, values), Refit(site.norm, {"running_mean": (mean - shift).to(mean)})]

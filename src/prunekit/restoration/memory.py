@@ -6,7 +6,7 @@ import re
 
 from prunekit.errors import InputError
 
-MEMORY = "2GiB"  # what waiting passes hold, at most
+MEMORY = "1GiB"  # what waiting passes hold in memory, at most
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
@@ -25,3 +25,9 @@ def read_memory(size: str | int) -> int:
     if amount < 1:
         raise InputError(f"--memory '{size}' is no size", hint="for example 2GiB, 500MB, or a number of bytes")
     return amount
+
+
+def size_in_words(size: int) -> str:
+    """Return bytes as people write them: 1.5 GiB, 0.3 MiB."""
+    unit = "GiB" if size >= 1 << 29 else "MiB"
+    return f"{size / _UNITS[unit.upper()]:,.1f} {unit}"

@@ -118,7 +118,7 @@ class _Alignment:
         alone, held = self._pass(0, 1), list[int]()
         while (stop := alone.advance()) is not None:
             self._order.append(stop.layer)
-            held.append(alone.live_bytes())
+            held.append(alone.bytes_held())
         room, least = list[int](), len(self._images)
         for size in reversed(held):
             fitting = self._memory // max(1, size) // self._batch * self._batch

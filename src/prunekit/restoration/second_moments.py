@@ -7,6 +7,7 @@ perhaps), that can be compared between layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,18 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.progress import counter
-from prunekit.restoration.images import MEMORY, bytes_per_image
+from prunekit.restoration.images import bytes_per_image
 from prunekit.restoration.plain_layers import obstacle, reads
 from prunekit.restoration.refit_targets import norm_behind
-from prunekit.restoration.samples import LayerCall
+from prunekit.restoration.samples import LayerCall, outputs_at, positions, rows_of
 from prunekit.restoration.streams import Watch, find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.copying import copied
 from prunekit.surgery.editing.compensation import places_of
 from prunekit.surgery.execution.dispatch import unfused_attention
 
-ROWS = 4000  # vectors of each layer's input, a batch
+ROWS = 4000  # vectors of each layer's input for every 64 images, or fewer where these are all
 BATCH = 64
+MEMORY = 256 << 20  # bytes of activations
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], imag
     model = copied(model).eval()  # the caller's keeps its mode and its running statistics
     gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(model, graph, group)]
     generator, count, done = torch.Generator().manual_seed(0), counter("measuring activations"), 0
-    for batch in torch.split(images, max(1, min(BATCH, MEMORY // 4 // bytes_per_image(graph)))):
-        with torch.no_grad(), unfused_attention(), _Reads(model, graph, gauges, generator):
+    for batch in torch.split(images, max(1, min(BATCH, MEMORY // bytes_per_image(graph)))):
+        rows = math.ceil(ROWS * len(batch) / min(BATCH, len(images)))
+        with torch.no_grad(), unfused_attention(), _Reads(model, graph, gauges, rows, generator):
             model(batch)
         done += len(batch)
         count(done, len(images))
@@ -92,16 +95,18 @@ def shrunk(covariance: Tensor, rows: int) -> Tensor:
 class _Reads(Watch):
     """Watch that shows gauges what their layers read and give."""
 
-    def __init__(self, model: nn.Module, graph: Graph, gauges: Sequence[_Gauge], generator: torch.Generator) -> None:
+    def __init__(
+        self, model: nn.Module, graph: Graph, gauges: Sequence[_Gauge], rows: int, generator: torch.Generator
+    ) -> None:
         super().__init__(model, graph, [g.member.module for g in gauges], [g.join for g in gauges])
-        self._gauges, self._generator = gauges, generator
+        self._gauges, self._rows, self._generator = gauges, rows, generator
 
     def after(self, layer: str, call: LayerCall, output: Tensor) -> None:
         """Show the gauges of this layer what it has read and given."""
         for gauge in self._gauges:
             if gauge.member.module == layer:
-                gauge.read(call.x, self._generator)
-                gauge.give(output, self.take(gauge.join))
+                gauge.read(call.x, self._rows, self._generator)
+                gauge.give(output, self.take(gauge.join), self._rows, self._generator)
 
 
 def _readers(model: nn.Module, graph: Graph, group: ChannelGroup) -> Iterable[Member]:
@@ -126,21 +131,20 @@ class _Gauge:
         self._first = self._second = self._given = torch.zeros((), dtype=torch.float64, device=scale.device)
         self._batches = 0
 
-    def read(self, x: Tensor, generator: torch.Generator) -> None:
-        """Note what the consumer reads."""
-        rows = x.movedim(1, -1).flatten(0, -2)
-        if len(rows) > ROWS:
-            rows = rows[torch.randint(len(rows), (ROWS,), generator=generator).to(rows.device)]
+    def read(self, x: Tensor, most: int, generator: torch.Generator) -> None:
+        """Note what the consumer reads, `most` vectors of it."""
+        rows = outputs_at(x, positions(rows_of(x), most, generator))
         units = rows[:, self.places].transpose(1, 2).flatten(0, 1).double()  # (rows * places, units)
         self.rows += len(units)
         self._first = self._first + units.sum(0)
         self._second = self._second + units.t() @ units
 
-    def give(self, output: Tensor, stream: Tensor | None) -> None:
-        """Note what it gives, and the stream that takes it."""
-        given = output.movedim(1, -1).flatten(0, -2) * self.scale
+    def give(self, output: Tensor, stream: Tensor | None, most: int, generator: torch.Generator) -> None:
+        """Note what it gives, `most` vectors of it, and the stream that takes it."""
+        where = positions(rows_of(output), most, generator)
+        given = outputs_at(output, where) * self.scale
         if stream is not None and stream.numel() == output.numel():
-            given = given + (stream if output.dim() == 2 else stream.movedim(1, -1)).flatten(0, -2)
+            given = given + outputs_at(stream.reshape_as(output) if output.dim() == 2 else stream, where)
         self._given = self._given + given.double().var(0, correction=0).sum()
         self._batches += 1
 

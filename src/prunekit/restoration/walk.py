@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunekit.restoration.samples import LayerCall
+from prunekit.restoration.spilling import Spill
 from prunekit.restoration.streams import Join, Watch
 from prunekit.surgery import Graph
 from prunekit.surgery.copying import copied, named_tensors
@@ -35,17 +36,26 @@ class _Closed(BaseException):
 class Walk(Watch):
     """One forward pass of `model` on `images`, that stops at `joins.keys()`, layers, before or after they run.
 
+    With `spill`, what it has computed and holds may be put there between two stops; it fetches what it reads.
+
     Its thread only remembers where the forward is: every op is computed by the thread that calls `advance`, one at a
     time, so that no pass has workers of its own.
     """
 
     def __init__(
-        self, model: nn.Module, graph: Graph, joins: Mapping[str, Join | None], images: Tensor, late: bool
+        self,
+        model: nn.Module,
+        graph: Graph,
+        joins: Mapping[str, Join | None],
+        images: Tensor,
+        *,
+        late: bool,
+        spill: Spill | None = None,
     ) -> None:
         super().__init__(model, graph, joins, joins.values())
         # what modules note in themselves stays with the pass; parameters and buffers are those of all
         self._model = copied(model, {id(tensor): tensor for tensor in named_tensors(model).values()})
-        self._images, self._joins, self._late = images, joins, late
+        self._images, self._joins, self._late, self._spill = images, joins, late, spill
         self._made: list[weakref.ref[Tensor]] = []
         self._turn, self._posted = threading.Semaphore(0), threading.Semaphore(0)
         self._message: Any = None
@@ -87,10 +97,16 @@ class Walk(Watch):
             self._post(Stop(layer, call, output, self.take(self._joins[layer])))
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Have the op computed by the other thread. Views compute nothing, and belong to where their base was seen."""
-        if func.is_view:
-            return func(*args, **kwargs)
+        """Have the op computed by the other thread. Views compute nothing."""
+        if self._spill is not None:
+            for given in tree_leaves((args, kwargs)):
+                if isinstance(given, Tensor):
+                    self._spill.fetch(given)
+        out = func(*args, **kwargs) if func.is_view else self._computed(func, args, kwargs)
+        self._made += [weakref.ref(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        return out
 
+    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         def run() -> Any:
             try:
                 return func(*args, **kwargs), None
@@ -101,15 +117,21 @@ class Walk(Watch):
         (out, error), self._answer = self._answer, None
         if error is not None:
             raise error
-        self._made += [weakref.ref(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         return out
 
-    def live_bytes(self) -> int:
-        """Return what the forward holds at this moment, of all that it has computed, in bytes."""
-        alive = [tensor for tensor in (made() for made in self._made) if tensor is not None]
-        sizes = {part.data_ptr(): part.nbytes() for part in (tensor.untyped_storage() for tensor in alive)}
-        own = {tensor.untyped_storage().data_ptr() for tensor in named_tensors(self._model).values()}
-        return sum(size for place, size in sizes.items() if place not in own)
+    def held(self) -> list[list[Tensor]]:
+        """Return what the forward holds in memory of all that it has computed, those together that share a storage."""
+        alive = {id(made): made for ref in self._made if (made := ref()) is not None}.values()
+        self._made = [weakref.ref(tensor) for tensor in alive]
+        given = {tensor.untyped_storage().data_ptr() for tensor in (self._images, *named_tensors(self._model).values())}
+        shared: dict[int, list[Tensor]] = {}
+        for tensor in alive:
+            shared.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        return [tensors for place, tensors in shared.items() if place and place not in given]
+
+    def bytes_held(self) -> int:
+        """Return the bytes of all that is `held`."""
+        return sum(tensors[0].untyped_storage().nbytes() for tensors in self.held())
 
     def _post(self, message: Any) -> None:
         if not self._closed:

@@ -218,8 +218,7 @@ class Calibrate(Restoration):
     """Refit to unlabelled images; see `restoration.calibration`.
 
     Attributes:
-        memory: What images that wait at a layer may hold, such as `2GiB`; where that is too little for all, the first
-            layers see fewer.
+        memory: What images that wait at a layer may hold in memory, such as `2GiB`; what is more waits in a file.
     """
 
     name: ClassVar[str] = "calibrate"

@@ -46,8 +46,8 @@ class MergeConfig(Config):
     seed: int = option(0, help="Seed of everything random, such as the images that --restore synthetic makes.")
     memory: str = option(
         Calibrate.memory,
-        help="What the images may hold that wait at a layer which 'calibrate' or 'synthetic' refits, such as 2GiB or "
-        "500MB. Where they take more, the first layers are fitted to fewer of them.",
+        help="What the images may hold in memory that wait at a layer which 'calibrate' or 'synthetic' refits, such as "
+        "2GiB or 500MB. What is more waits in a temporary file.",
     )
     threshold: float = option(
         Paper.threshold, help="Least cosine similarity of two filters that are merged (the paper's t)."

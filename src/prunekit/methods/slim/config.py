@@ -29,8 +29,8 @@ class SlimConfig(Config):
     )
     memory: str = option(
         Calibrate.memory,
-        help="What the images may hold that wait at a layer which 'calibrate' or 'synthetic' refits, such as 2GiB or "
-        "500MB. Where they take more, the first layers are fitted to fewer of them.",
+        help="What the images may hold in memory that wait at a layer which 'calibrate' or 'synthetic' refits, such as "
+        "2GiB or 500MB. What is more waits in a temporary file.",
     )
 
     def __post_init__(self) -> None:

@@ -30,7 +30,6 @@ _WORDS = {
     "calibration": "restored from images",
     "synthetic": "restored from synthetic images",
     "restore": "restoration",
-    "images_at_first": "images for the first layers",
     "plain_weights": "weights that are computed no more",
 }
 
