@@ -89,7 +89,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--timed", type=int, default=64, help="images that the plain passes are timed on")
     parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--memory", default="1GiB")
+    parser.add_argument("--memory", default="512MiB")
     parser.add_argument("--json", help="append the figures to this file")
     return parser.parse_args()
 

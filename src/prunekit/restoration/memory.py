@@ -6,7 +6,7 @@ import re
 
 from prunekit.errors import InputError
 
-MEMORY = "1GiB"  # what waiting passes hold in memory, at most
+MEMORY = "512MiB"  # what waiting passes hold in memory, at most
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
