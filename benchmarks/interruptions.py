@@ -53,13 +53,21 @@ def run(folder: Path, epochs: int) -> int:
 
 
 def start(folder: Path, epochs: int) -> int:
-    """`run` in a forked process (nothing has started a thread here yet); its id."""
+    """`run` in a forked process (nothing has started a thread here yet); its id.
+
+    Ctrl-C ends it with 130 outside training as well, and is held back until it cannot unwind this program's own frames.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return child
     status = 70
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         status = run(folder, epochs)
+    except KeyboardInterrupt:
+        status = 130
     finally:
         os._exit(status)
 
@@ -90,6 +98,7 @@ def main() -> int:
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--within", type=float, default=0.8, help="share of a run, from its start, that moments lie in")
     options = parser.parse_args()
     torch.optim.SGD([torch.zeros(1)])  # torch's optimisers load its compiler at first: here, not in every child
     draw = random.Random(options.seed)
@@ -101,7 +110,7 @@ def main() -> int:
         for i in range(options.moments):
             folder, number = root / str(i), (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[i % 3]
             folder.mkdir()
-            moments = [draw.uniform(0, 0.8 * whole) for _ in range(draw.choice((1, 1, 2)))]
+            moments = [draw.uniform(0, options.within * whole) for _ in range(draw.choice((1, 1, 2)))]
             told = " and ".join(stop(folder, options.epochs, number, moment) for moment in moments)
             weights = finished(folder, options.epochs)
             equal = all(torch.equal(weights[key], value) for key, value in expected.items())

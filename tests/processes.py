@@ -13,6 +13,7 @@ import resource
 import runpy
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from prunekit.cli.app import run
 
 Program = Callable[[], "int | None"]
 _FORKS = multiprocessing.get_context("forkserver")
+_ATTEMPTS, _PAUSE = 5, 0.2
 _OURS = [module.name for module in pkgutil.walk_packages(prunekit.__path__, "prunekit.") if "__" not in module.name]
 _FORKS.set_forkserver_preload(
     ["torch", "torchvision", "rich.table", "pydantic.type_adapter", "typer._adapters", *_OURS]
@@ -60,9 +62,19 @@ def start(
     environment: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> ForkServerProcess:
-    """Start a program in that folder with three files as its streams; it writes no file over `limit` bytes."""
-    process = _FORKS.Process(target=_child, args=(program, folder, list(files), dict(environment or {}), limit))
-    process.start()
+    """Start a program in that folder with three files as its streams; it writes no file over `limit` bytes.
+
+    A fork server that dies (a machine short of memory) takes the request with it: a new one is asked, a few times.
+    """
+    for left in reversed(range(_ATTEMPTS)):
+        process = _FORKS.Process(target=_child, args=(program, folder, list(files), dict(environment or {}), limit))
+        try:
+            process.start()
+            break
+        except (EOFError, ConnectionError):
+            if not left:
+                raise
+            time.sleep(_PAUSE)  # it is noticed once its process has ended
     return process
 
 

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,26 @@ def test_a_full_disk_behind_standard_output(network: Path, tmp_path: Path) -> No
     files = [Path(os.devnull), Path("/dev/full"), tmp_path / "err"]
     assert status(processes.start(command("inspect", str(network)), tmp_path, files)) == 2
     assert files[2].read_text().splitlines() == ["error: cannot write to standard output: No space left on device"]
+
+
+@pytest.mark.parametrize("lost", [1, 9])
+def test_a_fork_server_that_dies_is_replaced(lost: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the system ends it for memory: what it was asked for is lost, not the test that asked."""
+    asked, genuine = [], ForkServerProcess.start
+
+    def start(process: ForkServerProcess) -> None:
+        asked.append(process)
+        if len(asked) <= lost:
+            raise EOFError("unexpected EOF")
+        genuine(process)
+
+    monkeypatch.setattr(ForkServerProcess, "start", start)
+    monkeypatch.setattr(processes.time, "sleep", lambda _: None)
+    if lost == 1:
+        assert processes.ended(command("--version"), tmp_path).returncode == 0
+    else:
+        with pytest.raises(EOFError):  # something is wrong with every one of them
+            processes.ended(command("--version"), tmp_path)
 
 
 def test_completion_knows_the_commands() -> None:
@@ -143,6 +164,8 @@ def test_two_processes_prune_and_tune_in_passes(tmp_path: Path) -> None:
         ("slim", "net.pt", "--ratio", "0.5", "--data", "no/such/folder"),
         ("slim", "net.pt", "--ratio", "0.5", "--epochs", "2"),
         ("eval", "net.pt", "nosuch.pt"),
+        ("compare", "net.pt", "nosuch.pt"),
+        ("compare", "net.pt", "nosuch.pt@50%"),
         ("inspect", "nosuch.pt"),
         ("train", "net.pt", "--data", "no/such/folder"),
         ("convert", "nosuch.pth", "-o", "m.pt"),

@@ -234,6 +234,12 @@ def test_killed_processes_resume_to_the_same_weights(tmp_path: Path) -> None:
     assert "3 of 3 interrupted runs" in interruptions(tmp_path, "--moments=3", "--epochs=3")
 
 
+def test_processes_killed_before_training_begins_say_so(tmp_path: Path) -> None:
+    said = interruptions(tmp_path, "--moments=3", "--epochs=1", "--within=0")
+    assert said.count("(not begun)") >= 3
+    assert "3 of 3 interrupted runs" in said
+
+
 @pytest.mark.slow
 def test_twenty_random_moments(tmp_path: Path) -> None:
     assert "20 of 20 interrupted runs" in interruptions(tmp_path, "--moments=20")
