@@ -158,6 +158,8 @@ def test_two_processes_prune_and_tune_in_passes(tmp_path: Path) -> None:
     [
         ("slim", "nosuch.pt", "--ratio", "0.5"),
         ("slim", "net.pt"),
+        ("slim", "prunekit:resnet21", "--ratio", "0.5"),
+        ("compare", "net.pt", "prunekit:resnet21"),
         ("merge", "net.pt", "--ratio", "1.5"),
         ("merge", "net.pt", "--target-macs", "half"),
         ("slim", "net.pt", "--target-params", "50"),

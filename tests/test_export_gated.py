@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ import schemas
 from networks import gated
 from prunekit import models
 from prunekit.cli.app import run
+from prunekit.data import ImageSet
 from prunekit.errors import CheckFailed, InputError
 from prunekit.exporting import writer as exporting
 from prunekit.exporting.parity import compare, hangs_on_rounding, require
@@ -24,6 +29,7 @@ from prunekit.methods.manidp.runtimes.buckets import Bucketed, add_buckets, buck
 from prunekit.methods.manidp.thresholds import use_budget
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import gated_layers
+from prunekit.spec import InputSpec
 
 Capture = pytest.CaptureFixture[str]
 
@@ -37,6 +43,10 @@ def small() -> nn.Module:
     return model
 
 
+def digits() -> ImageSet:
+    return pk.open_data("digits", "test", input_spec=InputSpec((1, 8, 8), (0.3,), (0.4,)))
+
+
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     """A gated network with a budget and two sub-networks."""
@@ -44,6 +54,9 @@ def network() -> nn.Module:
     images = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     images[30:] += 2  # two kinds, which a router can tell apart
     add_buckets(GatedView.of(model), images, 2)
+    with torch.no_grad():  # half of the digits go to each, too
+        scores = model.buckets.router(torch.cat([x for x, _ in digits().batches(64)]))
+        model.buckets.router.fc.bias[1] += (scores[:, 0] - scores[:, 1]).mean()
     for _, layer in gated_layers(model):
         layer.budgets["open"] = 0.0
     return model
@@ -54,6 +67,20 @@ def saved(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gated") / "gated.pt"
     pk.save(network, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def folder_of(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """What `export --buckets` writes of the network, by format, made once."""
+
+    @functools.cache
+    def make(format: str) -> Path:
+        done = files.export_buckets(network, format)  # type: ignore[arg-type]
+        assert done.parity.agreement == 1
+        files.write_buckets(done, path := tmp_path_factory.mktemp("buckets") / format)
+        return path
+
+    return make
 
 
 def opened(model: nn.Module) -> nn.Module:
@@ -86,14 +113,14 @@ def test_the_masked_graph_is_exact(
 
 
 @pytest.mark.parametrize("format", exporting.FORMATS)
-def test_sub_networks_and_their_router(network: nn.Module, images: Tensor, tmp_path: Path, format: str) -> None:
-    done = files.export_buckets(network, format)  # type: ignore[arg-type]
-    assert done.parity.agreement == 1
-    files.write_buckets(done, tmp_path / "out")
-    index = json.loads((tmp_path / "out" / files.INDEX).read_text())
+def test_sub_networks_and_their_router(
+    network: nn.Module, images: Tensor, folder_of: Callable[[str], Path], format: str
+) -> None:
+    folder = folder_of(format)
+    index = json.loads((folder / files.INDEX).read_text())
     assert index["input"]["shape"] == [1, 8, 8]
     router, *parts = (
-        OnnxModel((tmp_path / "out" / name).read_bytes()) if format == "onnx" else pk.load(tmp_path / "out" / name)
+        OnnxModel((folder / name).read_bytes()) if format == "onnx" else pk.load(folder / name)
         for name in (index["router"], *(entry["file"] for entry in index["buckets"]))
     )
     runner = bucketed(network)
@@ -170,7 +197,73 @@ def test_the_command(saved: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run([*arguments, "--force", "--no-latency", "-q"]) == 0
     assert capsys.readouterr().out.strip() == str(target)
     assert len(list(target.iterdir())) == 4
+    assert run(["eval", str(target), "--threads", "1"]) == 0  # without images: its size and its speed
+    shown = capsys.readouterr()
+    assert "MACs" not in shown.out
+    assert "MACs depend on the sub-network that an image goes to" in shown.err
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("format", exporting.FORMATS)
+def test_a_folder_is_measured_as_the_network(
+    network: nn.Module, folder_of: Callable[[str], Path], capsys: Capture, format: str
+) -> None:
+    folder = folder_of(format)
+    common = ["--data", "digits", "--no-latency", "--mean", "0.3", "--std", "0.4", "--json"]
+    assert run(["eval", str(folder), *common]) == 0, capsys.readouterr().err
+    result = json.loads(capsys.readouterr().out)
+    schemas.check(result)
+    images, runner = digits(), bucketed(network)
+    with torch.no_grad():
+        answers = torch.cat([runner(x).argmax(1) for x, _ in images.batches(64)])
+        routes = torch.cat([runner.router(x).argmax(1) for x, _ in images.batches(64)]).tolist()
+    assert len(set(routes)) == 2
+    assert result["accuracy"] == float((answers == images.labels).double().mean())
+    router = pk.inspect(runner.router, torch.zeros(1, 1, 8, 8)).cost.macs
+    assert result["macs"] == round(router + sum(runner.macs[route] for route in routes) / len(routes))
+    weights = sum(p.numel() for p in runner.parameters())
+    assert 0.99 * weights < result["params"] <= weights  # ONNX stores equal tensors once
+    assert result["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    assert result["runtime"] == {"onnx": "onnxruntime", "pt2": "pt2"}[format]
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "another schema": ({"schema": "prunekit.plan"}, "its schema is not prunekit.buckets"),
+    "newer": ({"version": 2}, "written by a newer prunekit"),
+    "a strange format": ({"format": "pickle"}, "its format is 'pickle'"),
+    "a file elsewhere": ({"router": "../router.onnx"}, "'../router.onnx' is none of an export's files"),
+    "a number for a file": ({"router": 3}, "3 is none of an export's files"),
+    "no networks": ({"buckets": []}, "its networks are not told"),
+    "a negative cost": ({"buckets": [{"file": "bucket-0.onnx", "macs": -1}]}, "its networks are not told"),
+    "a missing file": ({"router": "bucket-7.onnx"}, "bucket-7.onnx"),
+    "no input": ({"input": None}, "does not say how the files go together"),
+    "another image size": (
+        {"input": {"shape": [1, 16, 16], "mean": [], "std": []}},
+        "takes images of 1x8x8, not of 1x16x16",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_folders_that_cannot_be_measured(
+    case: str, folder_of: Callable[[str], Path], tmp_path: Path, capsys: Capture
+) -> None:
+    changes, message = BROKEN[case]
+    place = Path(shutil.copytree(folder_of("onnx"), tmp_path / "out"))
+    index = json.loads((place / files.INDEX).read_text())
+    (place / files.INDEX).write_text(json.dumps({**index, **changes}))
+    assert run(["eval", str(place), "--data", "digits", "--no-latency"]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", '{"schema": "prunekit.buckets"}'])
+def test_an_index_that_is_none(content: str, folder_of: Callable[[str], Path], tmp_path: Path, capsys: Capture) -> None:
+    place = Path(shutil.copytree(folder_of("onnx"), tmp_path / "out"))
+    (place / files.INDEX).write_text(content)
+    assert run(["eval", str(place)]) == 2
+    assert "does not say how the files go together" in capsys.readouterr().err
 
 
 def test_a_budget_and_its_parity(saved: Path, tmp_path: Path, capsys: Capture) -> None:

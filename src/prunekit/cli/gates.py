@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from prunekit.data import ImageSet
     from prunekit.evaluation.score import EvalResult
+    from prunekit.exporting.runtimes import ExportedClassifier
+
+_BATCH_SIZE = 256
 
 
 def has_gates(model: nn.Module) -> bool:
@@ -76,3 +79,20 @@ def with_mean_cost(
     facts["budget"] = used_budget(model)
     facts["baseline_accuracy"] = baseline_of(model)
     return dataclasses.replace(result, macs=macs, runtime="masked", gates=facts)
+
+
+def with_mean_of_buckets(
+    output: Output, model: ExportedClassifier, images: ImageSet | None, result: EvalResult
+) -> EvalResult:
+    """Return the result of a folder of sub-networks with its MACs, the mean over the images, router included.
+
+    Without images they are unknown, which a note says. Other files keep theirs.
+    """
+    from prunekit.methods.manidp.runtimes.folder import BucketFolder
+
+    if not isinstance(model, BucketFolder):
+        return result
+    if images is None:
+        output.note(f"{result.model}: MACs depend on the sub-network that an image goes to; the mean needs --data")
+        return result
+    return dataclasses.replace(result, macs=round(model.mean_macs(images.batches(_BATCH_SIZE))))

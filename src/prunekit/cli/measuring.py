@@ -27,7 +27,8 @@ Models = Annotated[
     list[str],
     typer.Argument(
         metavar="MODEL",
-        help="Model files or names; - for standard input. FILE@BUDGET takes a stored budget of a network with gates.",
+        help="Model files or names, or folders of export --buckets; - for standard input. "
+        "FILE@BUDGET takes a stored budget of a network with gates.",
         show_default=False,
     ),
 ]
@@ -110,15 +111,17 @@ def measured(
 def _read(
     output: Output, source: str, reading: ReadingOptions, options: MeasureOptions
 ) -> tuple[nn.Module, int | None]:
-    """Return a network, or an ONNX file in its runtime, and the size of its file in bytes."""
+    """Return a network, or exported files in their runtime, and the size of its files in bytes."""
     from prunekit.evaluation.latency import threads_limited
     from prunekit.exporting.onnx_files import check_size, looks_like_onnx, read_onnx
+    from prunekit.methods.manidp.runtimes.folder import is_bucket_folder, read_buckets
     from prunekit.spec import Origin, origin_of, remember
 
-    if not looks_like_onnx(source):
+    read = read_buckets if is_bucket_folder(source) else read_onnx if looks_like_onnx(source) else None
+    if read is None:
         return read_model(source, reading, options.device)
     with threads_limited(options.threads):  # a session keeps the number that it began with
-        model = read_onnx(source)
+        model = read(source)
     origin = origin_of(model) or Origin("")
     spec = input_spec(reading, origin.input)
     if spec is not None:
@@ -152,16 +155,16 @@ def open_images(
 def measure(
     output: Output, model: nn.Module, name: str, images: ImageSet | None, options: MeasureOptions
 ) -> EvalResult:
-    """Measure one network, called `name`; the MACs of one with gates are the mean over images, gates included."""
-    from prunekit.evaluation.exported import evaluate_onnx
+    """Measure one network, called `name`; MACs that depend on the image are the mean, with gates and routers."""
+    from prunekit.evaluation.exported import evaluate_exported
     from prunekit.evaluation.score import evaluate
-    from prunekit.exporting.onnx_files import OnnxClassifier
+    from prunekit.exporting.runtimes import ExportedClassifier
 
     spec_of(model)
     timing = {"latency": options.latency, "latency_batch": options.latency_batch, "threads": options.threads}
     common: dict[str, Any] = {"name": name, "batch_size": options.batch_size, **timing}
-    if isinstance(model, OnnxClassifier):
-        return evaluate_onnx(model, images, **common)
+    if isinstance(model, ExportedClassifier):
+        return gates.with_mean_of_buckets(output, model, images, evaluate_exported(model, images, **common))
     result = evaluate(model, images, **common)
     if not gates.has_gates(model):
         return result

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from prunekit.cli.framework.options import DataOptions, OutputOptions, ReadingOptions, choose_device, input_spec
-from prunekit.errors import InputError
+from prunekit.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,11 +66,19 @@ def check_inputs(
 
 
 def check_source(source: str) -> None:
-    """Raise `InputError` where `source` names no file, before torch is imported to read it."""
-    if source != STREAM and not source.startswith(_NAMED) and not os.path.lexists(source):
+    """Raise `InputError` where `source` names neither a file nor a network, before torch is imported to read it."""
+    if source == STREAM or os.path.lexists(source):
+        return
+    if not source.startswith(_NAMED):
         raise InputError(
             f"there is no file {source}", hint="a network without a file is prunekit:NAME or torchvision:NAME"
         )
+    prefix, _, name = source.partition(":")
+    if prefix == "prunekit":  # which networks torchvision has depends on its version
+        from prunekit.models import known
+
+        if not {name, f"{name}_cifar"} & {*known.bundled()}:
+            raise unknown_name("architecture", name, known.bundled())
 
 
 def without_budget(source: str) -> tuple[str, str | None]:

@@ -10,13 +10,13 @@ from prunekit.data import ImageSet
 from prunekit.errors import InputError
 from prunekit.evaluation.latency import measure_latency
 from prunekit.evaluation.score import EvalResult, accuracy
-from prunekit.exporting.onnx_files import OnnxClassifier
+from prunekit.exporting.runtimes import ExportedClassifier
 from prunekit.progress import counter
 from prunekit.spec import origin_of
 
 
-def evaluate_onnx(
-    model: OnnxClassifier,
+def evaluate_exported(
+    model: ExportedClassifier,
     data: ImageSet | None,
     *,
     name: str,
@@ -25,12 +25,12 @@ def evaluate_onnx(
     latency_batch: int = 1,
     threads: int | None = None,
 ) -> EvalResult:
-    """Measure an ONNX file on the CPU; the arguments are as for `prunekit.evaluation.score.evaluate`.
+    """Measure exported files on the CPU; the arguments are as for `prunekit.evaluation.score.evaluate`.
 
-    A file for one batch size alone is timed with batches of that size.
+    Files for one batch size alone are timed with batches of that size.
 
     Raises:
-        InputError: The data does not fit the file, or its input is unknown.
+        InputError: The data does not fit the files, or their input is unknown.
     """
     origin = origin_of(model)
     if origin is None or origin.input is None:
@@ -49,6 +49,6 @@ def evaluate_onnx(
         macs=model.macs,
         bytes=model.size,
         latency_ms=timing,
-        runtime="onnxruntime",
+        runtime=model.runtime,
     )
     return result.scored(score)

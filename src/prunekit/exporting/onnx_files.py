@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunekit.errors import InputError, SurgeryError
 from prunekit.exporting.formats import ABOUT
-from prunekit.exporting.runtimes import OnnxModel
+from prunekit.exporting.runtimes import ExportedClassifier, OnnxModel
 from prunekit.spec import InputSpec, Origin, remember
 
 _KINDS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
@@ -20,14 +20,14 @@ _NO_WEIGHTS = ("INT64", "BOOL", "STRING")  # types of shapes, indices and names
 _NEXT_FIELDS = b"\x12\x1a\x22\x3a\x42"  # tags that follow the version at the beginning of a file
 
 
-class OnnxClassifier(nn.Module):
-    """The classifier of images `(N, C, H, W)` in an ONNX file, for any N also where the file takes one alone.
+class OnnxClassifier(ExportedClassifier):
+    """The classifier in an ONNX file, for any number of images also where the file takes one alone.
 
-    `params` counts the numbers in its initialisers, without the running statistics of batch norms; `macs` are the
-    multiply-accumulates for one image that its exporter noted, None where it noted none; `batch` is the only batch size
-    that it takes and `sizes` are those of an image, each None where any will do. `size` is the
-    file's in bytes.
+    `params` counts the numbers in its initialisers, without the running statistics of batch norms; `macs` are those
+    that its exporter noted.
     """
+
+    runtime = "onnxruntime"
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ def read_onnx(path: str) -> OnnxClassifier:
     return model.eval()
 
 
-def check_size(model: OnnxClassifier, path: str, shape: tuple[int, ...]) -> None:
+def check_size(model: ExportedClassifier, path: str, shape: tuple[int, ...]) -> None:
     """Raise `InputError` where a file takes other images than `shape`, `(C, H, W)`."""
     wanted = model.sizes
     if len(wanted) != len(shape) or any(want not in (None, size) for want, size in zip(wanted, shape, strict=True)):

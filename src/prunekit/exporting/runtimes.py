@@ -96,6 +96,22 @@ class OnnxModel(nn.Module):
         return found[0] if len(found) == 1 else dict(zip(self.outputs, found, strict=True))
 
 
+class ExportedClassifier(nn.Module):
+    """Classifier of images `(N, C, H, W)`, for any N, in one file or several.
+
+    `params` counts parameters, `macs` multiply-accumulates for one image (None where they are unknown or depend on the
+    image), `size` the bytes of all files. `batch` is the only batch size that the files take and `sizes` are those of
+    an image, each None where any will do. `runtime` is what runs them: "onnxruntime" or "pt2".
+    """
+
+    params: int
+    macs: int | None
+    size: int
+    batch: int | None
+    sizes: tuple[int | None, ...]
+    runtime: str
+
+
 class StrangerModel(nn.Module):
     """A `.pt2` file, loaded in another process that can import neither prunekit nor the model's code."""
 

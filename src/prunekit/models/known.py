@@ -71,6 +71,11 @@ def names() -> list[str]:
     return list(dict.fromkeys(one.arch.removeprefix("torchvision:") for one in table()))
 
 
+def bundled() -> list[str]:
+    """Return the names of prunekit's own networks."""
+    return list(dict.fromkeys(one.arch for one in table() if not one.arch.startswith("torchvision:")))
+
+
 def fitting(shapes: Shapes) -> list[Known]:
     """Return the known networks whose weights have these shapes, by any names and with any number of classes."""
     found = fingerprints(shapes)
