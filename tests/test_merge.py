@@ -280,6 +280,33 @@ class Mixed(nn.Module):
         return self.e(x * gate)
 
 
+class Ghost(nn.Module):
+    """A layer whose channels are read as they are, and by a depthwise convolution, as in GhostNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.cheap, self.cheap_norm = nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.a(x)).relu()
+        return self.b(torch.cat([x, self.cheap_norm(self.cheap(x)).relu()], 1))
+
+
+def test_what_ghosts_cannot_be_made_up_for_is_said_in_words() -> None:
+    model, x = lively(Ghost()), torch.randn(60, 3, 12, 12, dtype=torch.float64)
+    notes = pk.prune("merge", model, x[:1], ratio=0.4).plan.notes
+    assert notes["plain"] == {
+        "a": "not only the depthwise convolution in cheap reads these channels: making up for that takes images"
+    }
+    with pytest.raises(InputError, match="the depthwise convolution in cheap stands between this layer and the next"):
+        pk.prune("merge", model, x[:1], ratio=0.4, restore="paper")
+    restored = pk.prune("merge", model, x[:1], images=x, ratio=0.4)
+    assert restored.plan.notes["plain"] == {}
+    assert "b" in {refit.layer for refit in restored.plan.refits}
+
+
 def test_ways_are_chosen_layer_by_layer() -> None:
     model, x = lively(Mixed()), torch.randn(60, 3, 12, 12, dtype=torch.float64)
     result = pk.prune("merge", model, x[:1], ratio=0.4)

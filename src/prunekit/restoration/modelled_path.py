@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunekit.restoration.activations import Activation, activation_of
-from prunekit.restoration.plain_layers import bias_of, is_plain_norm, obstacle, reads, reads_grouped
+from prunekit.restoration.plain_layers import bias_of, in_between, is_plain_norm, obstacle, reads, reads_grouped
 from prunekit.restoration.refit_targets import norm_behind
 from prunekit.surgery import ChannelGroup, Graph, Member
 from prunekit.surgery.graph.recording import Node
@@ -20,6 +20,7 @@ from prunekit.surgery.ops import COPIES, HAND_ON, NEAREST_UPSAMPLES, NORMS, POOL
 _AS_IT_IS = (*COPIES, "native_dropout", "constant_pad_nd")
 _PADS = ("constant_pad_nd", "reflection_pad2d", "replication_pad2d")
 _PASSIVE = HAND_ON | {*POOLS, *NEAREST_UPSAMPLES, *_PADS, "mean", "cat"}  # what is overlooked
+_BY_IMAGES = "making up for that takes images"
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ def stages(model: nn.Module, graph: Graph, group: ChannelGroup) -> tuple[list[St
         found.append(stage)
         layer = _depthwise_behind(graph, group, stage.value)
     if group.producers[0].units.size != group.size:
-        return found, "blocks of channels go together, each with statistics of its own: making up for that takes images"
+        return found, f"blocks of channels go together, each with statistics of its own: {_BY_IMAGES}"
     if reads_grouped(graph, group):
-        return found, "a grouped convolution reads these channels: making up for that takes images"
+        return found, f"a grouped convolution reads these channels: {_BY_IMAGES}"
     return found, _in_between(graph, group, found[-1].value)
 
 
@@ -131,8 +132,10 @@ def _in_between(graph: Graph, group: ChannelGroup, value: int) -> str | None:
         if node.index in seen or consumers.intersection(node.parameters):
             continue
         seen.add(node.index)
+        if node.read is not None and len(graph.readers(value)) > 1:
+            return f"not only the depthwise convolution in {node.module} reads these channels: " + _BY_IMAGES
         if node.op not in _PASSIVE:
-            return f"'{node.op}' in {node.module} stands between this layer and the next"
+            return in_between(node)
         waiting += graph.readers(node.outputs[0])
     return None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit.restoration.plain_layers import is_plain_norm, possible_biases
+from prunekit.restoration.plain_layers import in_between, is_plain_norm, possible_biases
 from prunekit.surgery import ChannelGroup, Graph
 from prunekit.surgery.editing.carriers import CarrierFinder
 from prunekit.surgery.graph.recording import Node
@@ -46,7 +46,7 @@ def path_of(graph: Graph, producer: Node, consumers: set[str]) -> Path:
         elif place == "first" and is_batch_norm(node.op):
             place = "further"
         else:
-            return Path(f"'{node.op}' in {node.module} stands between this layer and the next")
+            return Path(in_between(node))
         if node.outputs:
             waiting += [(reader, place) for reader in graph.readers(node.outputs[0])]
     return Path(late=late)

@@ -35,6 +35,13 @@ def reads_grouped(graph: Graph, group: ChannelGroup) -> bool:
     return any(node.read is not None and node.read.groups != 1 for node in calls)
 
 
+def in_between(node: Node) -> str:
+    """Return the reason that an op is neither passed by what is made up for nor among those that read it."""
+    if node.read is not None and node.read.groups > 1:
+        return f"the depthwise convolution in {node.module} stands between this layer and the next"
+    return f"'{node.op}' in {node.module} stands between this layer and the next"
+
+
 def obstacle(model: nn.Module, graph: Graph, member: Member) -> str | None:
     """Return why channels do not sit in the weight of a plain layer there; None where they do."""
     if member.parameter != weight_of(member.module):
