@@ -19,11 +19,14 @@ import schemas
 from prunekit import surgery
 from prunekit.api.latency import present_latency
 from prunekit.cli.app import run
-from prunekit.evaluation.timing import cache, runners, table
+from prunekit.errors import InputError, SurgeryError
+from prunekit.evaluation.timing import apart, cache, runners, table
+from prunekit.evaluation.timing.apart import milliseconds_apart
 from prunekit.evaluation.timing.conditions import Conditions, milliseconds
 from prunekit.evaluation.timing.layers import LayerShape, layers_of
 from prunekit.evaluation.timing.model import REST, LatencyModel
 from prunekit.evaluation.timing.table import Grid, LayerTimes
+from prunekit.exporting.runtimes import OnnxModel
 from prunekit.spec import origin_of
 from prunekit.workflows.passes import PassImages, PassSchedule, _budgets, run_passes
 
@@ -104,17 +107,49 @@ class Scaled(nn.Module):
         return found if scale is None else found * scale
 
 
-@pytest.mark.parametrize("runtime", ["pytorch", "onnx"])
-def test_networks_run_on_inputs_like_the_example(runtime: str) -> None:
-    conditions, x, scale = (
-        dataclasses.replace(ONE, runtime=runtime, batch=3),
-        torch.zeros(2, 3, 8, 8),
-        torch.ones(2, 1, 1, 1),
-    )
+def test_networks_run_on_inputs_like_the_example() -> None:
+    conditions = dataclasses.replace(ONE, batch=3)
+    x, scale = torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 1, 1)
     for example in (x, (x, scale), {"x": x, "scale": scale}):
         with conditions.held():
             found: Any = runners.network(Scaled(), example, conditions)()
         assert tuple(found.shape) == (3, 4, 6, 6)
+        file = runners.onnx_file(Scaled(), example, dataclasses.replace(conditions, runtime="onnx"))
+        again = OnnxModel(file.content)(*map(torch.from_numpy, file.inputs))
+        assert tuple(again.shape) == (3, 4, 6, 6)
+
+
+IN_ONNX = dataclasses.replace(ONE, runtime="onnx")
+
+
+def test_files_are_timed_in_processes_of_their_own() -> None:
+    x = torch.zeros(1, 8, 32, 32)
+    small, large = (
+        runners.onnx_file(nn.Sequential(nn.Conv2d(8, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 3)), x, IN_ONNX)
+        for width in (4, 256)
+    )
+    (first, second), spread = milliseconds_apart([small, large], IN_ONNX)
+    assert 0 < 4 * first < second
+    assert spread >= 0
+
+
+def test_what_differs_from_process_to_process_is_the_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = runners.onnx_file(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8), IN_ONNX)
+    answers = iter([[2e-3, 5e-3], [2.04e-3, 4e-3], [3e-3, 4.04e-3], [2.01e-3, 9e-3]])
+    monkeypatch.setattr(apart, "_seconds", lambda _: next(answers))
+    times, spread = milliseconds_apart([file, file], IN_ONNX)
+    assert times == pytest.approx([2.0, 4.0])
+    assert spread == pytest.approx(0.01)  # the fourth process was needed for the first file
+    answers = iter([[n * 1e-3] for n in (2, 3, 4, 5)])
+    with pytest.raises(InputError, match=r"too noisy .* differ by 50%"):
+        milliseconds_apart([file], IN_ONNX)
+
+
+def test_a_file_that_does_not_run_is_refused() -> None:
+    file = runners.onnx_file(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8), IN_ONNX)
+    for broken in (dataclasses.replace(file, content=b"no file"), dataclasses.replace(file, inputs=())):
+        with pytest.raises(SurgeryError, match="does not run in a process of its own: "):
+            milliseconds_apart([broken], IN_ONNX)
 
 
 def test_grids_are_read_between_their_widths() -> None:

@@ -14,6 +14,7 @@ from prunekit.api.subject import Subject, at_work, example_input
 from prunekit.devices import device_of
 from prunekit.errors import InputError
 from prunekit.evaluation.timing import runners
+from prunekit.evaluation.timing.apart import milliseconds_apart
 from prunekit.evaluation.timing.cache import layer_times
 from prunekit.evaluation.timing.conditions import Conditions, milliseconds
 from prunekit.evaluation.timing.layers import layers_of
@@ -38,8 +39,8 @@ class Stopwatch:
         self.conditions = conditions
         self._example = example
         counter("timing the network")(0, 0)
-        self._original = runners.network(model, example, conditions)
-        (self.present,), self.spread = milliseconds([self._original], conditions)
+        self._original = self._ready(model)
+        (self.present,), self.spread = self._timed([self._original])
 
     def __call__(self, model: nn.Module) -> float:
         """Return the milliseconds of a pass of `model`.
@@ -49,10 +50,20 @@ class Stopwatch:
             SurgeryError: It cannot be exported.
         """
         counter("timing the network")(0, 0)
-        run = runners.network(model, self._example, self.conditions)
-        (original, taken), spread = milliseconds([self._original, run], self.conditions)
+        (original, taken), spread = self._timed([self._original, self._ready(model)])
         self.spread = max(self.spread, spread)
         return self.present * taken / original
+
+    def _ready(self, model: nn.Module) -> Any:
+        """Return what is timed: a file for ONNX Runtime, or a call."""
+        make = runners.onnx_file if self.conditions.runtime == "onnx" else runners.network
+        return make(model, self._example, self.conditions)
+
+    def _timed(self, ready: Sequence[Any]) -> tuple[list[float], float]:
+        """Return the milliseconds of each, timed in turns, and their spread."""
+        if self.conditions.runtime == "onnx":
+            return milliseconds_apart(ready, self.conditions)
+        return milliseconds(ready, self.conditions)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from prunekit.restoration.memory import MEMORY, read_memory
 from prunekit.surgery import ChannelGroup, Graph, edit
 from prunekit.surgery.copying import copied
 
-IMAGES = 256
+IMAGES = 128
 """How many images serve at most: every other one to refit to, the rest to measure on."""
 
 _ROWS = 8000  # positions that a layer is refitted at: its inputs are those of the original, so that few are enough

@@ -46,7 +46,7 @@ class InspectOptions:
     )
     restored: bool = option(
         False,
-        help="Refit what reads the group first, to 256 training images, and measure what the outputs lose as well.",
+        help="Refit what reads the group first, to 64 training images, and measure what the outputs lose as well.",
     )
     ratios: tuple[float, ...] = option((0.25, 0.5, 0.75), help="Shares of a group to remove for that.")
     images: int = option(1000, metavar="COUNT", help="Images to measure that on, evenly chosen from the test images.")

@@ -19,9 +19,9 @@ from prunekit.errors import InputError, unknown_name
 from prunekit.evaluation.latency import threads_limited
 
 RUNTIMES = ("pytorch", "onnx")
-# Timings are done when the odd and the even turns agree to `_AGREED`, or after `_SECONDS` of them; where they differ by
+# Timings are done when the odd and the even turns agree to `AGREED`, or after `_SECONDS` of them; where they differ by
 # more than `_NOISY` then, the machine cannot measure.
-_AGREED, _NOISY, _SECONDS = 0.01, 0.1, 4.0
+AGREED, _NOISY, _SECONDS = 0.01, 0.1, 4.0
 _TURNS, _CALLS = 4, 4
 
 
@@ -104,19 +104,24 @@ def milliseconds(runs: Sequence[Callable[[], object]], conditions: Conditions) -
     turns: list[list[float]] = [[] for _ in runs]
     spent = 0.0
     with conditions.held():
-        while len(turns[0]) < _TURNS or (_spread(turns) > _AGREED and spent < _SECONDS):
+        while len(turns[0]) < _TURNS or (_spread(turns) > AGREED and spent < _SECONDS):
             for times, run in zip(turns, runs, strict=True):
                 run()  # what ran before has left the caches full of something else
                 found = [conditions.seconds(run) for _ in range(_CALLS)]
                 times.append(min(found))
                 spent += sum(found)
     spread = _spread(turns)
+    check_spread(spread)
+    return [1e3 * min(times) for times in turns], spread
+
+
+def check_spread(spread: float) -> None:
+    """Raise `InputError` where the best timings of one network differ by so large a share that they say nothing."""
     if spread > _NOISY:
         raise InputError(
             f"this machine is too noisy to measure a latency: the best timings of one network differ by {spread:.0%}",
             hint="stop what else runs, or give --latency-threads 1, where only the thread's own time counts",
         )
-    return [1e3 * min(times) for times in turns], spread
 
 
 def _spread(turns: Sequence[Sequence[float]]) -> float:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from prunekit.evaluation.timing.apart import OnnxFile
 from prunekit.evaluation.timing.conditions import Conditions
 from prunekit.evaluation.timing.layers import LayerShape
 from prunekit.exporting.interface import Example
@@ -27,19 +28,32 @@ def network(model: nn.Module, example: Any, conditions: Conditions) -> Run:
 
     Raises:
         InputError: The network does not run on these inputs.
-        SurgeryError: It cannot be exported.
     """
-    arguments = bound_inputs(model, example)
-    inputs = Example.of(model, arguments).random(conditions.batch, torch.Generator().manual_seed(0))
+    _, inputs = _inputs(model, example, conditions)
     with torch.inference_mode(False):
-        if conditions.runtime == "onnx":
-            content = written(model, arguments, "onnx", ExportOptions(fixed_batch=conditions.batch)).content
-            with conditions.held():
-                session = OnnxModel(content)
-            return lambda: session(*inputs)
         ready = copied(model).eval()
     there = tree_map(lambda leaf: leaf.to(conditions.device) if isinstance(leaf, torch.Tensor) else leaf, inputs)
     return lambda: ready(*there)
+
+
+def onnx_file(model: nn.Module, example: Any, conditions: Conditions) -> OnnxFile:
+    """Return `model` as an ONNX file, and random inputs like `example`.
+
+    Raises:
+        InputError: The network does not run on these inputs.
+        SurgeryError: It cannot be exported.
+    """
+    arguments, inputs = _inputs(model, example, conditions)
+    with torch.inference_mode(False):
+        content = written(model, arguments, "onnx", ExportOptions(fixed_batch=conditions.batch)).content
+    arrays = [leaf.contiguous().numpy() for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    return OnnxFile(content, tuple(arrays))
+
+
+def _inputs(model: nn.Module, example: Any, conditions: Conditions) -> tuple[Any, Any]:
+    """Return the arguments that a model is called with, and random ones of this batch."""
+    arguments = bound_inputs(model, example)
+    return arguments, Example.of(model, arguments).random(conditions.batch, torch.Generator().manual_seed(0))
 
 
 def layer(shape: LayerShape, inputs: int, outputs: int, conditions: Conditions) -> Run:
