@@ -228,6 +228,9 @@ def test_the_demo(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
     status, _, err = call(capsys, "demo", "--epochs", "1")
     assert status == 2
     assert "prunekit-demo/usual.pt exists" in err
+    status, _, err = call(capsys, "demo", "--epochs", "1", "--force")
+    assert status == 0
+    assert err.rstrip().endswith("prunekit fit prunekit-demo/usual.pt --data digits --max-drop 3% -o small.pt")
 
 
 BAD: dict[str, tuple[list[str], str]] = {

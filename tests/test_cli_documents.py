@@ -175,7 +175,7 @@ IMAGE = 1 / 355 + 1e-9  # the accuracy that one test image is worth
 def test_the_demo_ends_as_the_readme_shows(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "prunekit", "demo"]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, stderr=subprocess.PIPE, text=True)
     demo = Run(tmp_path / "prunekit-demo")
     usual, pruned, merged, sparse, slim, tuned = demo.measured("usual", "pruned", "merged", "sparse", "slim", "tuned")
     assert pruned.accuracy < merged.accuracy
@@ -183,6 +183,10 @@ def test_the_demo_ends_as_the_readme_shows(tmp_path: Path) -> None:
     assert slim.macs == tuned.macs < 0.3 * sparse.macs
     assert tuned.accuracy >= slim.accuracy
     assert min(merged.accuracy, tuned.accuracy) >= usual.accuracy - 0.015
+    suggested = done.stderr.rstrip().splitlines()[-1].split()
+    assert suggested[:2] == ["prunekit", "fit"]
+    subprocess.run([sys.executable, "-m", *suggested], cwd=tmp_path, env=environment, check=True)
+    assert Run(tmp_path).measured("small")[0].macs < 0.8 * usual.macs
 
 
 def test_every_picture_is_in_the_gallery() -> None:

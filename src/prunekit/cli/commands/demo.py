@@ -71,6 +71,8 @@ def run(output: Output, options: DemoOptions) -> None:
     output.table(results_table(results, columns=_COLUMNS), data=True)
     output.note(f"{numbers.duration(seconds)} in all. The models are in {folder}: try")
     output.note(f"  prunekit inspect {files['tuned']}")
+    output.note("or say how much accuracy may go, and get the smallest network that loses no more:")
+    output.note(f"  prunekit fit {files['usual']} --data digits --max-drop 3% -o small.pt")
 
 
 def _story(output: Output, options: DemoOptions, files: dict[str, Path]) -> list[EvalResult]:
