@@ -20,6 +20,7 @@ from prunekit import api
 from prunekit.cli.app import run
 from prunekit.cli.times import read_seconds
 from prunekit.data import ImageSet
+from prunekit.data.splits import held_out
 from prunekit.errors import InputError
 from prunekit.evaluation.paired import Drop
 from prunekit.report.pages.fitting import fit_chart
@@ -252,7 +253,7 @@ def test_times_are_read(text: str, seconds: float) -> None:
 def digits() -> tuple[ImageSet, HeldOut]:
     """The training digits, and those held out."""
     train, val, test = (pk.open_data("digits", split) for split in ("train", "val", "test"))
-    return train, hold_out(train, val, test)
+    return train, hold_out(val, test)
 
 
 def rows(images: ImageSet) -> set[bytes]:
@@ -268,15 +269,15 @@ def numbered(split: str, first: int, count: int, **more: Any) -> ImageSet:
 
 
 def test_validation_images_of_their_own_decide() -> None:
-    train, val, test = numbered("train", 0, 60), numbered("val", 100, 30), numbered("test", 200, 24)
-    held = hold_out(train, val, test)
+    val, test = numbered("val", 100, 30), numbered("test", 200, 24)
+    held = hold_out(val, test)
     assert held.decide is val
     assert held.report is test
 
 
 def test_validation_images_from_training_do_not_decide() -> None:
-    train, val, test = numbered("train", 0, 60), numbered("val", 100, 12, held_out=True), numbered("test", 200, 24)
-    held = hold_out(train, val, test)
+    val, test = numbered("val", 100, 12, held_out=True), numbered("test", 200, 24)
+    held = hold_out(val, test)
     decide, report = rows(held.decide), rows(held.report)
     assert decide | report == rows(test)
     assert not decide & report
@@ -286,16 +287,24 @@ def test_validation_images_from_training_do_not_decide() -> None:
 
 def test_test_images_that_are_the_validation_images_are_halved() -> None:
     val = numbered("val", 100, 30)
-    held = hold_out(numbered("train", 0, 60), val, dataclasses.replace(numbered("test", 100, 30)))
+    held = hold_out(val, dataclasses.replace(numbered("test", 100, 30)))
     assert not rows(held.decide) & rows(held.report)
+
+
+def test_as_many_training_images_as_test_images_are_no_heap() -> None:
+    """Of ten images a class to train on and ten to test on, one a class is left out of training."""
+    whole, test = numbered("train", 0, 60), numbered("test", 100, 60)
+    tenth = held_out(whole.labels, "val", name="whole")
+    held = hold_out(dataclasses.replace(whole.subset(tenth), held_out=True), test)
+    assert rows(held.decide) | rows(held.report) == rows(test)
 
 
 def test_of_one_heap_no_training_image_is_held_out() -> None:
     heap = numbered("test", 0, 60)
-    last = torch.arange(60) >= 48
-    val = dataclasses.replace(heap.subset(last.nonzero().flatten()), split="val", held_out=True)
-    train = heap.subset((~last).nonzero().flatten())
-    held = hold_out(train, val, heap)
+    rest, tenth = (held_out(heap.labels, part, name="heap") for part in ("train", "val"))
+    val = dataclasses.replace(heap.subset(tenth), split="val", held_out=True)
+    train = heap.subset(rest)
+    held = hold_out(val, heap)
     assert not (rows(held.decide) | rows(held.report)) & rows(train)
     assert not rows(held.decide) & rows(held.report)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from prunekit.data import ImageSet
-from prunekit.data.splits import every
+from prunekit.data.splits import every, held_out
 from prunekit.errors import InputError
 
 _EVEN = frozenset({0, 2, 4, 6, 8})
@@ -29,7 +29,7 @@ class HeldOut:
     said: str
 
 
-def hold_out(train: ImageSet, val: ImageSet, test: ImageSet, seed: int | None = None) -> HeldOut:
+def hold_out(val: ImageSet, test: ImageSet, seed: int | None = None) -> HeldOut:
     """Return the images that decide and report.
 
     Validation images of their own decide, and the test images report. Where validation images are a part of those for
@@ -37,7 +37,6 @@ def hold_out(train: ImageSet, val: ImageSet, test: ImageSet, seed: int | None = 
     Where all images are in one heap, these halves are of those that training leaves out.
 
     Args:
-        train: The images for training.
         val: The images for validation.
         test: The images for testing.
         seed: Of the halves; None takes every second image of each class.
@@ -47,7 +46,7 @@ def hold_out(train: ImageSet, val: ImageSet, test: ImageSet, seed: int | None = 
     """
     if not val.held_out and not _same(val, test):
         return HeldOut(val, test, f"{len(val):,} validation images decide, {len(test):,} test images report")
-    heap = val.held_out and _counts(train).equal(_counts(test) - _counts(val))
+    heap = val.held_out and _same(val, test.subset(held_out(test.labels, "val", name=test.name)))
     decide, report = halves(val if heap else test, seed)
     source = "images left out of training (which the network may know)" if heap else "test images"
     said = f"{len(decide):,} {source}, half of each class, decide; the other {len(report):,} report"
@@ -69,11 +68,6 @@ def halves(images: ImageSet, seed: int | None = None) -> tuple[ImageSet, ImageSe
             f"{images.name} ({images.split}) has no two images of a class, so none could decide and another report"
         )
     return mixed.subset(first), mixed.subset(rest.nonzero().flatten())
-
-
-def _counts(images: ImageSet) -> torch.Tensor:
-    """Return the number of images of each class."""
-    return torch.bincount(images.labels, minlength=len(images.classes))
 
 
 def _same(one: ImageSet, other: ImageSet) -> bool:
