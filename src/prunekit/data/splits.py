@@ -18,10 +18,13 @@ def every(labels: Tensor, tenths: frozenset[int]) -> Tensor:
     return chosen.nonzero().flatten()
 
 
+LEFT_OUT = frozenset({9})
+"""What `held_out` leaves out for validation, of each ten images of a class."""
+
+
 def held_out(labels: Tensor, split: str, *, name: str) -> Tensor:
     """Return the indices of "train" or "val" of a set without validation images: "val" is every tenth of each class."""
-    val = frozenset({9})
-    chosen = every(labels, val if split == "val" else frozenset(range(10)) - val)
+    chosen = every(labels, LEFT_OUT if split == "val" else frozenset(range(10)) - LEFT_OUT)
     if not len(chosen):
         raise InputError(
             f"{name} has fewer than ten images in every class, too few to hold some out for validation",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from prunekit.data import ImageSet
-from prunekit.data.splits import every, held_out
+from prunekit.data.splits import LEFT_OUT, every
 from prunekit.errors import InputError
 
 _EVEN = frozenset({0, 2, 4, 6, 8})
@@ -46,7 +46,7 @@ def hold_out(val: ImageSet, test: ImageSet, seed: int | None = None) -> HeldOut:
     """
     if not val.held_out and not _same(val, test):
         return HeldOut(val, test, f"{len(val):,} validation images decide, {len(test):,} test images report")
-    heap = val.held_out and _same(val, test.subset(held_out(test.labels, "val", name=test.name)))
+    heap = val.held_out and _same(val, test.subset(every(test.labels, LEFT_OUT)))
     decide, report = halves(val if heap else test, seed)
     source = "images left out of training (which the network may know)" if heap else "test images"
     said = f"{len(decide):,} {source}, half of each class, decide; the other {len(report):,} report"
