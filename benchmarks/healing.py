@@ -8,8 +8,8 @@ the others; 0: from images that are made). A way is then `restored` (nothing mor
 
 - `healed:60` heals on the same images, without their labels;
 - `made:60` heals on images that are made, whatever it was restored from;
-- `tuned:2` tunes on `--train` labelled images by the default recipe, `answers:2` the same without the blocks (plain
-  distillation), `labels:2` without a teacher.
+- `tuned:2` tunes on all labelled training images by the default recipe, as the command does; `answers:2` does without
+  the blocks (plain distillation), `labels:2` without a teacher.
 
 The rows that take hours:
 
@@ -24,6 +24,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,9 +36,8 @@ from rich.console import Console
 from rich.table import Table
 
 import prunekit as pk
-from prunekit.training.fine_tuning import cut_since_training, suited
 
-TAUGHT = {"tuned": {}, "answers": {"match": 0.0}, "labels": {"distill": 0.0}}
+TUNED: dict[str, tuple[str, ...]] = {"tuned": (), "answers": ("--match", "0"), "labels": ("--distill-share", "0")}
 
 
 def main() -> None:
@@ -49,8 +51,6 @@ def main() -> None:
         for count in map(int, options.images.split(",")):
             for way in options.ways.split(","):
                 key = {"network": Path(options.model).name, **bench.budget, "images": count, "way": way, "seed": seed}
-                if way.partition(":")[0] in TAUGHT:
-                    key["train"] = options.train
                 if not any(key.items() <= row.items() for row in rows):
                     rows.append({**key, **bench.row(way, count, seed)})
                     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -62,53 +62,57 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         mean, std = (tuple(map(float, text.split(","))) for text in (options.mean, options.std))
-        arguments = pk.models.parse_args(options.arch_args)
+        arguments = pk.models.parse_args(options.arch_args) if options.arch_args else None
         spec = pk.InputSpec((3, 32, 32), mean, std)
         self.options = options
         self.model = pk.load(options.model, arch=options.arch, arch_args=arguments, input_spec=spec).eval()
-        self.train, self.val, self.test = (
-            pk.open_data(options.data, split, input_spec=spec) for split in ("train", "val", "test")
-        )
+        self.train, self.test = (pk.open_data(options.data, split, input_spec=spec) for split in ("train", "test"))
         self.budget = {"target_macs": options.target_macs} if options.target_macs else {"ratio": options.ratio}
 
     def row(self, way: str, count: int, seed: int) -> dict[str, Any]:
-        """Return what one way came to; the seconds are those of the processor, without pruning."""
+        """Return what one way came to; the seconds are those of the processor, without pruning where it heals."""
         name, _, epochs = way.partition(":")
-        chosen = _alike(self.train, count, seed) if count else None
-        restore = {"images": chosen.inputs()} if chosen is not None else {"restore": "synthetic", "seed": seed}
-        pruned = pk.merge(self.model, **self.budget, **restore).model
-        started = time.process_time()
-        state = Path(self.options.json).with_suffix(f".{name}-{epochs}-{count}-{seed}.state")
-        if name in ("healed", "made"):
-            images = None if name == "made" else chosen
-            pruned, more = self._healed(pruned, images, int(epochs), seed, state)
-        elif name in TAUGHT:
-            more = self._tuned(pruned, TAUGHT[name], int(epochs), seed, state)
-        else:
-            more = {}
-        seconds = time.process_time() - started
-        state.unlink(missing_ok=True)
-        row = {"accuracy": pk.evaluate(pruned, self.test).accuracy, "seconds": round(seconds, 1), **more}
+        row = self._tuned(name, epochs, count, seed) if name in TUNED else self._healed(name, epochs, count, seed)
         print(json.dumps({"way": way, "images": count, "seed": seed, **row}), flush=True)
         return row
 
-    def _healed(
-        self, pruned: torch.nn.Module, images: pk.ImageSet | None, epochs: int, seed: int, state: Path
-    ) -> tuple[torch.nn.Module, dict[str, Any]]:
-        config = pk.HealConfig(seconds=1e6, epochs=epochs, seed=seed, device="cpu")
-        done = pk.heal(pruned, self.model, images, config, state_path=state, resume=state.exists())
-        return done.model, {"agreement": [done.before, done.after], "stopped": done.stopped}
+    def _healed(self, name: str, epochs: str, count: int, seed: int) -> dict[str, Any]:
+        chosen = _alike(self.train, count, seed) if count else None
+        restore = {"images": chosen.inputs()} if chosen is not None else {"restore": "synthetic", "seed": seed}
+        pruned, more = pk.merge(self.model, **self.budget, **restore).model, {}
+        started = time.process_time()
+        if name != "restored":
+            state = self._beside(name, epochs, count, seed)
+            config = pk.HealConfig(seconds=1e6, epochs=int(epochs), seed=seed, device="cpu")
+            images = None if name == "made" else chosen
+            done = pk.heal(pruned, self.model, images, config, state_path=state, resume=state.exists())
+            state.unlink(missing_ok=True)
+            pruned, more = done.model, {"agreement": [done.before, done.after], "stopped": done.stopped}
+        seconds = round(time.process_time() - started, 1)
+        return {"accuracy": pk.evaluate(pruned, self.test).accuracy, "seconds": seconds, **more}
 
-    def _tuned(
-        self, pruned: torch.nn.Module, changes: dict[str, Any], epochs: int, seed: int, state: Path
-    ) -> dict[str, Any]:
-        """Tune in place."""
-        images = _alike(self.train, self.options.train, 0) if self.options.train else self.train
-        asked = pk.TrainConfig(epochs=epochs, seed=seed, device="cpu", **changes)
-        teacher = None if asked.distill == 0 else self.model
-        config = suited(asked, len(images), cut_since_training(pruned), taught=teacher is not None)
-        done = pk.train(pruned, config, images, self.val, teacher=teacher, state_path=state, resume=state.exists())
-        return {"kept": done.step(config).get("kept")}
+    def _tuned(self, name: str, epochs: str, count: int, seed: int) -> dict[str, Any]:
+        """Run the command, which prunes, tunes and scores, and goes on with what it finds."""
+        options, target = self.options, self._beside(name, epochs, count, seed).with_suffix(".pt")
+        reading = {"arch": options.arch, "arch-args": options.arch_args, "mean": options.mean, "std": options.std}
+        (budget, amount), *_ = self.budget.items()
+        flags = {**reading, "data": options.data, budget.replace("_", "-"): amount, "epochs": epochs, "seed": seed}
+        flags |= {"calibration": count, "output": target}
+        typed = [part for flag, value in flags.items() if value is not None for part in (f"--{flag}", str(value))]
+        resume = ["--resume"] if target.with_suffix(".steps").exists() else []
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "prunekit", "merge", options.model, *typed, *TUNED[name], "--json", "--force"]
+        said = subprocess.run([*command, *resume], check=True, stdout=subprocess.PIPE).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = json.loads(said)["passes"][-1]
+        seconds = round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
+        figures = {"accuracy": done["accuracy_tuned"], "accuracy_restored": done["accuracy_pruned"]}
+        return {**figures, "seconds": seconds, "kept": done["kept"]}
+
+    def _beside(self, name: str, epochs: str, count: int, seed: int) -> Path:
+        """Return the file of a way's state, beside that of the rows."""
+        path = Path(self.options.json)
+        return path.with_name(f"{path.stem}-{name}-{epochs}-{count}-{seed}.state")
 
 
 def _alike(data: pk.ImageSet, count: int, seed: int) -> pk.ImageSet:
@@ -128,7 +132,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         budget = row.get("target_macs") or row.get("ratio")
-        groups.setdefault((f"{row['network']} {budget}", row["way"], row.get("train") or row["images"]), []).append(row)
+        groups.setdefault((f"{row['network']} {budget}", row["way"], row["images"]), []).append(row)
     for (network, way, images), found in groups.items():
         values = torch.tensor([100 * row["accuracy"] for row in found])
         spread = f" ± {float(values.std()):.2f}" if len(found) > 1 else ""
@@ -148,7 +152,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", required=True, help="the rows; a file that exists is gone on with")
     parser.add_argument("--ways", default="restored,healed:60")
     parser.add_argument("--images", default="1000", help="numbers of images to restore from and to heal on")
-    parser.add_argument("--train", type=int, default=0, help="images to tune on (0: all)")
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--target-macs")
     parser.add_argument("--seeds", type=int, default=1)
