@@ -70,7 +70,7 @@ def _step(step: str, name: str, work: Path, epochs: int) -> dict[str, Any]:
             [*command, "--force", "-o", str(new), "--json"], check=True, capture_output=True, text=True, env=_env()
         )
         told = json.loads(out.stdout)
-        row = {"before": told["before"], "after": told["after"], "difference": told["difference"]}
+        row = {what: told[what] for what in ("before", "after")}
     elif not new.exists():
         source = str(old) if before else name.rpartition("-")[0] + TASKS[task] + ".yaml"
         lr0 = 2e-3 if step == "train" else 5e-4
