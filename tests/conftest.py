@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or changes what this machine's user has named before."""
+    monkeypatch.setenv("PRUNEKIT_STATE", str(tmp_path_factory.getbasetemp() / "state" / secrets.token_hex(8)))
 
 
 @pytest.fixture(scope="session")

@@ -58,8 +58,8 @@ ROOMS = {
     "api": ["results", "subject", "latency", "files", "by_hand", "pruning"],
     "report": ["numbers", "text", "provenance", "documents", "terminal", "pictures", "pages"],
     "cli": [
-        *("framework", "times", "models", "inputs", "history", "gates", "measuring", "gate_runtimes", "healing"),
-        *("tuning", "resuming", "sweep_file", "sweep_arguments", "fit_file", "fitting", "commands", "app"),
+        *("framework", "named_code", "times", "models", "inputs", "history", "gates", "measuring", "gate_runtimes"),
+        *("healing", "tuning", "resuming", "sweep_file", "sweep_arguments", "fit_file", "fitting", "commands", "app"),
     ],
 }
 

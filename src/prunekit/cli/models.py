@@ -6,13 +6,15 @@ import dataclasses
 import io
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from prunekit.cli import named_code
 from prunekit.cli.framework.options import DataOptions, OutputOptions, ReadingOptions, choose_device, input_spec
-from prunekit.errors import InputError, unknown_name
+from prunekit.errors import InputError, Noted, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,9 +33,11 @@ _SUFFIXES = (".pt", ".pth", ".pt2", ".th", ".bin", ".ckpt", ".safetensors", ".ta
 def read_model(source: str, reading: ReadingOptions, device: str | None = "cpu") -> tuple[nn.Module, int | None]:
     """Return the network that `source` names, on `device`, and the size of its file in bytes (None without a file).
 
-    The values of `--input-size`, `--mean`, `--std` and `--classes` become part of the network's origin.
+    The values of `--input-size`, `--mean`, `--std` and `--classes` become part of the network's origin. Code in a file
+    that `--arch` names is remembered for this source, and found again where `--arch` is left out.
     """
     check_source(source)
+    reading = _recalled(source, reading)
     classes, place = reading.class_names(), choose_device(device)
     from prunekit import checkpoint
     from prunekit.checkpoint.read import as_stored
@@ -49,10 +53,21 @@ def read_model(source: str, reading: ReadingOptions, device: str | None = "cpu")
         key=reading.key,
         ignore_keys=[pattern.strip() for pattern in (reading.ignore_keys or "").split(",") if pattern.strip()],
     )
+    if reading.arch is not None:
+        named_code.remember(source, reading.arch, reading.arch_args)
     origin = origin_of(model) or Origin("")
     named = origin.classes if classes is None else classes
     remember(model, dataclasses.replace(origin, input=input_spec(reading, origin.input), classes=named))
     return model.to(place), len(content) if content is not None else _file_size(source)
+
+
+def _recalled(source: str, reading: ReadingOptions) -> ReadingOptions:
+    """Return the options with the code that was named for this file before, where they name none."""
+    entry = named_code.recall(source) if reading.arch is None and source != STREAM else None
+    if entry is None:
+        return reading
+    warnings.warn(f"took --arch {entry.arch}, which was named for {source} before", Noted, stacklevel=3)
+    return dataclasses.replace(reading, arch=entry.arch, arch_args=reading.arch_args or entry.arch_args)
 
 
 def check_inputs(
@@ -175,6 +190,7 @@ def check_kind(model: nn.Module, target: str) -> None:
 def write_model(model: nn.Module, target: str, output: Output, *, force: bool) -> str:
     """Write the artefact to `target` (`-`: standard output); return `target`."""
     from prunekit import checkpoint
+    from prunekit.spec import origin_of
 
     if target == STREAM:
         stream = io.BytesIO()
@@ -182,6 +198,9 @@ def write_model(model: nn.Module, target: str, output: Output, *, force: bool) -
         output.binary(stream.getvalue())
     elif output.first:
         checkpoint.save(model, Path(target), force=force)
+        origin = origin_of(model)
+        if origin is not None and origin.arch:  # code that was named for the network that this was made of
+            named_code.remember(target, origin.arch, None)
     return target
 
 

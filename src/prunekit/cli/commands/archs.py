@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunekit.cli import named_code
 from prunekit.cli.framework.build import Command
-from prunekit.errors import unknown_name
+from prunekit.errors import counted, unknown_name
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 
@@ -21,9 +22,24 @@ Pattern = Annotated[
 ]
 
 
-def run(output: Output, pattern: Pattern = None) -> None:
+Remembered = Annotated[
+    bool, typer.Option("--remembered", help="List the code that was named for files, with --arch file.py:callable.")
+]
+Forget = Annotated[
+    str | None,
+    typer.Option("--forget", metavar="FILE", help="Forget the code that was named for a file, or for all of them."),
+]
+
+
+def run(output: Output, pattern: Pattern = None, remembered: Remembered = False, forget: Forget = None) -> None:
     """List the networks whose names match, from the stored table: nothing is built, nor is torch imported."""
     from prunekit.models import known
+
+    if remembered or forget is not None:
+        _show_named(
+            output, named_code.everything() if forget is None else named_code.forget(forget), forget is not None
+        )
+        return
 
     usual = [one for one in known.table() if not one.args]
     found = [one for one in usual if pattern is None or _matches(_name(one), pattern)]
@@ -37,6 +53,21 @@ def run(output: Output, pattern: Pattern = None) -> None:
 
     rows = [(*_source(one), f"{one.params:,}", numbers.count(one.macs), "x".join(map(str, one.input))) for one in found]
     output.table(table(["network", "of", "parameters", "MACs", "input"], rows, left=2), data=True)
+
+
+def _show_named(output: Output, entries: list[named_code.Named], gone: bool) -> None:
+    """Show the code that is remembered, or was until now."""
+    if output.json:
+        facts = [{"file": entry.checkpoint, "arch": entry.arch, "arch_args": entry.arch_args} for entry in entries]
+        output.document(document("archs", {"forgotten" if gone else "remembered": facts}))
+        return
+    from prunekit.report.terminal.tables import table
+
+    output.note(f"{'forgot' if gone else 'remembered'}: {counted(len(entries), 'file')} with code of your own")
+    if entries and not gone:
+        output.table(
+            table(["file", "--arch"], [(entry.checkpoint, entry.arch) for entry in entries], left=2), data=True
+        )
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -65,5 +96,7 @@ COMMAND = Command(
         "prunekit archs",
         "prunekit archs resnet",
         "prunekit archs 'efficientnet_b*' --json | jq '.networks[].arch'",
+        "prunekit archs --remembered",
+        "prunekit archs --forget model.pt",
     ),
 )

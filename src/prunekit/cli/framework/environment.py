@@ -10,8 +10,8 @@ from typing import Any
 from prunekit.cli.framework.settings import Asked, Setting, setting
 
 _PREFIX = "PRUNEKIT_"
-# Variables of that prefix for other ends: the tests' real inputs, and where layer times are kept.
-_OTHERS = frozenset(("PRUNEKIT_ASSETS", "PRUNEKIT_CACHE"))
+# Variables of that prefix for other ends: the tests' real inputs, and where layer times and named code are kept.
+_OTHERS = frozenset(("PRUNEKIT_ASSETS", "PRUNEKIT_CACHE", "PRUNEKIT_STATE"))
 _FLAGS: dict[str, bool] = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
