@@ -11,7 +11,20 @@ from prunekit.lazy import lazily
 
 if TYPE_CHECKING:
     from prunekit import models, surgery
-    from prunekit.api import Inspection, Pruned, apply, export, inspect, load, merge, prune, restore, slim, verify
+    from prunekit.api import (
+        Inspection,
+        Pruned,
+        apply,
+        export,
+        inspect,
+        load,
+        merge,
+        narrow_state,
+        prune,
+        restore,
+        slim,
+        verify,
+    )
     from prunekit.checkpoint import save
     from prunekit.data import ImageSet, open_data
     from prunekit.errors import CheckFailed, InputError, Interrupted, PrunekitError, SurgeryError, TrainingError
@@ -35,6 +48,7 @@ if TYPE_CHECKING:
     from prunekit.training.config import TrainConfig
     from prunekit.training.entry import TrainResult, train
     from prunekit.training.events import EpochEvent, SaveEvent, StartEvent, StepEvent
+    from prunekit.training.penalty import sparsity_penalty
     from prunekit.training.state import State as TrainState
     from prunekit.workflows.fitting.search import fit
     from prunekit.workflows.fitting.trials import Fitted, Trial
@@ -52,6 +66,7 @@ _HOME = {
         "inspect",
         "load",
         "merge",
+        "narrow_state",
         "prune",
         "restore",
         "slim",
@@ -79,6 +94,7 @@ _HOME = {
     "prunekit.training.config": ("TrainConfig",),
     "prunekit.training.entry": ("TrainResult", "train"),
     "prunekit.training.events": ("EpochEvent", "SaveEvent", "StartEvent", "StepEvent"),
+    "prunekit.training.penalty": ("sparsity_penalty",),
     "prunekit.training.state": ("State as TrainState",),
     "prunekit.workflows.fitting.search": ("fit",),
     "prunekit.workflows.fitting.trials": ("Fitted", "Trial"),
@@ -145,6 +161,7 @@ __all__ = [
     "manidp",
     "merge",
     "models",
+    "narrow_state",
     "open_data",
     "option",
     "plan_by_scores",
@@ -157,6 +174,7 @@ __all__ = [
     "sensitivity",
     "set_op_rule",
     "slim",
+    "sparsity_penalty",
     "surgery",
     "sweep",
     "train",

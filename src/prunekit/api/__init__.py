@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prunekit.api.by_hand import apply, inspect, restore, verify
 from prunekit.api.files import export, load
+from prunekit.api.own_loop import narrow_state
 from prunekit.api.pruning import make_config, merge, prune, slim
 from prunekit.api.results import Inspection, Pruned
 
@@ -16,6 +17,7 @@ __all__ = [
     "load",
     "make_config",
     "merge",
+    "narrow_state",
     "prune",
     "restore",
     "slim",

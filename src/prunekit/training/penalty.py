@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit import surgery
@@ -20,7 +20,7 @@ class GammaPenalty:
     """The gammas of a network, and two ways of driving them to zero: subgradient and proximal steps."""
 
     def __init__(self, gammas: dict[str, nn.Parameter]) -> None:
-        self._gammas = list(gammas.values())
+        self.gammas = list(gammas.values())
 
     @classmethod
     def of(cls, model: nn.Module, penalised: Sequence[str] | None, *, needed: bool) -> GammaPenalty:
@@ -50,11 +50,11 @@ class GammaPenalty:
 
     def __len__(self) -> int:
         """Return the number of gammas, one per channel."""
-        return sum(gamma.numel() for gamma in self._gammas)
+        return sum(gamma.numel() for gamma in self.gammas)
 
     def add_subgradient(self, strength: float) -> None:
         """Add `strength * sign(gamma)` to the gradients: once per optimiser step, after unscaling and clipping."""
-        for gamma in self._gammas:
+        for gamma in self.gammas:
             if gamma.grad is not None:
                 gamma.grad.add_(gamma.detach().sign(), alpha=strength)
 
@@ -66,17 +66,44 @@ class GammaPenalty:
         penalty drive the same gammas to zero: those that the loss holds by a gradient of less than `strength`.
         """
         groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-        for gamma in self._gammas:
+        for gamma in self.gammas:
             threshold = pull(optimizer, groups[gamma], gamma, strength)
             gamma.copy_(gamma.sign() * (gamma.abs() - threshold).clamp(min=0))
 
     @torch.no_grad()
     def share_small(self) -> float | None:
         """Return the share of gammas of at most 1 % of the largest; None where there are none."""
-        if not self._gammas:
+        if not self.gammas:
             return None
-        sizes = torch.cat([gamma.detach().abs().flatten() for gamma in self._gammas])
+        sizes = torch.cat([gamma.detach().abs().flatten() for gamma in self.gammas])
         return float((sizes <= _SMALL * sizes.max()).float().mean())
+
+
+def sparsity_penalty(model: nn.Module) -> Tensor:
+    """Return the sum of |gamma| over the batch norms of a network: the term that Network Slimming adds to the loss.
+
+    Equation 1 of Liu et al., "Learning Efficient Convolutional Networks through Network Slimming" (ICCV 2017), without
+    its weight lambda, which is yours to choose: they take 1e-4 or 1e-5.
+
+    Args:
+        model: The network, whose trainable batch-norm weights count.
+
+    Returns:
+        A scalar with a gradient; its gradient at a gamma of zero is zero.
+
+    Raises:
+        TrainingError: The network has no trainable batch-norm weights.
+
+    Examples:
+        >>> import torch, prunekit as pk
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> loss = model(torch.rand(2, 3, 8, 8)).square().mean() + 1e-4 * pk.sparsity_penalty(model)
+        >>> loss.backward()
+        >>> pk.sparsity_penalty(model).item()
+        8.0
+    """
+    gammas = GammaPenalty.of(model, None, needed=True).gammas
+    return torch.stack([gamma.abs().sum() for gamma in gammas]).sum()
 
 
 def inner_gammas(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
