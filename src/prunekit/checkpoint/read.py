@@ -21,6 +21,7 @@ from prunekit.checkpoint.trusted import load_trusted
 from prunekit.errors import InputError, Noted
 from prunekit.files import pickles
 from prunekit.files.class_names import checked_class_names
+from prunekit.models import timm_zoo
 from prunekit.models.torchvision_zoo import check_no_download
 from prunekit.programs import archive
 from prunekit.spec import InputSpec, Origin, origin_of, remember, remember_classes
@@ -66,7 +67,8 @@ def load(
     `arch` names that code.
 
     Args:
-        source: A path, a binary stream, or the name of a network without a file (`torchvision:…`, `prunekit:…`).
+        source: A path, a binary stream, or the name of a network without a file (`torchvision:…`, `timm:…`,
+            `prunekit:…`).
         arch: The architecture of a state dict; one that a single known network fits needs none, and a warning says
             which it is. Prunekit's own files and exported programs need none either.
         arch_args: Arguments of the architecture.
@@ -144,7 +146,7 @@ def _presentable(message: str) -> str:
 
 
 def _is_name(source: str) -> bool:
-    return source.startswith(("prunekit:", "torchvision:")) and not Path(source).exists()
+    return source.startswith(("prunekit:", "torchvision:", "timm:")) and not Path(source).exists()
 
 
 def _read_pickle(stream: BinaryIO, request: Request) -> nn.Module:
@@ -238,6 +240,8 @@ def _own_architecture(header: Header, request: Request) -> tuple[str, Mapping[st
     args = header.origin.arch_args if request.arch_args is None else request.arch_args
     if stored.startswith("torchvision:"):
         check_no_download(stored.partition(":")[2], args)
+    if stored.startswith("timm:"):
+        timm_zoo.check_no_download(stored.partition(":")[2], args)
     if request.arch is None and models.is_code(stored) and not request.trust_pickle:
         raise InputError(
             f"its architecture is code, which is not run unasked: {stored}",

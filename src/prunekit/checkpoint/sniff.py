@@ -64,7 +64,7 @@ def name_of(source: str | os.PathLike[str] | BinaryIO) -> str:
     return str(getattr(source, "name", "the input"))
 
 
-_HINT_NAMES = "a network without a file is prunekit:NAME or torchvision:NAME"
+_HINT_NAMES = "a network without a file is prunekit:NAME, torchvision:NAME or timm:NAME"
 
 
 def kind_of(stream: BinaryIO, name: str) -> str:

@@ -161,7 +161,7 @@ def empty(arch: str, args: Mapping[str, Any], modules: int | None = None) -> nn.
             with torch.device("meta"), NoNormalDraws():
                 return models.build(arch, args)
         except InputError:
-            if not arch.startswith("torchvision:"):
+            if not arch.startswith(("torchvision:", "timm:")):
                 raise
         with OnlyComputed():
             return models.build(arch, args)

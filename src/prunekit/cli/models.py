@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prunekit.spec import InputSpec
 
 STREAM = "-"
-_NAMED = ("prunekit:", "torchvision:")
+_NAMED = ("prunekit:", "torchvision:", "timm:")
 # suffix of another format -> the command that writes it
 _OTHERS = {".onnx": "export", ".safetensors": "convert"}
 _PROGRAM = ".pt2"  # the suffix of exported programs
@@ -86,7 +86,8 @@ def check_source(source: str) -> None:
         return
     if not source.startswith(_NAMED):
         raise InputError(
-            f"there is no file {source}", hint="a network without a file is prunekit:NAME or torchvision:NAME"
+            f"there is no file {source}",
+            hint="a network without a file is prunekit:NAME, torchvision:NAME or timm:NAME",
         )
     prefix, _, name = source.partition(":")
     if prefix == "prunekit":  # which networks torchvision has depends on its version
@@ -239,7 +240,9 @@ def beside(source: str, suffix: str, kind: str = ".pt") -> Path:
     if not path.exists() and ":" in source:
         path = Path(source.partition(":")[2].partition("@")[0])
     if not path.name:
-        raise InputError(f"'{source}' is not the name of a model", hint="a file, prunekit:NAME or torchvision:NAME")
+        raise InputError(
+            f"'{source}' is not the name of a model", hint="a file, prunekit:NAME, torchvision:NAME or timm:NAME"
+        )
     stem = path
     while stem.suffix in _SUFFIXES:
         stem = stem.with_suffix("")

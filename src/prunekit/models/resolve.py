@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from prunekit.errors import InputError, unknown_name
-from prunekit.models import torchvision_zoo, user_code
+from prunekit.models import timm_zoo, torchvision_zoo, user_code
 from prunekit.models.arguments import check_args
 from prunekit.models.catalog import CATALOG
 from prunekit.models.keys import match_keys
@@ -20,21 +20,22 @@ from prunekit.spec import InputSpec, Origin, remember
 class ResolvedName:
     """A resolved architecture name: its kind, its full name there, and the weights asked for."""
 
-    kind: Literal["bundled", "torchvision", "code"]
+    kind: Literal["bundled", "torchvision", "timm", "code"]
     name: str
     weights: str | None = None
 
     @property
     def arch(self) -> str:
         """The unambiguous name, without weights: an artefact brings its own."""
-        return f"torchvision:{self.name}" if self.kind == "torchvision" else self.name
+        return f"{self.kind}:{self.name}" if self.kind in ("torchvision", "timm") else self.name
 
 
 def resolve(arch: str) -> ResolvedName:
     """Resolve the name of an architecture without importing any of the user's code.
 
-    `prunekit:NAME` and `torchvision:NAME[@WEIGHTS]` say where to look. A bare name is looked for among the bundled
-    ones, then torchvision's, then the bundled ones with `_cifar` appended. Any other `A:B` is a callable in code.
+    `prunekit:NAME`, `torchvision:NAME[@WEIGHTS]` and `timm:NAME` say where to look. A bare name is looked for among the
+    bundled ones, then torchvision's, then the bundled ones with `_cifar` appended. Any other `A:B` is a callable in
+    code.
 
     Raises:
         InputError: The name is unknown; the message suggests the nearest ones.
@@ -44,6 +45,8 @@ def resolve(arch: str) -> ResolvedName:
         return _bundled(rest) or _unknown(rest, names())
     if prefix == "torchvision" and colon:
         return _torchvision(rest) or _unknown(rest, torchvision_zoo.names())
+    if prefix == "timm" and colon and rest != "create_model":  # that is a callable, as one names any other
+        return ResolvedName("timm", rest)
     if colon:
         return ResolvedName("code", arch)
     exact = ResolvedName("bundled", arch) if arch in CATALOG else None
@@ -73,7 +76,7 @@ def build(
     args = dict(args or {})
     if num_classes is not None:
         args["num_classes"] = num_classes
-    build_one = {"bundled": _build_bundled, "torchvision": _build_torchvision, "code": _build_code}
+    build_one = {"bundled": _build_bundled, "torchvision": _build_torchvision, "timm": _build_timm, "code": _build_code}
     model, origin = build_one[reference.kind](reference, args)
     return remember(model.eval(), origin)
 
@@ -90,6 +93,8 @@ def default_input(arch: str, args: Mapping[str, Any] | None = None) -> InputSpec
         return _bundled_input(reference.name, args or {})
     if reference.kind == "torchvision":
         return torchvision_zoo.default_input(reference.name, reference.weights, args or {})
+    if reference.kind == "timm":
+        return timm_zoo.default_input(reference.name, args or {})
     return None
 
 
@@ -99,7 +104,7 @@ def canonical(arch: str) -> str:
 
 
 def is_code(arch: str) -> bool:
-    """Return whether building `arch` runs code that neither prunekit nor torchvision ships."""
+    """Return whether building `arch` runs code that none of prunekit, torchvision and timm ships."""
     return resolve(arch).kind == "code"
 
 
@@ -156,6 +161,11 @@ def _build_torchvision(reference: ResolvedName, args: dict[str, Any]) -> tuple[n
     except RuntimeError as error:
         raise InputError(f"torchvision's weights {weights} do not fit {name} with {args}") from error
     return model, Origin(origin.arch, used, origin.input, torchvision_zoo.categories(name, weights))
+
+
+def _build_timm(reference: ResolvedName, args: dict[str, Any]) -> tuple[nn.Module, Origin]:
+    model = timm_zoo.build(reference.name, args)
+    return model, Origin(reference.arch, args, timm_zoo.default_input(reference.name, args))
 
 
 def _build_code(reference: ResolvedName, args: dict[str, Any]) -> tuple[nn.Module, Origin]:

@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 _PROJECT_FILE = "prunekit.toml"
-_NAMED = ("prunekit:", "torchvision:")
+_NAMED = ("prunekit:", "torchvision:", "timm:")
 
 
 def gathered(arguments: Sequence[str], asked: Asked) -> dict[str, Setting]:

@@ -28,7 +28,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model file, - for standard input, torchvision:NAME[@WEIGHTS] or prunekit:NAME.",
+        help="A model file, - for standard input, torchvision:NAME[@WEIGHTS], timm:NAME or prunekit:NAME.",
         show_default=False,
     ),
 ]
@@ -57,7 +57,8 @@ class ReadingOptions:
     arch: str | None = option(
         metavar="NAME",
         help="Architecture of a bare state dict: a bundled or torchvision name (prunekit archs lists them), "
-        "path/to/file.py:callable or package.module:callable. By default the one known network that its keys fit.",
+        "timm:NAME, path/to/file.py:callable or package.module:callable. By default the one known network that its "
+        "keys fit.",
         complete=_architectures,
     )
     arch_args: str | None = option(metavar="KEY=VALUE,...", help="Arguments of the architecture.")
