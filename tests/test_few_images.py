@@ -34,6 +34,24 @@ def test_the_ridge_is_chosen_by_rows_put_aside(rows: int, noise: float) -> None:
         assert errors[None] == pytest.approx(errors[1e-2])
 
 
+@pytest.mark.parametrize("rows", [120, 24], ids=["more rows than inputs", "fewer rows than inputs"])
+def test_weights_that_no_fit_improves_stay(rows: int) -> None:
+    """The weights are right, and what is wanted differs from what they give by noise alone."""
+    x, y, true = few_rows(rows, 3.0)
+    fit = fit_towards(true, x, Wanted(y, aside=torch.arange(rows) >= 0.75 * rows), constant=True)
+    assert torch.allclose(fit.weight, true, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [300, 20], ids=["more rows than inputs", "fewer rows than inputs"])
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_inputs_that_vary_by_rounding_alone_keep_their_weights(rows: int, level: float) -> None:
+    """Otherwise weights grow that turn rounding into answers, and no two machines agree."""
+    start = few_rows(rows, 0.0)[2]
+    x = level + 1e-17 * torch.randn(1, 30, rows, dtype=torch.float64)
+    fit = fit_towards(start, x, Wanted(torch.randn(1, 4, rows, dtype=torch.float64)), constant=True)
+    assert torch.allclose(fit.weight, start, atol=1e-6)
+
+
 def test_few_vectors_are_not_taken_for_all_that_there_are() -> None:
     """Of few vectors, some channels seem to tell all the others; of many, the covariance stays as it is."""
     generator = torch.Generator().manual_seed(0)

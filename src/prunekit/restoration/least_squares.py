@@ -255,7 +255,9 @@ class _Dual:
 
 
 def _smallest(errors: Sequence[float]) -> float:
-    """Return the smallest ridge that errs hardly more than the best."""
+    """Return the smallest ridge that errs hardly more than the best; the last one where none errs less than that."""
+    if errors[-1] <= min(errors):
+        return RIDGES[-1]
     return next(
         (ridge for ridge, error in zip(RIDGES, errors, strict=True) if error <= _SLACK * min(errors)), RIDGES[0]
     )
