@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import prunekit as pk
+from prunekit.cli.sweep_arguments import read_variants
 
 
 def main() -> None:
@@ -36,19 +37,27 @@ def main() -> None:
     rows: list[dict[str, Any]] = found.setdefault("rows", [])
     for seed in range(options.seeds):
         key = {"network": Path(options.model).name, **goal.to_json(), "calibration": options.calibration, "seed": seed}
+        key["ways"] = options.methods
         if not any(key.items() <= row.items() for row in rows):
-            rows.append({**key, **_fitted(model, train, test, goal, options.calibration, seed)})
+            rows.append({**key, **_fitted(model, train, test, goal, options.methods, options.calibration, seed)})
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     Console(width=120).print(_table(rows))
 
 
 def _fitted(
-    model: torch.nn.Module, train: pk.ImageSet, test: pk.ImageSet, goal: pk.DropGoal, calibration: int, seed: int
+    model: torch.nn.Module,
+    train: pk.ImageSet,
+    test: pk.ImageSet,
+    goal: pk.DropGoal,
+    methods: str,
+    calibration: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Fit with one seed; the seconds are those of the processor, for the search alone."""
     decide, report = _halves(test, seed)
     started, wall = time.process_time(), time.perf_counter()
-    fitted = pk.fit(model, decide, goal, train_set=train, calibration=calibration, seed=seed)
+    ways = read_variants([methods])
+    fitted = pk.fit(model, decide, goal, train_set=train, ways=ways, calibration=calibration, seed=seed)
     seconds, wall = time.process_time() - started, time.perf_counter() - wall
     before, after = (pk.evaluate(one, report).accuracy or 0.0 for one in (model, fitted.model))
     assert fitted.trial.cost is not None
@@ -94,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--std", default=".2023,.1994,.2010")
     parser.add_argument("--max-drop", default="1%")
     parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--methods", default="merge:widths=measured,slim")
     parser.add_argument("--calibration", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--json", default="benchmarks/results/fitting.json")
