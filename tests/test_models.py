@@ -30,6 +30,8 @@ PARAMETERS = {
     "preresnet164": 1_703_258,
     "densenet40_12": 1_059_298,
     "vgg_digits": 288_170,
+    "vit_cifar": 1_806_154,
+    "vit_digits": 77_434,
 }
 PUBLISHED_RESNET56 = {"shortcut": "conv", "relu": "input"}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

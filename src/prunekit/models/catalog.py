@@ -13,6 +13,7 @@ from prunekit.models.densenet import CifarDenseNet
 from prunekit.models.lenet import LeNet300100
 from prunekit.models.preresnet import PreResNet, WideResNet
 from prunekit.models.resnet import CifarResNet
+from prunekit.models.vit import SmallViT
 from prunekit.spec import InputSpec
 
 CIFAR = InputSpec((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -50,5 +51,12 @@ CATALOG: dict[str, Architecture] = {
     },
     "wrn40_4": Architecture(WideResNet, CIFAR, fixed={"depth": 40, "widen": 4}),
     "preresnet164": Architecture(PreResNet, CIFAR, fixed={"depth": 164}),
+    "vit_cifar": Architecture(SmallViT, CIFAR),
+    "vit_digits": Architecture(
+        SmallViT,
+        InputSpec((1, 8, 8)),
+        fixed={"size": 8},
+        defaults={"patch": 2, "embedding": 48, "depth": 4, "in_channels": 1},
+    ),
     "densenet40_12": Architecture(CifarDenseNet, CIFAR, fixed={"depth": 40, "growth": 12}),
 }

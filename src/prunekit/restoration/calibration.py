@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import counted
+from prunekit.nn.attention import free_all
 from prunekit.plan import Plan
 from prunekit.restoration.frontier import Frontier
 from prunekit.restoration.images import Images, gather
@@ -57,7 +58,10 @@ def calibrate(
         sites, left = find_sites(model, graph, plan)
         sites = [site for site in sites if layers is None or site.layer in layers]
         small = edit(model, plan, graph)
-        frontier = Frontier(copied(model).eval(), small.eval(), graph, sites, batch, read_memory(memory))
+        original = copied(model).eval()
+        for network in (original, small):  # as they were traced
+            free_all(network)
+        frontier = Frontier(original, small.eval(), graph, sites, batch, read_memory(memory))
         found = refit_in_order(frontier, small, sites, rows=rows, ridge=ridge, seed=seed)
     done = {refit.layer for refit in found.refits}
     left |= {s.layer: found.failed.get(s.layer, "its forward is not called") for s in sites if s.layer not in done}

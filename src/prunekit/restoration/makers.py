@@ -19,15 +19,20 @@ class Maker:
     """The first layer that makes all channels of `group`: a filter for each unit.
 
     `member` is where the group sits in its weight: a unit may have several places, as in front of a pixel shuffle.
+    `writes` is the weight through which heads of attention write, a column for each of their channels.
     """
 
     group: ChannelGroup
     member: Member
     module: nn.Module
+    writes: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
-        """Filters, one for each unit: `(units, ...)`."""
+        """Filters, one for each unit: `(units, ...)`; of heads of attention what they write with."""
+        if self.writes is not None:
+            places = torch.from_numpy(places_of(self.group.consumers[0], self.group.size))
+            return self.writes.detach().flatten(1).t()[places.to(self.writes.device)].flatten(1)
         weight = self.module.weight
         assert isinstance(weight, Tensor)
         return self.by_unit(weight)
@@ -44,6 +49,11 @@ def maker_of(model: nn.Module, graph: Graph, group: ChannelGroup) -> Maker | str
     whole = (m for m in group.producers if len(np.unique(m.units)) == group.size)
     member = next(whole, group.producers[0])
     module = model.get_submodule(member.module)
+    if group.name in graph.heads:
+        reader = group.consumers[0] if len(group.consumers) == 1 else None
+        if reader is None or reader.parameter != weight_of(reader.module) or reader.dim != 1:
+            return "several layers read these heads"
+        return Maker(group, member, module, model.get_parameter(reader.parameter))
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
         return f"its channels come from a {type(module).__name__}"
     if member.parameter != weight_of(member.module) or member.dim != 0:

@@ -25,6 +25,7 @@ from prunekit.restoration.refit_targets import norm_behind
 from prunekit.restoration.second_moments import Reading, gram_of
 from prunekit.restoration.streams import find_join, scale_of
 from prunekit.surgery import ChannelGroup, Graph, Member
+from prunekit.surgery.editing.compensation import places_of
 from prunekit.surgery.ops import is_batch_norm
 
 WIDEST = 1024  # units of a layer behind a norm that are ordered by what they explain; 3072 would take minutes
@@ -59,7 +60,8 @@ def modelled(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup]) -> 
                 scale = scale_of(model, norm).cpu()
                 scale = torch.where(scale.isfinite(), scale, 0.0)
                 weight = consumer_weight(model, member)
-                part = gram_of(weight, member, group.size, scale)
+                places = torch.from_numpy(places_of(member, group.size)).to(weight.device)
+                part = gram_of(weight.movedim(member.dim, -1), places, scale)
                 whole = float((part * covariance[0]).sum())
                 if norm is not None and member.positions.size < weight.size(member.dim):
                     whole = max(whole, float(scale.square() @ _variance_of(model, norm)))

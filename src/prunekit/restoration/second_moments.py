@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunekit.nn.attention import free_all
 from prunekit.progress import counter
 from prunekit.restoration.images import bytes_per_image
 from prunekit.restoration.plain_layers import obstacle, reads
@@ -34,6 +35,7 @@ MEMORY = 256 << 20  # bytes of activations
 class Reading:
     """`covariance` of a group's units and `gram`, the products of the weights that read them, each `(units, units)`.
 
+    Units that are `width` channels wide, heads of attention, have as many rows and columns each, side by side.
     `gram` is divided by the variance of the consumers' outputs: `(gram * S).sum()` is the relative loss. Where that is
     `modelled`, not measured, it is wrong about layers of which hardly anything is left; where a norm `in_front` tells
     what the layer reads, it is right about which of its channels stand for which.
@@ -43,13 +45,16 @@ class Reading:
     gram: Tensor
     modelled: bool = False
     in_front: bool = False
+    width: int = 1
 
 
-def gram_of(weight: Tensor, member: Member, size: int, scale: Tensor) -> Tensor:
-    """Return `W^T W` between units, summed over outputs (times `scale`), kernel taps and places: `(size, size)`."""
-    columns = weight.detach().double().movedim(member.dim, -1)
+def gram_of(weight: Tensor, places: Tensor, scale: Tensor) -> Tensor:
+    """Return `W^T W` between units, summed over outputs (times `scale`), kernel taps and places: `(units, units)`.
+
+    `weight` has the dimension along which it reads last; `places` are those of each unit in it, `(units, places)`.
+    """
+    columns = weight.detach().double()
     columns = columns * scale.double().reshape(-1, *[1] * (columns.dim() - 1))
-    places = torch.from_numpy(places_of(member, size)).to(weight.device)
     flat = columns[..., places].movedim(-2, 0).flatten(1)  # (size, outputs * taps * places)
     return flat @ flat.t()
 
@@ -57,6 +62,7 @@ def gram_of(weight: Tensor, member: Member, size: int, scale: Tensor) -> Tensor:
 def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], images: Tensor) -> dict[str, Reading]:
     """Return the readings of these groups on `images`, by name; without those whose consumers cannot be watched."""
     model = copied(model).eval()  # the caller's keeps its mode and its running statistics
+    free_all(model)  # as it was traced
     gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(model, graph, group)]
     generator, count, done = torch.Generator().manual_seed(0), counter("measuring activations"), 0
     for batch in torch.split(images, max(1, min(BATCH, MEMORY // bytes_per_image(graph)))):
@@ -70,7 +76,7 @@ def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], imag
         parts = [gauge for gauge in gauges if gauge.group is group and gauge.rows]
         if parts:
             gram = sum((part.gram() for part in parts[1:]), parts[0].gram())
-            found[group.name] = Reading(parts[0].covariance(), gram)
+            found[group.name] = Reading(parts[0].covariance(), gram, width=parts[0].width)
     return found
 
 
@@ -127,6 +133,9 @@ class _Gauge:
         scale = scale_of(model, norm_behind(model, graph, member.module))
         self.scale = torch.where(scale.isfinite(), scale, 0.0)
         self.places = torch.from_numpy(places_of(member, group.size)).to(scale.device)
+        self.width = self.places.size(1) if group.name in graph.heads else 1
+        if self.width > 1:  # channels of their own, not places of one
+            self.places = self.places.reshape(-1, 1)
         self.rows = 0
         self._first = self._second = self._given = torch.zeros((), dtype=torch.float64, device=scale.device)
         self._batches = 0
@@ -154,5 +163,5 @@ class _Gauge:
 
     def gram(self) -> Tensor:
         """Return the products of the weights, relative to the variance of the output."""
-        gram = gram_of(self.weight, self.member, self.group.size, self.scale)
+        gram = gram_of(self.weight.movedim(self.member.dim, -1), self.places, self.scale)
         return gram / (self._given / self._batches).clamp_min(1e-30)

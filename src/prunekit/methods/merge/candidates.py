@@ -35,7 +35,7 @@ def candidates(model: nn.Module, graph: Graph, way: Restoration, scope: str) -> 
             reason = _obstacle(model, graph, group, way)
             plainly = isinstance(way, ClosedForm) and _obstacle(model, graph, group, Nothing()) is None
             if reason is None or scope == "all" or plainly:
-                found.append(Candidate(maker.group, maker.member, maker.module, reason))
+                found.append(Candidate(maker.group, maker.member, maker.module, maker.writes, reason))
                 continue
             maker = reason
         left[group.name] = maker

@@ -26,9 +26,9 @@ def pivoted(reading: Reading) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
     Also, what is lost with the first `n` of them kept, as `losses` tells.
     """
-    unexplained = _Unexplained(reading)
+    unexplained = _unexplained(reading)
     order, found = [], [unexplained.loss]
-    for _ in range(len(reading.gram)):
+    for _ in range(len(reading.gram) // reading.width):
         order.append(unexplained.keep_best())
         found.append(unexplained.loss)
     return np.array(order, dtype=np.int64), _falling(found)
@@ -36,7 +36,7 @@ def pivoted(reading: Reading) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 def losses(reading: Reading, order: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the relative loss with the first `n` units of `order` kept, for `n` from 0 to all: `(units + 1,)`."""
-    unexplained = _Unexplained(reading)
+    unexplained = _unexplained(reading)
     found = [unexplained.loss]
     for unit in order:
         unexplained.keep(int(unit))
@@ -46,6 +46,49 @@ def losses(reading: Reading, order: Sequence[int] | NDArray[np.int64]) -> NDArra
 
 def _falling(found: Sequence[float]) -> NDArray[np.float64]:
     return np.minimum.accumulate(np.maximum(0.0, np.array(found)))
+
+
+def _unexplained(reading: Reading) -> _Unexplained | _UnexplainedHeads:
+    return _Unexplained(reading) if reading.width == 1 else _UnexplainedHeads(reading)
+
+
+class _UnexplainedHeads:
+    """The same for units of several channels, of which there are few: with `S_u` the columns of unit `u`, what is left
+    is `S - S_u (S_uu + ridge)^-1 S_u^T`, and the loss falls by `tr((S_uu + ridge)^-1 (S G S)_uu)`.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._s, self._gram = reading.covariance.detach().double(), reading.gram.detach().double()
+        self._width, self._left = reading.width, set(range(len(self._s) // reading.width))
+        mean = self._s.diagonal().mean()
+        self._ridge = float(_RIDGE * mean) if mean > 0 else 1.0
+
+    @property
+    def loss(self) -> float:
+        return float((self._gram * self._s).sum())
+
+    def keep_best(self) -> int:
+        """Keep the unit that lowers the loss most, and return it."""
+        read = self._s @ self._gram @ self._s
+        gains = {unit: self._solved(unit, self._block(read, unit)).trace() for unit in sorted(self._left)}
+        unit = max(gains, key=lambda unit: float(gains[unit]))
+        self.keep(unit)
+        return unit
+
+    def keep(self, unit: int) -> None:
+        """Take out what `unit` explains."""
+        columns = self._s[:, unit * self._width : (unit + 1) * self._width]
+        self._s = self._s - columns @ self._solved(unit, columns.t())
+        self._left.remove(unit)
+
+    def _solved(self, unit: int, right: Tensor) -> Tensor:
+        own = self._block(self._s, unit)
+        found: Tensor = torch.linalg.solve(own + self._ridge * torch.eye(self._width).to(own), right)
+        return found
+
+    def _block(self, matrix: Tensor, unit: int) -> Tensor:
+        own = slice(unit * self._width, (unit + 1) * self._width)
+        return matrix[own, own]
 
 
 class _Unexplained:

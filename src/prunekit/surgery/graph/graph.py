@@ -58,7 +58,8 @@ class Graph:
 
     `slots` maps (parameter, dimension) to the class of each index; class 0 is no channel. `pads` maps `ChannelPad`
     modules to the classes of the zeros they add before and after; `normalised` maps the nodes that normalise across
-    channels to the classes they normalise, and `widths` every norm module to those it sees. `numbers` maps attributes,
+    channels to the classes they normalise, and `widths` every norm module to those it sees. `heads` names the groups
+    whose units are heads of attention. `numbers` maps attributes,
     by module, name and place in it, that count channels or heads, to the classes of these. `draws` holds, for each op
     that draws random numbers, the classes of what it draws, of size 1 along dimensions without channels. `returned`
     are the values that the model returns. `shapes` are those of parameters and buffers; `example` is the input it was
@@ -83,6 +84,7 @@ class Graph:
     selections: Mapping[str, SelectedChannels]
     normalised: Mapping[int, Ids]
     widths: Mapping[str, Ids]
+    heads: frozenset[str]
     numbers: Mapping[str, Mapping[tuple[str, int | None], Ids]]
     draws: tuple[Ids, ...]
     returned: frozenset[int]
@@ -263,7 +265,12 @@ class Graph:
         }
 
     def is_stream(self, group: ChannelGroup) -> bool:
-        """Return whether several layers add into these channels. Element-wise gates (no positions) do not count."""
+        """Return whether several layers add into these channels. Element-wise gates (no positions) do not count.
+
+        Nor do queries, keys and values of the heads of attention.
+        """
+        if group.name in self.heads:
+            return False
         with_positions = [m for m in group.producers if self._positions(m.module) > 1]
         return len(with_positions or group.producers) > 1
 

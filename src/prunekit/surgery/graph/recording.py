@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.surgery.graph.labels import channels_in
+from prunekit.surgery.graph.labels import Ids, channels_in
 from prunekit.surgery.graph.ledger import Ledger
 
 
@@ -224,6 +224,7 @@ class Recording:
     widths: dict[str, Tensor] = field(default_factory=dict)  # by module: the channels that it normalises
     # by module, attribute and place in it: the channels that a number of the module's own counts
     numbers: dict[str, dict[tuple[str, int | None], Tensor]] = field(default_factory=dict)
+    heads: list[Ids] = field(default_factory=list)  # the labels of heads of attention
     used: set[str] = field(default_factory=set)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from prunekit.surgery.copying import without_collection
 from prunekit.surgery.execution.sources import Source, bound_inputs, to_meta, transparent
 from prunekit.surgery.graph.balance import Balancer, Shares, Traced, balances_of, compounding, traced
 from prunekit.surgery.graph.graph import FurtherPass, Graph, LinkedNorm, SelectedChannels
-from prunekit.surgery.graph.groups import Classes, build_groups, classify
+from prunekit.surgery.graph.groups import ChannelGroup, Classes, build_groups, classify
 from prunekit.surgery.graph.labels import Ids, Mask, compact, ids
 from prunekit.surgery.graph.recording import Pass, Recording
 from prunekit.surgery.tracing.narrow import narrowed
@@ -114,6 +114,7 @@ def _build(recording: Recording, classes: Classes) -> Graph:
         },
         normalised=_normalised(first, classes),
         widths={module: classes.of_label[ids(labels)] for module, labels in recording.widths.items()},
+        heads=_heads(recording, classes, groups, group_of),
         numbers={
             module: {name: classes.of_label[ids(labels)] for name, labels in numbers.items()}
             for module, numbers in recording.numbers.items()
@@ -145,6 +146,12 @@ def _further(run: Pass, classes: Classes) -> FurtherPass:
 
 def _normalised(run: Pass, classes: Classes) -> dict[int, Ids]:
     return {node: classes.of_label[ids(labels)] for node, labels in run.normalised.items()}
+
+
+def _heads(recording: Recording, classes: Classes, groups: Sequence[ChannelGroup], group_of: Ids) -> frozenset[str]:
+    found = [classes.of_label[labels] for labels in recording.heads]
+    numbers = np.unique(group_of[np.concatenate(found)]) if found else np.empty(0, dtype=np.int64)
+    return frozenset(groups[number].name for number in numbers if number >= 0)
 
 
 def _draws(run: Pass, classes: Classes) -> tuple[Ids, ...]:

@@ -67,6 +67,8 @@ def _heads(recorder: Recorder, call: Call, operands: Sequence[Tensor]) -> Tensor
             recorder.ledger.unify(found, vector.repeat_interleave(found.numel() // vector.numel()), call.where)
         else:
             freeze(recorder, call, labels, f"the operation '{call.op}'")
+    if found is not None:
+        recorder.recording.heads.append(lb.channels_in(found))
     return found
 
 
