@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import prunekit as pk
+from prunekit import surgery
 from prunekit.methods.merge.selection import losses, pivoted
 from prunekit.models.vit import SmallViT
 from prunekit.restoration.second_moments import Reading
@@ -123,3 +124,13 @@ def test_heads_and_mlps_of_the_bundled_vision_transformer() -> None:
     small = pk.prune("merge", model, torch.zeros(1, 1, 8, 8), ratio=0.34, restore="none")
     assert {keep.group for keep in small.plan.keeps} >= {"blocks.0.attention.qkv", "blocks.1.mlp.0"}
     assert small.after.macs < small.before.macs
+
+
+@pytest.mark.parametrize("make", [Separate, Packed])
+def test_the_cost_of_products_falls_with_the_heads(make: Any) -> None:
+    model, x = network(make), torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    graph = surgery.trace(model, x)
+    (name,) = graph.heads
+    small = pk.apply(model, pk.Plan([pk.Keep(name, [0, 2, 3])]), x)
+    left = surgery.predict(graph, graph.kept_classes({name: (0, 2, 3)}))
+    assert left.macs == surgery.measure(small, x).macs < surgery.measure(model, x).macs

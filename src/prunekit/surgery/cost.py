@@ -14,6 +14,7 @@ from torch import nn
 
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.labels import Mask
+from prunekit.surgery.graph.recording import Node
 from prunekit.surgery.tracing.tracer import trace
 
 
@@ -112,7 +113,7 @@ def predict(graph: Graph, kept: Mask, biases: Collection[str] = ()) -> Cost:
         if name in graph.parameters
     )
     params += sum(shares.get((weight, 0), graph.shapes[weight][0]) for weight in map("{}.weight".format, set(biases)))
-    macs = sum(_node_macs(graph, node.macs, node.parameters, shares) for node in graph.nodes if node.macs)
+    macs = sum(_node_macs(graph, node, kept, shares) for node in graph.nodes if node.macs)
     channels = sum(shares[key] for key in graph.outputs())
     return Cost(params, macs // graph.batch, channels)
 
@@ -124,9 +125,12 @@ def _product(sizes: Any) -> int:
     return int(result)
 
 
-def _node_macs(graph: Graph, macs: int, parameters: tuple[str, ...], shares: Mapping[tuple[str, int], int]) -> int:
-    """Return the MACs that are left of a node: they are proportional to each dimension of its weight."""
-    for name in parameters:
+def _node_macs(graph: Graph, node: Node, kept: Mask, shares: Mapping[tuple[str, int], int]) -> int:
+    """Return the MACs left of a node: proportional to each dimension of its weight, or to the heads it computes."""
+    macs, heads = node.macs, graph.products.get(node.index)
+    if heads is not None:
+        macs = macs * int(kept[heads].sum()) // heads.size
+    for name in node.parameters:
         shape = graph.shapes[name]
         if len(shape) < 2:
             continue

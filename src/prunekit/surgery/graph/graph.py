@@ -59,7 +59,8 @@ class Graph:
     `slots` maps (parameter, dimension) to the class of each index; class 0 is no channel. `pads` maps `ChannelPad`
     modules to the classes of the zeros they add before and after; `normalised` maps the nodes that normalise across
     channels to the classes they normalise, and `widths` every norm module to those it sees. `heads` names the groups
-    whose units are heads of attention. `numbers` maps attributes,
+    whose units are heads of attention, and `products` maps the nodes that multiply two activations head by head to the
+    classes of the heads. `numbers` maps attributes,
     by module, name and place in it, that count channels or heads, to the classes of these. `draws` holds, for each op
     that draws random numbers, the classes of what it draws, of size 1 along dimensions without channels. `returned`
     are the values that the model returns. `shapes` are those of parameters and buffers; `example` is the input it was
@@ -85,6 +86,7 @@ class Graph:
     normalised: Mapping[int, Ids]
     widths: Mapping[str, Ids]
     heads: frozenset[str]
+    products: Mapping[int, Ids]
     numbers: Mapping[str, Mapping[tuple[str, int | None], Ids]]
     draws: tuple[Ids, ...]
     returned: frozenset[int]
@@ -113,7 +115,7 @@ class Graph:
         for run in self.further:
             if not run.training:
                 own = {name: getattr(run, name) for name in ("example", "nodes", "normalised", "draws", "returned")}
-                yield replace(self, **own, further=())
+                yield replace(self, **own, products={}, further=())
 
     def group(self, name: str) -> ChannelGroup:
         """Return the group of that name, or made by the layer or parameter of that name.

@@ -204,6 +204,7 @@ class Pass:
     nodes: list[Node] = field(default_factory=list)
     flow: list[Flow] = field(default_factory=list)  # one for each node
     normalised: dict[int, Tensor] = field(default_factory=dict)  # by node: the labels that it mixes
+    products: dict[int, Tensor] = field(default_factory=dict)  # by node: the labels of the heads that it computes
     draws: dict[int, Tensor] = field(default_factory=dict)  # by node that draws random numbers: the labels of these
     returned: set[int] = field(default_factory=set)  # the values that the model returns
     complete: bool = False

@@ -115,6 +115,7 @@ def _build(recording: Recording, classes: Classes) -> Graph:
         normalised=_normalised(first, classes),
         widths={module: classes.of_label[ids(labels)] for module, labels in recording.widths.items()},
         heads=_heads(recording, classes, groups, group_of),
+        products={node: classes.of_label[ids(labels)] for node, labels in first.products.items()},
         numbers={
             module: {name: classes.of_label[ids(labels)] for name, labels in numbers.items()}
             for module, numbers in recording.numbers.items()

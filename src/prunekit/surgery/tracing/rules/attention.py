@@ -68,7 +68,9 @@ def _heads(recorder: Recorder, call: Call, operands: Sequence[Tensor]) -> Tensor
         else:
             freeze(recorder, call, labels, f"the operation '{call.op}'")
     if found is not None:
-        recorder.recording.heads.append(lb.channels_in(found))
+        recording = recorder.recording
+        recording.heads.append(lb.channels_in(found))
+        recording.passes[-1].products[len(recording.nodes)] = found
     return found
 
 
