@@ -59,7 +59,8 @@ ROOMS = {
     "report": ["numbers", "text", "provenance", "documents", "terminal", "pictures", "pages"],
     "cli": [
         *("framework", "named_code", "times", "models", "inputs", "history", "gates", "measuring", "gate_runtimes"),
-        *("healing", "tuning", "resuming", "sweep_file", "sweep_arguments", "fit_file", "fitting", "commands", "app"),
+        *("healing", "tuning", "resuming", "sweep_file", "sweep_arguments", "fit_file", "fitting"),
+        *("quantising", "commands", "app"),
     ],
 }
 

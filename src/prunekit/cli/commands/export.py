@@ -21,6 +21,7 @@ from prunekit.cli.framework.options import (
 )
 from prunekit.cli.inputs import example_inputs
 from prunekit.cli.models import STREAM, check_inputs, output_path, read_model, spec_of
+from prunekit.cli.quantising import Int8Options, facts_of, quantise, scored
 from prunekit.errors import InputError
 from prunekit.progress import counter
 from prunekit.report.documents import document
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
     from prunekit.cli.framework.options import Split
     from prunekit.data import ImageSet
     from prunekit.evaluation.latency import Latency
+    from prunekit.exporting.int8 import Int8Score, Quantised
     from prunekit.exporting.parity import Batch
     from prunekit.exporting.writer import Exported, ExportOptions, Format
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
+
+    Small = tuple[Quantised, Int8Score]
 
 _BATCH_SIZE = 256
 
@@ -81,6 +85,7 @@ def run(
     where: OutputOptions,
     data: DataOptions,
     check: CheckOptions,
+    int8: Int8Options,
     reading: ReadingOptions,
 ) -> None:
     """Export, compare, write, and show both side by side."""
@@ -89,6 +94,7 @@ def run(
     from prunekit.exporting.writer import ExportOptions
 
     format = _format(file, where)
+    int8.check(data, format, buckets=file.buckets, fixed_batch=file.fixed_batch)
     target = _target(model, file, where, format, output)
     network, size = read_model(model, reading)
     _use_gates(network, file)
@@ -99,9 +105,10 @@ def run(
         images = data.open(output, cast("Split", check.split), spec_of(network), reading)
         batches = _batches(network, example, images, output)
     done = _exported(network, example, format, options, batches, buckets=file.buckets)
-    times = _latencies(network, example, done, file.fixed_batch or 1, check) if check.latency else {}
-    written = None if where.dry_run else _write(done, target, output, force=where.force)
-    _report(output, written, done, times, size)
+    small = _smaller(output, network, done, int8, check, data, reading) if int8.int8 else None
+    times = _latencies(network, example, done, file.fixed_batch or 1, check, small) if check.latency else {}
+    written = None if where.dry_run else _write(done, target, output, small, force=where.force)
+    _report(output, written, done, times, size, small)
 
 
 def _check(file: FileOptions, where: OutputOptions, data: DataOptions, check: CheckOptions) -> None:
@@ -216,6 +223,7 @@ def _latencies(
     done: Exported | ExportedBuckets,
     batch: int,
     check: CheckOptions,
+    small: Small | None,
 ) -> dict[str, Latency]:
     """Return the latencies of the model in PyTorch and of the file in its runtime, with the same number of threads."""
     from prunekit.evaluation.latency import measure_latency, threads_limited
@@ -229,7 +237,23 @@ def _latencies(
             networks = {"model": bucketed(network), "exported": Bucketed(router, parts)}
         else:
             networks = {"model": network, "exported": _runtime(done.format, done.content)}
+            networks |= {"int8": _runtime(done.format, small[0].content)} if small else {}
         return {name: measure_latency(one, example, batch=batch) for name, one in networks.items()}
+
+
+def _smaller(
+    output: Output,
+    network: nn.Module,
+    done: Exported | ExportedBuckets,
+    options: Int8Options,
+    check: CheckOptions,
+    data: DataOptions,
+    reading: ReadingOptions,
+) -> Small:
+    """Return the int8 form of the file, and how it does on the images that are reported on."""
+    content = done.content  # type: ignore[union-attr]  # not sub-networks: they do not go with int8
+    small = quantise(output, network, content, options, data, reading)
+    return small, scored(output, network, (content, small.content), check.split, data, reading)
 
 
 def _runtime(format: Format, content: bytes) -> nn.Module:
@@ -241,16 +265,17 @@ def _runtime(format: Format, content: bytes) -> nn.Module:
     return OnnxModel(content) if format == "onnx" else torch.export.load(io.BytesIO(content)).module()
 
 
-def _write(done: Exported | ExportedBuckets, target: str, output: Output, *, force: bool) -> str:
+def _write(done: Exported | ExportedBuckets, target: str, output: Output, small: Small | None, *, force: bool) -> str:
     from prunekit import checkpoint
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets, write_buckets
 
     if isinstance(done, ExportedBuckets):
         write_buckets(done, target, force=force)
-    elif target == STREAM:
-        output.binary(done.content)
+        return target
+    content = small[0].content if small else done.content
+    if target == STREAM:
+        output.binary(content)
     else:
-        content = done.content
         checkpoint.atomic_write(Path(target), lambda stream: stream.write(content), force=force)
     return target
 
@@ -261,6 +286,7 @@ def _report(
     done: Exported | ExportedBuckets,
     times: dict[str, Latency],
     size: int | None,
+    small: Small | None,
 ) -> None:
     if output.json:
         facts: dict[str, Any] = {
@@ -268,6 +294,7 @@ def _report(
             "format": done.format,
             "opset": done.opset,
             "bytes": done.size,
+            **({} if small is None else {"int8": facts_of(*small)}),
             "files": list(getattr(done, "files", ())),
             "folded": list(done.folded),
             "inputs": list(done.inputs),
@@ -279,7 +306,7 @@ def _report(
         return
     from prunekit.report.terminal.exporting import parity_line, side_by_side
 
-    output.table(side_by_side(done, times, size), data=written is None)
+    output.table(side_by_side(done, times, size, small), data=written is None)
     output.note(parity_line(done))
     if written not in (None, STREAM):
         output.data(str(written))
@@ -294,8 +321,9 @@ COMMAND = Command(
         "prunekit export torchvision:resnet18 --format pt2 --fixed-batch 1",
         "prunekit export two_inputs.pt -o two.onnx --arch net.py:TwoInputs --inputs 3x64x64,6",
         "prunekit export small.pt --format onnx -o - > small.onnx",
+        "prunekit export small.pt -o small-int8.onnx --int8 --data path/to/images --max-drop 0.5%",
         "prunekit export gated.pt -o gated.onnx --budget 50%",
         "prunekit export gated.pt --buckets -o folder --data digits",
     ),
-    {"file": "File", "where": "Output", "data": DATA, "check": "Comparison", "reading": READING},
+    {"file": "File", "where": "Output", "data": DATA, "check": "Comparison", "int8": "Int8", "reading": READING},
 )

@@ -10,14 +10,23 @@ from prunekit.report.terminal.tables import table
 
 if TYPE_CHECKING:
     from prunekit.evaluation.latency import Latency
+    from prunekit.exporting.int8 import Int8Score, Quantised
     from prunekit.exporting.writer import Exported
     from prunekit.methods.manidp.runtimes.files import ExportedBuckets
 
 _RUNS_ON = {"onnx": "ONNX Runtime", "pt2": ".pt2"}
 
 
-def side_by_side(done: Exported | ExportedBuckets, times: Mapping[str, Latency], size: int | None) -> Any:
-    """Return accuracy, size and latency of both as a table; a column without a figure is left out."""
+def side_by_side(
+    done: Exported | ExportedBuckets,
+    times: Mapping[str, Latency],
+    size: int | None,
+    small: tuple[Quantised, Int8Score] | None = None,
+) -> Any:
+    """Return accuracy, size and latency of both as a table, and of the int8 file where there is one.
+
+    A column without a figure is left out.
+    """
     parity = done.parity
     rows = [
         ("PyTorch", numbers.percent(parity.accuracy), numbers.data_size(size), *_times(times.get("model"))),
@@ -28,6 +37,10 @@ def side_by_side(done: Exported | ExportedBuckets, times: Mapping[str, Latency],
             *_times(times.get("exported")),
         ),
     ]
+    if small is not None:
+        file, score = small
+        accuracy, size_of = numbers.percent(score.accuracy), numbers.data_size(len(file.content))
+        rows.append(("ONNX Runtime, int8", accuracy, size_of, *_times(times.get("int8"))))
     columns = ["runs on", "accuracy", "size", "latency", "p95"]
     shown = [i for i in range(len(columns)) if any(row[i] != numbers.NONE for row in rows)]
     return table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
