@@ -1,13 +1,13 @@
 """What healing without labels and tuning with them bring back, as rows of a JSON file and a table.
 
     python benchmarks/healing.py resnet20-12fca82f.th --arch resnet20_cifar --mean .485,.456,.406 --std .229,.224,.225 \
-        --data path/to/cifar10 --json healing.json --ways restored,healed:60,made:60 --images 1000
+        --data path/to/cifar10 --json healing.json --ways restored,healed:60 --images 1000
 
 A network is pruned and restored by `merge`, from that many unlabelled training images (`--images`, as many a class as
-the others; 0: from images that are made). A way is then `restored` (nothing more), or one of these with its epochs:
+the others; 0: from images that are made, on which nothing heals). A way is then `restored`, or one of these with
+its epochs:
 
 - `healed:60` heals on the same images, without their labels;
-- `made:60` heals on images that are made, whatever it was restored from;
 - `tuned:2` tunes on all labelled training images by the default recipe, as the command does; `answers:2` does without
   the blocks (plain distillation), `labels:2` without a teacher.
 
@@ -82,10 +82,11 @@ class Bench:
         pruned, more = pk.merge(self.model, **self.budget, **restore).model, {}
         started = time.process_time()
         if name != "restored":
+            if chosen is None:
+                raise SystemExit("healing needs images: --images 0 goes with restored alone")
             state = self._beside(name, epochs, count, seed)
             config = pk.HealConfig(seconds=1e6, epochs=int(epochs), seed=seed, device="cpu")
-            images = None if name == "made" else chosen
-            done = pk.heal(pruned, self.model, images, config, state_path=state, resume=state.exists())
+            done = pk.heal(pruned, self.model, chosen, config, state_path=state, resume=state.exists())
             state.unlink(missing_ok=True)
             pruned, more = done.model, {"agreement": [done.before, done.after], "stopped": done.stopped}
         seconds = round(time.process_time() - started, 1)

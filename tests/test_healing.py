@@ -85,12 +85,6 @@ def test_it_learns_without_labels_and_leaves_what_it_was_given(given_as: str) ->
     assert origin.classes == origin_of(pruned()).classes  # type: ignore[union-attr]
 
 
-def test_without_images_it_makes_some() -> None:
-    healed = pk.heal(pruned(), original(), None, settings(epochs=2))
-    assert healed.after >= healed.before
-    assert sum(healed.images) == 500
-
-
 def test_a_ruinous_rate_does_no_harm() -> None:
     healed = pk.heal(original(), original(), few(), settings(lr=3.0, epochs=1))
     assert (healed.before, healed.after) == (1.0, 1.0)
@@ -244,6 +238,7 @@ def test_the_command_heals_and_says_so(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (("--heal",), "healing needs images"),
         (("--heal", "--heal-time", "soon"), "--heal-time 'soon' is no time"),
         (("--heal", "--epochs", "2", "--data", "digits"), "--heal and --epochs"),
         (("--heal", "--max-drop", "3%", "--data", "digits"), "searches without healing"),
@@ -263,7 +258,7 @@ def test_flags_that_do_not_go_together(
 def test_a_state_in_the_way_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pk.save(original(), tmp_path / "m.pt")
     (tmp_path / "small.heal").write_bytes(b"another run")
-    flags = ("--ratio", "0.5", "--heal", "-o", str(tmp_path / "small.pt"))
+    flags = ("--ratio", "0.5", "--data", "digits", "--heal", "-o", str(tmp_path / "small.pt"))
     code, _, err = command(capsys, "slim", str(tmp_path / "m.pt"), *flags)
     assert code == 2
     assert "holds an unfinished run" in err

@@ -26,16 +26,17 @@ class HealOptions:
 
     heal: bool = option(
         False,
-        help="Bring the pruned network closer to its original, on the --calibration images (without --data on images "
-        "that are made from the network) and without their labels.",
+        help="Bring the pruned network closer to its original, on the --calibration images and without their labels.",
     )
     heal_time: str = option("10m", metavar="TIME", help="Time for --heal, such as 90s, 10m or 1h.")
 
-    def check(self, target: str, *, tunes: bool, searches: bool, resume: bool, force: bool) -> None:
+    def check(self, target: str, *, data: bool, tunes: bool, searches: bool, resume: bool, force: bool) -> None:
         """Raise `InputError` for flags that exclude each other, and for a state of another run in the way."""
         read_seconds(self.heal_time, "--heal-time")
         if not self.heal:
             return
+        if not data:
+            raise InputError("healing needs images", hint="say which with --data; their labels are not read")
         if tunes:
             raise InputError(
                 "--heal and --epochs are two ways to learn from the original: without labels, and with them",
@@ -57,7 +58,7 @@ def healed(
     options: HealOptions,
     model: nn.Module,
     original: nn.Module,
-    images: ImageSet | None,
+    images: ImageSet,
     target: str,
     *,
     device: str,

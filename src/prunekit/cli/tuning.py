@@ -95,10 +95,8 @@ def calibration_images(job: Job, train_set: ImageSet | None = None) -> Images | 
     return drawn(job.name, train_set or job.images("train", lazy=True), job.passes.calibration)
 
 
-def images_to_heal_on(job: Job) -> ImageSet | None:
-    """Return the images that the network was restored from, as a set; None without `--data`."""
-    if job.data.data is None:
-        return None
+def images_to_heal_on(job: Job) -> ImageSet:
+    """Return the images that the network was restored from, as a set."""
     from prunekit.workflows.calibration import sampled
 
     return sampled(job.images("train", lazy=True), job.passes.calibration)

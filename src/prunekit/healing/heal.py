@@ -69,7 +69,7 @@ class Healed:
 def heal(
     model: nn.Module,
     original: nn.Module,
-    images: ImageSet | Images | None = None,
+    images: ImageSet | Images,
     config: HealConfig | None = None,
     *,
     state_path: str | Path | None = None,
@@ -88,8 +88,7 @@ def heal(
     Args:
         model: A pruned network, best restored already; it stays as it is.
         original: The network that it was cut from.
-        images: Images, without labels: a set, or a tensor `(N, C, H, W)` or batches of them, normalised. By default
-            they are made from the original, as `restore="synthetic"` does, which needs batch norms.
+        images: Images, without labels: a set, or a tensor `(N, C, H, W)` or batches of them, normalised.
         config: The settings, such as the time that it may take.
         state_path: A file for the state, from which an interrupted run can `resume`.
         resume: Go on from that state.

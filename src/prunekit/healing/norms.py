@@ -31,7 +31,7 @@ def measured(model: nn.Module, graph: Graph, images: Tensor) -> Statistics:
 def move(model: nn.Module, before: Statistics, shown: Statistics, now: Statistics) -> None:
     """Set the statistics of `model`, in place: those `before`, moved from those `shown` to those `now`.
 
-    What few images, or images that were made, tell wrongly is in both measurements, and drops out.
+    What few images tell wrongly is in both measurements, and drops out.
     """
     for name, norm in norms_of(model):
         assert norm.running_mean is not None

@@ -18,8 +18,6 @@ from prunekit.healing.config import HealConfig
 from prunekit.healing.norms import Statistics, measured, move, statistics_of
 from prunekit.healing.pace import epochs_within, seconds_of_a_step
 from prunekit.restoration.images import Images, gather
-from prunekit.restoration.norm_alignment import aligned
-from prunekit.restoration.synthetic import synthesise
 from prunekit.spec import origin_of
 from prunekit.surgery import Graph
 from prunekit.surgery.copying import copied
@@ -39,14 +37,13 @@ class Task:
 
     Attributes:
         model: A copy of the pruned network, to be healed in place.
-        original: The network that teaches, as it is to see the images.
+        original: The network that teaches, out of its wrappers.
         train: The images to heal on, labelled with the answers of the original.
         held_out: Others, likewise.
         graph: The original as it was read.
         inputs: All images as the networks read them, `(N, C, H, W)`.
         before: The statistics of the pruned network's batch norms.
         shown: What they are on the images.
-        made: Whether the images were made, so that the statistics of `model` are those on them.
     """
 
     model: nn.Module
@@ -57,31 +54,22 @@ class Task:
     inputs: Tensor
     before: Statistics
     shown: Statistics
-    made: bool
 
     @classmethod
-    def of(cls, model: nn.Module, original: nn.Module, images: ImageSet | Images | None) -> Task:
-        """Return the task, with images that are made where there are none.
+    def of(cls, model: nn.Module, original: nn.Module, images: ImageSet | Images) -> Task:
+        """Return the task.
 
         Raises:
             InputError: The networks or the images do not fit.
         """
         small, teacher = (copied(surgery.unwrapped(one)).eval() for one in (model, original))
         graph = surgery.trace(teacher, example_of(teacher, (1, *_shape(small, teacher, images))))
-        before = statistics_of(small)
-        if images is None:
-            evidence = synthesise(teacher, graph)
-            assert evidence.images is not None
-            teacher, inputs = evidence.model, evidence.images
-            small = aligned(small, graph, inputs)
-            shown, data = statistics_of(small), image_set(inputs)
-        else:
-            data = images if isinstance(images, ImageSet) else image_set(gather(images, teacher, graph))
-            inputs = data.inputs().to(next(small.parameters()))
-            shown = measured(small, graph, inputs) if before else {}
+        data = images if isinstance(images, ImageSet) else image_set(gather(images, teacher, graph))
+        inputs, before = data.inputs().to(next(small.parameters())), statistics_of(small)
+        shown = measured(small, graph, inputs) if before else {}
         _check(small, teacher, inputs[:2])
         train, held_out = parted(answered(teacher, data))
-        return cls(small, teacher, train, held_out, graph, inputs, before, shown, images is None)
+        return cls(small, teacher, train, held_out, graph, inputs, before, shown)
 
     def planned(self, config: HealConfig, started: float, state: Path | None) -> tuple[TrainConfig, ImageSet]:
         """Return the settings of the run, and its images: as many epochs as the time allows, or those of `state`.
@@ -117,8 +105,7 @@ class Task:
     def settled(self, given: nn.Module, before: tuple[float, float]) -> tuple[nn.Module, tuple[float, float]]:
         """Return the better of the healed network and the one that was `given`, and its score.
 
-        Batch norms get statistics for images such as the original was trained on; where the images were not made, only
-        if that does better.
+        Batch norms get the statistics of the beginning, moved as far as they move on the images, if that does better.
         """
         after = self.score(self.model)
         if after <= before:
@@ -127,8 +114,6 @@ class Task:
             return self.model, after
         moved = copied(self.model)
         move(moved, self.before, self.shown, measured(self.model, self.graph, self.inputs))
-        if self.made:
-            return moved, after
         return max((self.model, after), (moved, self.score(moved)), key=lambda one: one[1])
 
     @torch.no_grad()
@@ -143,7 +128,7 @@ class Task:
         return agree, loss
 
 
-def _shape(small: nn.Module, teacher: nn.Module, images: ImageSet | Images | None) -> tuple[int, ...]:
+def _shape(small: nn.Module, teacher: nn.Module, images: ImageSet | Images) -> tuple[int, ...]:
     """Return the shape `(C, H, W)` of the images that the networks read."""
     known = [origin.input.shape for one in (teacher, small) if (origin := origin_of(one)) and origin.input]
     if len(set(known)) > 1:

@@ -65,6 +65,7 @@ def command_for(name: str) -> Command:
         wanted = goal.goal()
         healing.check(
             target,
+            data=data.data is not None,
             tunes=tuning.epochs > 0,
             searches=wanted is not None,
             resume=passes.resume,
