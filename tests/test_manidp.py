@@ -36,7 +36,7 @@ from prunekit.plan import Gate, Keep, Plan
 from prunekit.spec import InputSpec, origin_of, remember
 from prunekit.training.config import TrainConfig
 from prunekit.training.entry import train
-from prunekit.training.events import Event
+from prunekit.training.events import Event, StepEvent
 from prunekit.training.world import World
 
 ARCHITECTURES = (
@@ -185,6 +185,29 @@ def test_schedule() -> None:
     assert rates[4] == pytest.approx(0.3 * math.cos(math.pi / 2) + 0.7)
     assert rates == sorted(rates, reverse=True)
     assert GateRecipe(keep=0.4, ramp=0.5).keep_rate(5, 10) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("epochs", "times"), [(1, 32), (2, 16), (6, 6), (32, 1), (200, 1)])
+def test_thresholds_follow_short_runs_in_small_steps(epochs: int, times: int) -> None:
+    assert GateRecipe().renewals(epochs) == times
+    assert GateRecipe(renew=3).renewals(epochs) == 3
+
+
+def test_thresholds_are_set_as_often_as_that() -> None:
+    """In one epoch the share of channels falls step by step, never by a third at once."""
+    torch.manual_seed(0)
+    recipe = GateRecipe(keep=0.5, calibrate=False)
+    model = add_gates(pk.load("prunekit:vgg_digits", arch_args={"config": "12-12-M-12"}), recipe)
+    _, layer = next(gated_layers(model))
+    kept: list[float] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, StepEvent):
+            kept.append(float(layer.threshold))
+
+    images = open_data("digits", "train").sample(256)
+    fit(model, recipe, TrainConfig(epochs=1, batch_size=16, device="cpu", log_every=1), images, on_event=look)
+    assert len(set(kept)) > len(kept) / 2
 
 
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"keep": 1.5}, {"ramp": 0}, {"tau": -1}, {"complexity": -1}])

@@ -12,6 +12,7 @@ from prunekit.methods.base import option
 RUNTIMES = ("masked", "gather", "buckets", "auto")
 SUMMARY = "ManiDP (Tang et al., CVPR 2021): gates that follow each input; see prunekit manidp train."
 STARTS = ("identity", "informed")
+_RENEWALS = 32  # of the thresholds in a run, at least
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class GateRecipe:
     no_similarity: bool = option(False, help="Leave the similarity loss out.")
     tau: float = option(1.0, help="Images with less than tau times the mean loss count as easy.")
     ramp: float = option(1.0, help="Share of the run in which the kept share falls from 1 to --keep.")
-    renew: int = option(1, help="Times an epoch that the thresholds are set anew; more suit short runs.")
+    renew: int | None = option(
+        None, help="Times an epoch that the thresholds are set anew (default: once, and in short runs 32 times in all)."
+    )
     start: str = option(
         "identity",
         choices=STARTS,
@@ -59,6 +62,14 @@ class GateRecipe:
     def losses(self) -> tuple[float, float]:
         """The weights of complexity and similarity as they are used: 0 for what is left out."""
         return 0.0 if self.no_complexity else self.complexity, 0.0 if self.no_similarity else self.similarity
+
+    def renewals(self, epochs: int) -> int:
+        """Return how often an epoch of so many the thresholds are set anew.
+
+        Once, as in the paper, is for long runs: two thresholds in two epochs would close nearly half of the channels
+        at once, and nothing learns to do without them.
+        """
+        return self.renew or max(1, math.ceil(_RENEWALS / epochs))
 
     def hidden(self, channels: int) -> int:
         """Return the width of the hidden layer of a gate on `channels` channels."""

@@ -33,7 +33,7 @@ class ManifoldObjective(Objective):
     epoch before; its weight is a constant, so that it cannot be lowered by making easy images hard. Similarity:
     `sum_l |R_l - T_l|^2 / N^2` of the cosine Gram matrices `(N, N)` of pooled feature maps and saliencies.
 
-    After every epoch but the first (or more often, see `GateRecipe.renew`), a layer's threshold becomes the k-th
+    After every epoch but the first (or more often, see `GateRecipe.renewals`), a layer's threshold becomes the k-th
     largest of the mean saliencies that its channels had in it, `k = ceil(r c)`; `shares` names layers that end at
     another share than `recipe.keep`.
     """
@@ -101,8 +101,8 @@ class ManifoldObjective(Objective):
         self._kept.zero_()
 
     def end_step(self, progress: float, epochs: int, world: World) -> None:
-        """Set new thresholds, `renew` times an epoch; the first time nothing is pruned yet."""
-        times = math.floor(progress * self._recipe.renew + 1e-9)
+        """Set new thresholds, `renewals` times an epoch; the first time nothing is pruned yet."""
+        times = math.floor(progress * self._recipe.renewals(epochs) + 1e-9)
         if times <= int(self._renewed):
             return
         sums = world.summed(self._sums)
