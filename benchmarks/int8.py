@@ -99,7 +99,7 @@ def made(row: str, args: argparse.Namespace) -> dict[str, Any]:
     validation = chosen.subset(range(CALIBRATION, CALIBRATION + VALIDATION))
     found = quantised(source, images[:500], lambda: validation.batches(250), max_drop=0.005)
     target.write_bytes(found.content)
-    return {"bytes": len(found.content), **found.to_json()}
+    return {"bytes": len(found.content), "validation": found.to_json()}
 
 
 def tested(row: str, args: argparse.Namespace) -> float:
