@@ -17,6 +17,7 @@ from prunekit.cli.app import run
 from prunekit.data import ImageSet
 from prunekit.evaluation.answers import Answers
 from prunekit.evaluation.score import EvalResult, Score, evaluate
+from prunekit.metric import ACCURACY
 from prunekit.report.pages.classes import class_parts
 from prunekit.report.pages.comparison import comparison_page
 from prunekit.report.terminal.classes import class_cells, unbalanced
@@ -39,7 +40,7 @@ MIXED = answers((0, 0, 6), (0, 1, 2), (1, 1, 1), (1, 0, 2), (1, 2, 1), (2, 2, 8)
 def result(found: Answers, name: str = "a.pt") -> EvalResult:
     accuracy = float((found.labels == found.named).double().mean())
     plain = EvalResult(name, None, None, None, 0, 10, 20, 30, None)
-    return plain.scored(Score(accuracy, None, 0.5, len(found.labels), found))
+    return plain.scored(Score(ACCURACY, {"accuracy": accuracy, "loss": 0.5}, len(found.labels), found))
 
 
 def test_the_figures_of_each_class() -> None:

@@ -148,7 +148,7 @@ def test_pipes_give_what_files_give(
 def test_the_document_of_eval(network: Path, capsys: Capture) -> None:
     one = document(capsys, "eval", network, "--data", "digits", "--threads", "1")
     figures = ["accuracy", "accuracy_top5", "loss", "images", "params", "macs", "bytes", "latency_ms"]
-    fields = ["model", *figures, "runtime", "balanced_accuracy"]
+    fields = ["model", *figures, "runtime", "balanced_accuracy", "metric", "scores", "score"]
     assert list(one) == ["schema", "version", "results", *fields]
     assert one["schema"] == "prunekit.eval"
     assert list(one["results"][0]) == fields

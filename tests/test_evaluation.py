@@ -13,7 +13,7 @@ from torch.nn import functional
 from prunekit.data import ImageSet
 from prunekit.errors import InputError
 from prunekit.evaluation.latency import in_turns, measure_latency
-from prunekit.evaluation.score import accuracy, evaluate
+from prunekit.evaluation.score import evaluate, scored
 from prunekit.spec import InputSpec, Origin, remember
 
 SPEC = InputSpec((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -111,7 +111,7 @@ def test_threads_are_given_back() -> None:
 
 def test_progress_counts_images() -> None:
     seen: list[tuple[int, int]] = []
-    accuracy(network().eval(), images(), batch_size=20, on_progress=lambda *now: seen.append(now))
+    scored(network().eval(), images(), batch_size=20, on_progress=lambda *now: seen.append(now))
     assert seen == [(20, 50), (40, 50), (50, 50)]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 import prunekit as pk
 from prunekit import api
 from prunekit.evaluation.paired import Drop
-from prunekit.evaluation.score import accuracy
+from prunekit.evaluation.score import scored
 from prunekit.spec import origin_of
 from prunekit.workflows.fitting import search
 from prunekit.workflows.fitting.trials import Trial, smallest
@@ -125,11 +125,11 @@ def test_little_time_still_ends_with_a_network(monkeypatch: pytest.MonkeyPatch) 
 def test_tuning_makes_a_network_better_and_is_remembered() -> None:
     train_set, held_out = pk.open_data("digits", "train"), pk.open_data("digits", "test")
     small = pk.merge(trained(), ratio=0.5, restore="none").model
-    before = accuracy(small, held_out).accuracy
+    before = scored(small, held_out).value
     tuner = Tuner.of(trained(), train_set, "cpu")
     assert not set(map(bytes, tuner.train_set.images.numpy())) & set(map(bytes, tuner.val_set.images.numpy()))  # type: ignore[union-attr]
     tuner.tune(small, 2, time.perf_counter() + 1000)
-    assert accuracy(small, held_out).accuracy > before
+    assert scored(small, held_out).value > before
     origin = origin_of(small)
     assert origin is not None
     assert [step["method"] for step in origin.history][-2:] == ["merge", "train"]

@@ -14,7 +14,7 @@ from torch import nn
 import prunekit as pk
 from prunekit.errors import InputError
 from prunekit.evaluation.paired import Drop
-from prunekit.evaluation.score import accuracy
+from prunekit.evaluation.score import scored
 from prunekit.workflows.fitting.search import fit
 from prunekit.workflows.fitting.sizes import FIRST, next_share
 from prunekit.workflows.fitting.trials import Trial
@@ -43,7 +43,7 @@ def trial(share: float, bound: float | None, goal: DropGoal = GOAL) -> Trial:
 
 
 def test_the_smallest_network_within_the_goal_is_found_and_no_better_than_measured() -> None:
-    held_out, before = pk.open_data("digits", "test"), accuracy(trained(), pk.open_data("digits", "test"))
+    held_out, before = pk.open_data("digits", "test"), scored(trained(), pk.open_data("digits", "test"))
     seen: list[tuple[Trial, nn.Module | None]] = []
     found = fit(
         trained(), held_out, GOAL, images=images(), ways=[Variant("merge")], on_trial=lambda *new: seen.append(new)
@@ -51,9 +51,9 @@ def test_the_smallest_network_within_the_goal_is_found_and_no_better_than_measur
     assert found.trial.met
     assert found.trial.cost is not None
     assert found.trial.cost.macs < 0.8 * found.before.macs
-    now = accuracy(found.model, held_out).accuracy  # measured again, by other code than decided
+    now = scored(found.model, held_out).value  # measured again, by other code than decided
     assert found.trial.drop is not None
-    assert before.accuracy - now == pytest.approx(found.trial.drop.share)
+    assert before.value - now == pytest.approx(found.trial.drop.share)
     assert found.trial.drop.at_most(0.9) <= 0.05
     assert found.history == tuple(new for new, _ in seen)
     assert [model for _, model in seen if model is not None][-1] is found.model

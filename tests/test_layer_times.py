@@ -352,7 +352,7 @@ def test_a_goal_out_of_reach_says_what_takes_the_time() -> None:
 def test_passes_and_sweeps_come_down_to_a_latency() -> None:
     model = pk.load("prunekit:resnet20")
     present = present_latency(model, pk.Config(target_latency="50%"))
-    asked = [config.target_latency for config in _budgets(model, pk.Config(target_latency="25%"), 2)]
+    asked = [config.target_latency for config in _budgets(model, pk.Config(target_latency="25%"), 2, None)]
     assert [float(str(text).removesuffix("ms")) for text in asked] == [
         pytest.approx(present / 2),
         pytest.approx(present / 4),

@@ -34,6 +34,7 @@ from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, gated_layers, insert_gates, remove_gates
 from prunekit.plan import Gate, Keep, Plan
 from prunekit.spec import InputSpec, origin_of, remember
+from prunekit.tasks.classification import CLASSIFICATION
 from prunekit.training.config import TrainConfig
 from prunekit.training.entry import train
 from prunekit.training.events import Event, StepEvent
@@ -239,7 +240,7 @@ def tiny() -> nn.Module:
 
 
 def objective(model: nn.Module, **recipe: Any) -> ManifoldObjective:
-    return ManifoldObjective(model, TrainConfig(), None, GateRecipe(**recipe), cost_of(model))
+    return ManifoldObjective(model, TrainConfig(), None, CLASSIFICATION, GateRecipe(**recipe), cost_of(model))
 
 
 def test_loss_is_cross_entropy_with_both_terms() -> None:
@@ -247,14 +248,14 @@ def test_loss_is_cross_entropy_with_both_terms() -> None:
     aim = objective(gated, complexity=0.1, similarity=0.0)
     aim.begin(lambda: 3.0)
     x, labels = torch.rand(6, 1, 8, 8), torch.arange(6)
-    loss, logits = aim(gated(x), x, labels)
+    loss, logits = aim(gated, (x, labels))
     losses = nn.functional.cross_entropy(logits, labels, reduction="none").detach()
     ease = ((3.0 - losses) / 3.0).clamp(min=0)  # every saliency is one at the start: two gated layers
     assert loss.item() == pytest.approx(float(losses.mean() + 0.1 * 2 * ease.mean()), rel=1e-5)
     aim.close()
     similar = objective(gated, complexity=0.0, similarity=1.0)
     similar.begin(lambda: 3.0)
-    assert similar(gated(x), x, labels)[0].item() > float(losses.mean())
+    assert similar(gated, (x, labels))[0].item() > float(losses.mean())
     similar.close()
 
 
@@ -262,6 +263,17 @@ def test_losses_can_be_left_out() -> None:
     assert GateRecipe().losses == (5e-3, 1.0)
     assert GateRecipe(no_complexity=True).losses == (0.0, 1.0)
     assert GateRecipe(no_similarity=True).losses == (5e-3, 0.0)
+
+
+class _Given(nn.Module):
+    """Give what it was made with."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.output
 
 
 def test_complexity_does_not_reward_wrong_answers() -> None:
@@ -272,7 +284,7 @@ def test_complexity_does_not_reward_wrong_answers() -> None:
     x, labels = torch.rand(6, 1, 8, 8), torch.arange(6)
     logits = gated(x)
     logits.retain_grad()
-    torch.autograd.backward(aim(logits, x, labels)[0])
+    torch.autograd.backward(aim(_Given(logits), (x, labels))[0])
     wanted = (torch.softmax(logits.detach(), 1) - nn.functional.one_hot(labels, 10)) / 6
     assert logits.grad is not None
     assert torch.allclose(logits.grad, wanted, atol=1e-6)
@@ -291,12 +303,12 @@ def test_threshold_is_the_kth_largest_mean() -> None:
     world = World(0, 1, torch.device("cpu"))
     x, labels = torch.rand(32, 1, 8, 8), torch.arange(32) % 10
     with watched(layers) as seen:
-        aim(gated(x), x, labels)
+        aim(gated, (x, labels))
         aim.end_step(0.5, 10, world)
         aim.end_step(1.0, 10, world)
         assert [float(layer.threshold) for layer in layers] == [0.0, 0.0]  # the first epoch prunes nothing
         seen.clear()
-        aim(gated(x), x, labels)
+        aim(gated, (x, labels))
         aim.end_step(10.0, 10, world)
         for layer, pi in zip(layers, seen, strict=True):
             means = pi.detach().mean(0).sort(descending=True).values

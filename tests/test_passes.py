@@ -61,7 +61,7 @@ def test_passes_reach_one_target_by_equal_factors(tmp_path: Path, images: PassIm
     assert second.after.macs / first.before.macs == pytest.approx(0.4, rel=0.02)
     assert second.before == first.after
     assert pk.inspect(model).cost.macs == second.after.macs
-    assert all(0 <= r.accuracy_pruned <= 1 and 0 <= r.accuracy_tuned <= 1 for r in results)
+    assert all(0 <= r.score_pruned <= 1 and 0 <= r.score_tuned <= 1 for r in results)
     assert json.dumps([r.to_json() for r in results])
 
 
@@ -102,7 +102,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_network(tmp_path: Path, image
         run(tmp_path / "steps", images)
     again, results = run(tmp_path / "steps", images, resume=True)
     assert same(whole, again)
-    assert [r.accuracy_tuned for r in results] == [r.accuracy_tuned for r in expected]
+    assert [r.score_tuned for r in results] == [r.score_tuned for r in expected]
 
 
 def test_other_settings_are_not_resumed(tmp_path: Path, images: PassImages) -> None:
@@ -173,11 +173,11 @@ def test_a_tuning_that_only_harms_is_undone(
     seen = PassImages(images.train, images.score, images.score)
     config = make_config("slim", ratio=0.1)
     _, results = run_passes("slim", trained, config, seen, PassSchedule(ruinous, iterations), tmp_path / "a")
-    assert all(r.kept and r.kept["epoch"] == 0 and r.accuracy_tuned == r.accuracy_pruned for r in results)
+    assert all(r.kept and r.kept["epoch"] == 0 and r.score_tuned == r.score_pruned for r in results)
     last = dataclasses.replace(ruinous, keep="last")
     _, results = run_passes("slim", trained, config, seen, PassSchedule(last, iterations), tmp_path / "b")
     assert results[0].kept is None
-    assert results[0].accuracy_tuned < results[0].accuracy_pruned
+    assert results[0].score_tuned < results[0].score_pruned
 
 
 @pytest.mark.parametrize("taught", [True, False])

@@ -26,7 +26,7 @@ from prunekit.cli.sweep_arguments import read_ratios
 from prunekit.data import open_data
 from prunekit.errors import InputError, SurgeryError
 from prunekit.evaluation.latency import Latency
-from prunekit.evaluation.score import EvalResult, accuracy
+from prunekit.evaluation.score import EvalResult, scored
 from prunekit.methods import registry
 from prunekit.methods.baselines.scores import filter_norms
 from prunekit.plan import Keep, Plan
@@ -499,7 +499,7 @@ def test_sensitivity_is_the_accuracy_without_the_smallest_filters(network: Path)
     kept = norms.argsort(stable=True)[2:].sort().values.tolist()
     small = surgery.edit(model, Plan([Keep("features.3", kept)]), graph)
     assert found["features.3"].removed == (2, 4)
-    assert found["features.3"].accuracy[0] == accuracy(small, images).accuracy
+    assert found["features.3"].accuracy[0] == scored(small, images).accuracy
 
 
 def test_inspect_shows_what_layers_are_worth_when_restored(network: Path, here: Path, capsys: Capture) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import TrainingError
+from prunekit.tasks.classification import CLASSIFICATION
 from prunekit.training.config import TrainConfig
 from prunekit.training.learner import Learner
 from prunekit.training.objective import Objective
@@ -32,7 +33,7 @@ def learner(gamma: float, **changes: Any) -> Learner:
     config = TrainConfig(sparsity=LAMBDA, lr=RATE, weight_decay=0.0, device="cpu", **changes)
     norm = nn.BatchNorm1d(1).double()
     nn.init.constant_(norm.weight, gamma)
-    return Learner(norm, config, join("cpu"), Objective(config, None), None)
+    return Learner(norm, config, join("cpu"), Objective(config, None, CLASSIFICATION), None)
 
 
 def step(toy: Learner, gradient: float) -> float:

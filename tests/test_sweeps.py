@@ -41,6 +41,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
     path = tmp_path_factory.mktemp("models") / "net.pt"
     checkpoint.save(lively(models.build("vgg_digits", {"config": "8-8-M-16", "width": 1})).float(), path)
     return path
@@ -293,7 +294,7 @@ def test_the_smallest_near_enough_is_recommended() -> None:
     assert "nothing smaller comes within 1 point of the original's 99.00 %; the nearest is a at ratio 0.2" in (
         recommended(whole(near, accuracy=0.99))
     )
-    assert "takes accuracies" in recommended(whole([point("a", 0.2, None)], accuracy=None))
+    assert "takes scores" in recommended(whole([point("a", 0.2, None)], accuracy=None))
     # a hair's breadth of size is worth no accuracy
     close = [point("random", 0.5, 0.941, 50), point("slim", 0.5, 0.95, 51), point("merge", 0.5, 0.95, 53)]
     assert "recommended: slim at ratio 0.5, 95.00 %" in recommended(whole(close))
@@ -320,14 +321,14 @@ def test_a_recommendation_keeps_its_word(rows: list[tuple[str, float, int, float
         assert found is None
         return
     assert found is not None
-    near = [s for s in summaries if s.accuracy is not None and s.accuracy >= base - within / 100]
+    near = [s for s in summaries if s.score is not None and s.score >= base - within / 100]
     if found.best is not None:
-        assert math.isclose(max(base - within / 100, found.best.accuracy or 0), found.best.accuracy or 0, abs_tol=1e-6)
+        assert math.isclose(max(base - within / 100, found.best.score or 0), found.best.score or 0, abs_tol=1e-6)
         assert all((found.best.macs or 0) <= 1.05 * (s.macs or 0) for s in near)
     else:
         assert not near
         assert found.nearest is not None
-        assert all((s.accuracy or 0) <= (found.nearest.accuracy or 0) for s in summaries)
+        assert all((s.score or 0) <= (found.nearest.score or 0) for s in summaries)
 
 
 def test_every_view_says_where_the_figures_come_from() -> None:

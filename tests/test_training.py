@@ -273,18 +273,30 @@ def test_the_student_comes_to_agree_with_its_teacher(digits: ImageSet) -> None:
     assert same(before, weights(teacher))
 
 
+class _Auxiliary(nn.Module):
+    """Give back what comes in, and the scores of an auxiliary classifier."""
+
+    def __init__(self, scores: Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, self.scores
+
+
 def test_distillation_loss() -> None:
+    from prunekit.tasks.classification import CLASSIFICATION
     from prunekit.training.objective import Objective
 
     torch.manual_seed(0)
     logits, wanted, labels = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
-    objective = Objective(config(distill=0.3, temperature=2.0), nn.Linear(4, 4))
+    objective = Objective(config(distill=0.3, temperature=2.0), nn.Linear(4, 4), CLASSIFICATION)
     objective._teacher = lambda _: wanted
-    loss, _ = objective(logits, wanted, labels)
+    loss, _ = objective(nn.Identity(), (logits, labels))
     soft = (wanted / 2).softmax(1)
     kl = (soft * (soft.log() - (logits / 2).log_softmax(1))).sum(1).mean() * 4
     torch.testing.assert_close(loss, 0.7 * F.cross_entropy(logits, labels) + 0.3 * kl)
-    plain, _ = Objective(config(), None)((logits, wanted), wanted, labels)
+    plain, _ = Objective(config(), None, CLASSIFICATION)(_Auxiliary(wanted), (logits, labels))
     torch.testing.assert_close(plain, F.cross_entropy(logits, labels) + 0.3 * F.cross_entropy(wanted, labels))
 
 
@@ -306,6 +318,7 @@ def test_events_tell_the_run(few: ImageSet, tmp_path: Path) -> None:
     assert isinstance(last, EpochEvent)
     assert (last.epoch, last.epochs, last.step) == (2, 2, 8)
     assert last == result.history[-1]
+    assert last.accuracy is not None
     assert 0 <= last.accuracy <= 1
     step = events[-3]
     assert isinstance(step, StepEvent)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         verify,
     )
     from prunekit.checkpoint import save
-    from prunekit.data import ImageSet, open_data
+    from prunekit.data import Examples, ImageSet, open_data
     from prunekit.errors import CheckFailed, InputError, Interrupted, PrunekitError, SurgeryError, TrainingError
     from prunekit.evaluation.latency import in_turns
     from prunekit.evaluation.paired import Drop
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from prunekit.methods.base import Config, Method, option
     from prunekit.methods.ranking import round_widths
     from prunekit.methods.scoring import plan_by_scores
+    from prunekit.metric import Metric
     from prunekit.plan import Fold, Gate, Keep, Plan, Refit
     from prunekit.progress import counter, report_progress
     from prunekit.restoration.base import Evidence, Restoration
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from prunekit.spec import InputSpec
     from prunekit.surgery import ChannelGroup, Cost, Graph
     from prunekit.surgery.tracing.rules.custom import OpCall, set_op_rule
+    from prunekit.tasks.base import Task
+    from prunekit.tasks.classification import Classification
+    from prunekit.tasks.segmentation import Segmentation
     from prunekit.training.config import TrainConfig
     from prunekit.training.entry import TrainResult, train
     from prunekit.training.events import EpochEvent, SaveEvent, StartEvent, StepEvent
@@ -73,7 +77,7 @@ _HOME = {
         "verify",
     ),
     "prunekit.checkpoint": ("save",),
-    "prunekit.data": ("ImageSet", "open_data"),
+    "prunekit.data": ("Examples", "ImageSet", "open_data"),
     "prunekit.errors": ("CheckFailed", "InputError", "Interrupted", "PrunekitError", "SurgeryError", "TrainingError"),
     "prunekit.evaluation.latency": ("in_turns",),
     "prunekit.evaluation.paired": ("Drop",),
@@ -83,6 +87,7 @@ _HOME = {
     "prunekit.methods.base": ("Config", "Method", "option"),
     "prunekit.methods.ranking": ("round_widths",),
     "prunekit.methods.scoring": ("plan_by_scores",),
+    "prunekit.metric": ("Metric",),
     "prunekit.plan": ("Fold", "Gate", "Keep", "Plan", "Refit"),
     "prunekit.progress": ("counter", "report_progress"),
     "prunekit.restoration.base": ("Evidence", "Restoration"),
@@ -91,6 +96,9 @@ _HOME = {
     "prunekit.spec": ("InputSpec",),
     "prunekit.surgery": ("ChannelGroup", "Cost", "Graph"),
     "prunekit.surgery.tracing.rules.custom": ("OpCall", "set_op_rule"),
+    "prunekit.tasks.base": ("Task",),
+    "prunekit.tasks.classification": ("Classification",),
+    "prunekit.tasks.segmentation": ("Segmentation",),
     "prunekit.training.config": ("TrainConfig",),
     "prunekit.training.entry": ("TrainResult", "train"),
     "prunekit.training.events": ("EpochEvent", "SaveEvent", "StartEvent", "StepEvent"),
@@ -110,6 +118,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ChannelGroup",
     "CheckFailed",
+    "Classification",
     "Config",
     "Cost",
     "Drop",
@@ -117,6 +126,7 @@ __all__ = [
     "EpochEvent",
     "EvalResult",
     "Evidence",
+    "Examples",
     "Fitted",
     "Fold",
     "Gate",
@@ -132,6 +142,7 @@ __all__ = [
     "Interrupted",
     "Keep",
     "Method",
+    "Metric",
     "OpCall",
     "Plan",
     "Pruned",
@@ -139,10 +150,12 @@ __all__ = [
     "Refit",
     "Restoration",
     "SaveEvent",
+    "Segmentation",
     "StartEvent",
     "StepEvent",
     "SurgeryError",
     "SweepPoint",
+    "Task",
     "TrainConfig",
     "TrainResult",
     "TrainState",

@@ -16,7 +16,6 @@ from torch import nn
 import prunekit as pk
 from prunekit import devices
 from prunekit.errors import InputError, Interrupted, TrainingError
-from prunekit.training.loader import resident
 from prunekit.training.state import State
 
 VARIANTS_OF_RUNS: dict[str, dict[str, Any]] = {
@@ -101,10 +100,10 @@ def test_images_go_to_the_device_where_they_fit(device: torch.device) -> None:
     data = digits()
     assert isinstance(data.images, torch.Tensor)
     assert data.images.nbytes == 48 * 64
-    assert resident(data, device).labels.device == device
-    assert resident(data, CPU) is data
+    assert data.resident(device).labels.device == device
+    assert data.resident(CPU) is data
     with second_device.present(memory=10_000):
-        assert resident(data, device) is data, "more than a quarter of what is free"
+        assert data.resident(device) is data, "more than a quarter of what is free"
 
 
 def test_images_that_do_not_fit_are_sent_batch_by_batch(device: torch.device) -> None:

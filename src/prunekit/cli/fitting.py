@@ -81,7 +81,7 @@ def fit_images(output: Output, network: nn.Module, data: DataOptions, reading: R
     from prunekit.workflows.fitting.holding_out import hold_out
 
     spec = spec_of(network)
-    train, val, test = (data.open(output, split, spec, reading) for split in ("train", "val", "test"))
+    train, val, test = (data.images(output, split, spec, reading) for split in ("train", "val", "test"))
     held_out = hold_out(val, test)
     output.note(held_out.said)
     return FitImages(train, held_out)

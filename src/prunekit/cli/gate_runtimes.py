@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from prunekit.cli.measuring import EvalOptions
-    from prunekit.data import ImageSet
+    from prunekit.data import Examples, ImageSet
     from prunekit.evaluation.score import EvalResult
     from prunekit.methods.manidp.record import Record
     from prunekit.methods.manidp.view import GatedView
 
 
 def measure_runtimes(
-    output: Output, model: nn.Module, images: ImageSet | None, result: EvalResult, options: EvalOptions
+    output: Output, model: nn.Module, images: Examples | None, result: EvalResult, options: EvalOptions
 ) -> EvalResult:
     """Return the result with accuracy and latency of the requested runtime, and the latency of all."""
     if not has_gates(model):
@@ -31,7 +31,10 @@ def measure_runtimes(
     from prunekit.methods.manidp.view import GatedView
 
     view, facts = GatedView.of(model, result.graph), dict(result.gates or {})
-    if images is not None and options.per_image is not None:
+    if options.per_image is not None:
+        from prunekit.data import ImageSet
+
+        assert isinstance(images, ImageSet)
         _write_csv(Path(options.per_image), observe(view, images.batches(options.batch_size)), images)
     if options.runtime is not None:
         result = _run_as(output, view, images, result, options, facts)
@@ -51,7 +54,7 @@ def show(output: Output, result: EvalResult) -> None:
 def _run_as(
     output: Output,
     view: GatedView,
-    images: ImageSet | None,
+    images: Examples | None,
     result: EvalResult,
     options: EvalOptions,
     facts: dict[str, Any],
@@ -60,7 +63,7 @@ def _run_as(
     import torch
 
     from prunekit.evaluation.latency import measure_latency
-    from prunekit.evaluation.score import accuracy
+    from prunekit.evaluation.score import scored
     from prunekit.methods.manidp.runtimes.choose import accelerate
 
     batch = options.latency_batch
@@ -71,7 +74,7 @@ def _run_as(
         timing = measure_latency(runner, example, batch=batch, threads=options.threads)
         result = dataclasses.replace(result, latency_ms=timing)
     if images is not None and facts["runtime"] == "buckets":
-        score = accuracy(runner, images, batch_size=options.batch_size)
+        score = scored(runner, images, batch_size=options.batch_size)
         facts["masked_accuracy"] = result.accuracy
         result = result.scored(score)
         output.note(f"{result.model}: accuracy is that of the static sub-networks, an approximation")

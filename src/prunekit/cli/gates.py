@@ -12,7 +12,7 @@ from prunekit.report.terminal.output import Output
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.data import ImageSet
+    from prunekit.data import Examples
     from prunekit.evaluation.score import EvalResult
     from prunekit.exporting.runtimes import ExportedClassifier
 
@@ -54,7 +54,7 @@ def choose_budget(model: nn.Module, name: str, own: str | None, general: str | N
 
 
 def with_mean_cost(
-    output: Output, model: nn.Module, images: ImageSet | None, result: EvalResult, batch_size: int
+    output: Output, model: nn.Module, images: Examples | None, result: EvalResult, batch_size: int
 ) -> EvalResult:
     """Return the result of a network with gates, with what they did: its MACs are those of an image on average.
 
@@ -66,12 +66,13 @@ def with_mean_cost(
     from prunekit.methods.manidp.thresholds import used_budget
     from prunekit.methods.manidp.view import GatedView
     from prunekit.nn.gated import gated_layers
+    from prunekit.tasks.sets import labelled_batches
 
     view = GatedView.of(model, result.graph)
     facts: dict[str, Any] = {"dense_macs": view.cost.dense, "gate_macs": view.cost.gates}
     macs = view.cost.dense + view.cost.gates
     if images is not None:
-        found = assess(observe(view, images.batches(batch_size)), view.cost)
+        found = assess(observe(view, labelled_batches(images, batch_size)), view.cost)
         facts, macs = found.to_json(), round(found.with_gates["mean"])
     else:
         output.note(f"{result.model}: MACs are those with every channel kept; the mean over images needs --data")
@@ -82,7 +83,7 @@ def with_mean_cost(
 
 
 def with_mean_of_buckets(
-    output: Output, model: ExportedClassifier, images: ImageSet | None, result: EvalResult
+    output: Output, model: ExportedClassifier, images: Examples | None, result: EvalResult
 ) -> EvalResult:
     """Return the result of a folder of sub-networks with its MACs, the mean over the images, router included.
 

@@ -11,7 +11,7 @@ import typer
 
 from prunekit.cli import gates
 from prunekit.cli.framework.options import DataOptions, ReadingOptions, device_option, input_spec, option
-from prunekit.cli.models import STREAM, check_source, describe_source, read_model, spec_of, without_budget
+from prunekit.cli.models import STREAM, check_source, describe_source, open_for, read_model, spec_of, without_budget
 from prunekit.errors import InputError
 from prunekit.methods.manidp.config import RUNTIMES
 from prunekit.report.terminal.output import Output
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from prunekit.cli.framework.options import Split
-    from prunekit.data import ImageSet
+    from prunekit.data import Examples
     from prunekit.evaluation.score import EvalResult
 
 Models = Annotated[
@@ -73,14 +73,15 @@ class EvalOptions(CompareOptions):
     per_image: str | None = option(metavar="FILE", help="Write a line of CSV for each image: its MACs and its loss.")
     per_class: bool = option(False, help="Show the accuracy of each class, and the class it is mostly mistaken for.")
     min_accuracy: float | None = option(metavar="SHARE", help="Exit 1 where a model's accuracy (0 to 1) is less.")
+    min_score: float | None = option(metavar="NUMBER", help="Exit 1 where the score of a model's task is worse.")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A network, the images that it was measured on, and the result."""
+    """A network, the examples that it was measured on, and the result."""
 
     model: nn.Module
-    images: ImageSet | None
+    images: Examples | None
     result: EvalResult
 
 
@@ -143,24 +144,24 @@ def warn_of_balance(output: Output, result: EvalResult) -> None:
 
 def open_images(
     output: Output, model: nn.Module, data: DataOptions, options: MeasureOptions, reading: ReadingOptions
-) -> ImageSet | None:
-    """Return the images to measure on, prepared for the model; None without `--data`."""
-    if data.data is None:
+) -> Examples | None:
+    """Return the examples to measure on, prepared for the model; None without data."""
+    if not data.given:
         return None
-    from prunekit.data import labelled_for
-
-    return labelled_for(model, data.open(output, cast("Split", options.split), spec_of(model), reading))
+    return open_for(output, model, data, cast("Split", options.split), reading)
 
 
 def measure(
-    output: Output, model: nn.Module, name: str, images: ImageSet | None, options: MeasureOptions
+    output: Output, model: nn.Module, name: str, images: Examples | None, options: MeasureOptions
 ) -> EvalResult:
     """Measure one network, called `name`; MACs that depend on the image are the mean, with gates and routers."""
+    from prunekit.data import ImageSet
     from prunekit.evaluation.exported import evaluate_exported
     from prunekit.evaluation.score import evaluate
     from prunekit.exporting.runtimes import ExportedClassifier
 
-    spec_of(model)
+    if images is None or isinstance(images, ImageSet):
+        spec_of(model)
     timing = {"latency": options.latency, "latency_batch": options.latency_batch, "threads": options.threads}
     common: dict[str, Any] = {"name": name, "batch_size": options.batch_size, **timing}
     if isinstance(model, ExportedClassifier):

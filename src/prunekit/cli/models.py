@@ -19,6 +19,8 @@ from prunekit.errors import InputError, Noted, unknown_name
 if TYPE_CHECKING:
     from torch import nn
 
+    from prunekit.cli.framework.options import Split
+    from prunekit.data import Examples
     from prunekit.report.terminal.output import Output
     from prunekit.spec import InputSpec
 
@@ -26,6 +28,7 @@ STREAM = "-"
 _NAMED = ("prunekit:", "torchvision:", "timm:")
 # suffix of another format -> the command that writes it
 _OTHERS = {".onnx": "export", ".safetensors": "convert"}
+_MOST_DIMS = 5  # of a batch whose shape a network can remember
 _PROGRAM = ".pt2"  # the suffix of exported programs
 _SUFFIXES = (".pt", ".pth", ".pt2", ".th", ".bin", ".ckpt", ".safetensors", ".tar")
 
@@ -126,6 +129,27 @@ def spec_of(model: nn.Module) -> InputSpec:
     if origin is None or origin.input is None:
         raise InputError("the model does not say how large its input is", hint="add --input-size, such as 3x224x224")
     return origin.input
+
+
+def open_for(
+    output: Output, model: nn.Module, data: DataOptions, split: Split, reading: ReadingOptions, *, lazy: bool = False
+) -> Examples:
+    """Return the examples of a split, prepared for a network; it remembers what it reads, where they tell that first.
+
+    Raises:
+        InputError: The data cannot be read, or does not fit; or nothing says what the network reads.
+    """
+    from prunekit.spec import InputSpec, Origin, origin_of, remember
+    from prunekit.tasks.sets import fitted_to, inputs_of
+
+    if not data.of_task:
+        return fitted_to(model, data.open(output, split, spec_of(model), reading, lazy=lazy))
+    origin = origin_of(model) or Origin("")
+    examples = data.open(output, split, origin.input, reading)
+    inputs = inputs_of(examples)
+    if origin.input is None and len(inputs) == 1 and inputs[0].is_floating_point() and inputs[0].dim() <= _MOST_DIMS:
+        remember(model, dataclasses.replace(origin, input=InputSpec(tuple(inputs[0].shape[1:]))))
+    return examples
 
 
 def output_path(source: str, options: OutputOptions, suffix: str, output: Output, *, kind: str | None = None) -> str:

@@ -68,8 +68,8 @@ def quantise(
     from prunekit.data import labelled_for
     from prunekit.exporting.int8 import quantised
 
-    train_set = data.open(output, "train", spec_of(network), reading, lazy=True)
-    val_set = labelled_for(network, data.open(output, "val", spec_of(network), reading))
+    train_set = data.images(output, "train", spec_of(network), reading, lazy=True)
+    val_set = labelled_for(network, data.images(output, "val", spec_of(network), reading))
     images = train_set.sample(options.calibration).inputs()
     found = quantised(
         content,
@@ -103,7 +103,7 @@ def scored(
     from prunekit.exporting.int8 import Int8Score, scores
     from prunekit.exporting.runtimes import OnnxModel
 
-    images = labelled_for(network, data.open(output, cast("Split", split), spec_of(network), reading))
+    images = labelled_for(network, data.images(output, cast("Split", split), spec_of(network), reading))
     exact, small = (OnnxModel(content) for content in files)
     right: list[Tensor] = []
     same: list[Tensor] = []

@@ -95,7 +95,7 @@ def check_grid(grid: Grid, data: DataOptions, tuning: TrainConfig | None) -> Non
     from prunekit.workflows.sweeps.points import GATES
 
     names = [variant.method for variant in grid.variants]
-    if tuning is not None and data.data is None:
+    if tuning is not None and not data.given:
         raise InputError("tuning needs images", hint="say which with --data digits, a folder or a data set's name")
     if GATES in names and tuning is None:
         raise InputError("manidp trains gates, which takes epochs", hint="say how many with --epochs, or leave it out")
@@ -105,7 +105,7 @@ def check_grid(grid: Grid, data: DataOptions, tuning: TrainConfig | None) -> Non
             hint="sweep manidp over --ratios or --target-macs",
         )
     labelled = [name for name in names if name != GATES and registry.get(name).labelled]
-    if labelled and data.data is None:
+    if labelled and not data.given:
         raise InputError(f"{labelled[0]} reads labelled images", hint="say which with --data, or leave it out")
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from prunekit.cli.framework.events import sinks
 from prunekit.cli.framework.options import DataOptions, OutputOptions, ReadingOptions, Split, option
 from prunekit.cli.healing import HealOptions
-from prunekit.cli.models import read_teacher, spec_of
+from prunekit.cli.models import open_for, read_teacher, spec_of
 from prunekit.errors import InputError
 from prunekit.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.data import ImageSet
+    from prunekit.data import Examples, ImageSet
     from prunekit.report.terminal.output import Output
     from prunekit.restoration.images import Images, LabelledImages
     from prunekit.workflows.passes import PassResult
@@ -50,7 +50,9 @@ class Tuning(TrainConfig):
 
 def check(data: DataOptions, tuning: Tuning, passes: PassOptions, target: str, *, heals: bool = False) -> None:
     """Raise `InputError` for flags that exclude each other."""
-    if data.data is None and (tuning.epochs or (passes.resume and not heals)):
+    if heals and data.of_task:
+        raise InputError("healing is of classifiers of images, and --task names another", hint="tune with --epochs")
+    if not data.given and (tuning.epochs or (passes.resume and not heals)):
         raise InputError("tuning needs images", hint="say which with --data digits, a folder or a data set's name")
     if not tuning.epochs and (passes.iterations > 1 or (passes.resume and not heals) or passes.scratch):
         raise InputError("several passes, --resume and --scratch need a tuning", hint="add --epochs")
@@ -81,14 +83,14 @@ class Job:
         """The folder of a run's finished steps while it lasts."""
         return Path(self.target).with_suffix(".steps")
 
-    def images(self, split: Split, *, lazy: bool = False) -> ImageSet:
-        """Return the images of a split, prepared for the network."""
-        return self.data.open(self.output, split, spec_of(self.network), self.reading, lazy=lazy)
+    def images(self, split: Split, *, lazy: bool = False) -> Examples:
+        """Return the examples of a split, prepared for the network."""
+        return open_for(self.output, self.network, self.data, split, self.reading, lazy=lazy)
 
 
-def calibration_images(job: Job, train_set: ImageSet | None = None) -> Images | LabelledImages | None:
+def calibration_images(job: Job, train_set: Examples | None = None) -> Images | LabelledImages | None:
     """Return normalised training images, with labels for a method that reads them; None without `--data`."""
-    if job.data.data is None:
+    if not job.data.given:
         return None
     from prunekit.workflows.calibration import drawn
 
@@ -99,12 +101,13 @@ def images_to_heal_on(job: Job) -> ImageSet:
     """Return the images that the network was restored from, as a set."""
     from prunekit.workflows.calibration import sampled
 
-    return sampled(job.images("train", lazy=True), job.passes.calibration)
+    images = job.data.images(job.output, "train", spec_of(job.network), job.reading, lazy=True)
+    return sampled(images, job.passes.calibration)
 
 
 def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
     """Run the passes; return the tuned network, each pass, and the accuracy before. The steps' folder stays."""
-    from prunekit.evaluation.score import accuracy
+    from prunekit.evaluation.score import scored
     from prunekit.report.terminal.passes import say_pass
     from prunekit.report.terminal.tuning import say_validation, warn_of_few_steps
     from prunekit.training.fine_tuning import FEWEST_STEPS
@@ -118,7 +121,7 @@ def tune(job: Job) -> tuple[nn.Module, list[PassResult], float]:
 
     images = PassImages(train_set, val_set, test_set, calibration_images(job, train_set))
     teacher = _teacher(job)
-    start = accuracy(job.network, test_set).accuracy
+    start = scored(job.network, test_set).value
     with sinks(job.output, Path(job.target).with_suffix(".metrics.jsonl"), options.tensorboard, say_before) as sink:
         tuned, results = run_passes(
             job.name,

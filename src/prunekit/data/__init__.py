@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunekit.data.augment import AUGMENTATIONS, Augmentation, augmentation
+from prunekit.data.examples import Examples
 from prunekit.data.images import ImageSet, check_classes, check_input, labelled_for
 from prunekit.data.lazy import LazyImages
 from prunekit.data.named import is_named, names
@@ -12,6 +13,7 @@ from prunekit.data.source import open_data
 __all__ = [
     "AUGMENTATIONS",
     "Augmentation",
+    "Examples",
     "ImageSet",
     "LazyImages",
     "augmentation",

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.data.augment import Augmentation
+from prunekit.data.augment import Augmentation, augmentation
+from prunekit.data.examples import Examples
 from prunekit.data.lazy import LazyImages, ahead
 from prunekit.data.randomness import seeded
+from prunekit.devices import free_memory
 from prunekit.errors import InputError
 from prunekit.progress import counter
 from prunekit.spec import InputSpec, classes_of
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(Examples):
     """One split of a data set.
 
     `images` are uint8, `(N, C, H, W)` with `(C, H, W) == input_spec.shape`: a tensor, or `LazyImages` that
@@ -34,6 +38,8 @@ class ImageSet:
         >>> images.shape, labels.shape, images.dtype
         (torch.Size([32, 1, 8, 8]), torch.Size([32]), torch.float32)
     """
+
+    noun: ClassVar[str] = "image"
 
     name: str
     split: str
@@ -59,10 +65,6 @@ class ImageSet:
         images = self.images
         chosen = images[index.to(images.device)] if isinstance(images, Tensor) else images.subset(index)
         return dataclasses.replace(self, images=chosen, labels=self.labels[index.to(self.labels.device)])
-
-    def sample(self, count: int, *, seed: int = 0) -> ImageSet:
-        """Return a random sample of `count` images without replacement, or all where there are fewer."""
-        return self.subset(torch.randperm(len(self), generator=seeded(seed))[:count])
 
     def relabelled(self, classes: Sequence[str]) -> ImageSet:
         """Return the set with labels that are indices into `classes`, which has the set's own among others, by name.
@@ -143,6 +145,42 @@ class ImageSet:
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             yield images, self.labels[index.to(self.labels.device)].to(device, non_blocking=True)
+
+    def views(
+        self,
+        batch_size: int,
+        order: Tensor,
+        *,
+        seed: Sequence[int],
+        augment: str = "auto",
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield augmented batches for training, as `batches` does; see `Examples.views`."""
+        chosen = augmentation(self.augment if augment == "auto" else augment)
+        home = self.labels.device
+        return self.batches(
+            batch_size,
+            device=device,
+            order=order.to(home),
+            augment=chosen,
+            draws=chosen.draws(len(self), seeded(*seed)).to(home),
+            channels_last=channels_last,
+            dtype=dtype,
+        )
+
+    def resident(self, device: torch.device) -> ImageSet:
+        """Return the set on the device where it takes at most a quarter of its free memory; otherwise unchanged."""
+        if device.type == "cpu" or not isinstance(self.images, Tensor):
+            return self
+        free = free_memory(device)
+        return self.to(device) if free is not None and self.images.nbytes <= free // 4 else self
+
+    def identity(self) -> bytes:
+        """Return number, classes, input and labels of the images, not their name: the folder may have moved."""
+        what = json.dumps([list(self.classes), self.input_spec.to_json()])
+        return what.encode() + self.labels.cpu().numpy().tobytes()
 
     def _cut_when_decoded(self, augment: Augmentation) -> bool:
         return augment.whole and isinstance(self.images, LazyImages)

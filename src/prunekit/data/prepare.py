@@ -24,7 +24,7 @@ def prepare(picture: Image.Image, shape: tuple[int, ...]) -> Pixels:
     channels, height, width = shape
     picture = _coloured(picture, channels)
     if picture.size != (width, height):
-        picture = _fitted(picture, height, width)
+        picture = _fitted(picture, shape)
     return _array(picture)
 
 
@@ -49,16 +49,26 @@ def _coloured(picture: Image.Image, channels: int) -> Image.Image:
     return picture.convert("L" if channels == 1 else "RGB")
 
 
-def _fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
-    from torchvision.transforms.v2 import functional as V
-
+def geometry(picture: Image.Image, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Return the size, `(width, height)`, that a picture is scaled to for `shape`, and the box that is cut from it."""
+    _, height, width = shape
+    if picture.size == (width, height):
+        return picture.size, (0, 0, width, height)
     scale = max(height / picture.height, width / picture.width)
     if scale * _MARGIN < 1 + 1e-6:  # pictures of exactly the larger size are common
         scale *= _MARGIN
     # Rounded down, as torchvision does; the small term catches products such as 255.99….
-    size = [max(height, int(picture.height * scale + 1e-6)), max(width, int(picture.width * scale + 1e-6))]
-    cut: Image.Image = V.center_crop(V.resize(picture, size), [height, width])
-    return cut
+    tall, wide = max(height, int(picture.height * scale + 1e-6)), max(width, int(picture.width * scale + 1e-6))
+    top, left = round((tall - height) / 2), round((wide - width) / 2)
+    return (wide, tall), (left, top, left + width, top + height)
+
+
+def _fitted(picture: Image.Image, shape: tuple[int, ...]) -> Image.Image:
+    from torchvision.transforms.v2 import functional as V
+
+    (width, height), box = geometry(picture, shape)
+    resized: Image.Image = V.resize(picture, [height, width])
+    return resized.crop(box)
 
 
 def _array(picture: Image.Image) -> Pixels:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from prunekit.data import ImageSet
+from prunekit.data import Examples
 from prunekit.errors import InputError
 from prunekit.evaluation.latency import measure_latency
-from prunekit.evaluation.score import EvalResult, accuracy
+from prunekit.evaluation.score import EvalResult, scored
 from prunekit.exporting.runtimes import ExportedClassifier
 from prunekit.progress import counter
 from prunekit.spec import origin_of
@@ -17,7 +17,7 @@ from prunekit.spec import origin_of
 
 def evaluate_exported(
     model: ExportedClassifier,
-    data: ImageSet | None,
+    data: Examples | None,
     *,
     name: str,
     batch_size: int = 256,
@@ -36,7 +36,7 @@ def evaluate_exported(
     if origin is None or origin.input is None:
         raise InputError(f"{name} does not say how large its input is", hint="add --input-size, such as 3x224x224")
     count = counter(f"evaluating {Path(name).name}")
-    score = accuracy(model, data, batch_size=batch_size, on_progress=count) if data is not None else None
+    score = scored(model, data, batch_size=batch_size, on_progress=count) if data is not None else None
     example = torch.zeros(1, *origin.input.shape)
     timing = measure_latency(model, [example], batch=model.batch or latency_batch, threads=threads) if latency else None
     result = EvalResult(

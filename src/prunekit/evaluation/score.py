@@ -1,8 +1,8 @@
-"""Evaluation of a network as one result: its accuracy, its cost and its measured speed."""
+"""Evaluation of a network as one result: its scores, its cost and its measured speed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,18 +10,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from prunekit.data import ImageSet, check_classes, labelled_for
+from prunekit.data import Examples, ImageSet, check_classes, labelled_for
 from prunekit.devices import check_whole, device_of
 from prunekit.errors import InputError, counted
 from prunekit.evaluation.answers import Answers
 from prunekit.evaluation.latency import Latency, measure_latency
+from prunekit.metric import ACCURACY, Metric
 from prunekit.programs.program import ExportedProgram, filled
 from prunekit.progress import Progress, counter
 from prunekit.spec import classes_of, origin_of
 from prunekit.surgery import Graph, cost_of, trace
 from prunekit.surgery.copying import copied
+from prunekit.tasks.calls import scores_of
+from prunekit.tasks.logits import Counts
+from prunekit.tasks.nests import floating_type
+from prunekit.tasks.sets import inputs_of, task_of
 
 _COUNT = counter("evaluating")
 
@@ -38,6 +42,8 @@ class EvalResult:
     networks with gates. `gates` says what the gates of a dynamic network did (`prunekit.methods.manidp`), None
     elsewhere.
     `balanced_accuracy` is the mean of the classes' accuracies, and `answers` has what each image was named.
+    `metric` is the score that counts, one of `scores`, all that its task has; of classification these are `accuracy`,
+    `accuracy_top5` and `loss`, and for other tasks the accuracies are None.
     `graph` is what the network was read as.
 
     Examples:
@@ -59,38 +65,85 @@ class EvalResult:
     runtime: str = "pytorch"
     gates: dict[str, Any] | None = None
     balanced_accuracy: float | None = None
+    metric: Metric | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
     answers: Answers | None = field(default=None, repr=False, compare=False)
     graph: Graph | None = field(default=None, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        if self.metric is None and self.accuracy is not None:  # earlier releases knew accuracy alone
+            object.__setattr__(self, "metric", ACCURACY)
+            object.__setattr__(self, "scores", {ACCURACY.name: self.accuracy})
+
+    @property
+    def score(self) -> float | None:
+        """The score that counts, None without data."""
+        return self.scores[self.metric.name] if self.metric else None
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form: the fields by name without `answers`, `graph`, and `gates` where there are none."""
-        fields = {**vars(self), "latency_ms": self.latency_ms.to_json() if self.latency_ms else None}
+        latency, metric = (None if x is None else x.to_json() for x in (self.latency_ms, self.metric))
+        fields = {**vars(self), "latency_ms": latency, "metric": metric, "scores": dict(self.scores)}
+        fields["score"] = self.score
         del fields["answers"], fields["graph"]
         if self.gates is None:
             del fields["gates"]
         return fields
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EvalResult:
+        """Read the JSON that `to_json` wrote, of an earlier release as well; raise `TypeError` otherwise."""
+        fields, timing, metric = dict(data), data["latency_ms"], data.get("metric")
+        fields.pop("score", None)
+        fields["latency_ms"] = None if timing is None else Latency(**timing)
+        fields["metric"] = None if metric is None else Metric.from_json(metric)
+        return cls(**fields)
+
     def scored(self, score: Score | None) -> EvalResult:
         """Return the result with another score; None for no data."""
         if score is None:
             return self
-        return replace(self, **vars(score), balanced_accuracy=score.answers.balanced_accuracy)
+        return replace(
+            self,
+            accuracy=score.accuracy,
+            accuracy_top5=score.scores.get("accuracy_top5") if score.accuracy is not None else None,
+            loss=score.loss,
+            images=score.images,
+            balanced_accuracy=score.answers.balanced_accuracy if score.answers else None,
+            metric=score.metric,
+            scores=score.scores,
+            answers=score.answers,
+        )
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy and mean cross-entropy of a classifier: shares from 0 to 1, and nats."""
+    """The scores of a network on `images` examples, and the one that counts; the answers of a classifier of images."""
 
-    accuracy: float
-    accuracy_top5: float | None
-    loss: float
+    metric: Metric
+    scores: Mapping[str, float]
     images: int
-    answers: Answers = field(repr=False)
+    answers: Answers | None = field(default=None, repr=False)
+
+    @property
+    def value(self) -> float:
+        """The score that counts."""
+        return self.scores[self.metric.name]
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of right answers, 0 to 1; None where another score counts."""
+        return self.value if self.metric == ACCURACY else None
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss, where the task tells it."""
+        return self.scores.get("loss")
 
 
 def evaluate(
     model: nn.Module,
-    data: ImageSet | None = None,
+    data: Examples | None = None,
     *,
     example: torch.Tensor | Sequence[torch.Tensor] | None = None,
     batch_size: int = 256,
@@ -105,9 +158,10 @@ def evaluate(
 
     Args:
         model: The network.
-        data: Labelled images for accuracy; None measures cost and speed alone.
-        example: One input batch, `(1, C, H, W)`, or a tuple of inputs; by default zeros of the shape that the model
-            remembers or that `data` has.
+        data: Labelled images, or the examples that a task has opened, for the score; None measures cost and speed
+            alone.
+        example: One input batch, `(1, C, H, W)`, or a tuple of inputs; by default the inputs of the first example, or
+            zeros of the shape that the model remembers or that images have.
         batch_size: Images per forward pass when scoring.
         latency: Measure the time of a forward pass as well.
         latency_batch: Images per timed pass.
@@ -117,7 +171,7 @@ def evaluate(
         on_progress: Called after each batch with the images done so far and the images in all.
 
     Returns:
-        Accuracy and loss on `data`, parameters, multiply-accumulates (MACs) for one input, bytes and milliseconds.
+        Scores on `data`, parameters, multiply-accumulates (MACs) for one input, bytes and milliseconds.
 
     Raises:
         InputError: The data does not fit the model, no input shape is known, or memory runs out.
@@ -135,7 +189,7 @@ def evaluate(
     subject = _prepared(model, inputs, device)
     count = on_progress or counter(f"evaluating {Path(name or _name_of(model)).name}")
     with _evaluating(subject):
-        score = accuracy(subject, data, batch_size=batch_size, on_progress=count) if data is not None else None
+        score = scored(subject, data, batch_size=batch_size, on_progress=count) if data is not None else None
         timing = measure_latency(subject, inputs, batch=latency_batch, threads=threads) if latency else None
     result = EvalResult(
         model=name or _name_of(model),
@@ -153,36 +207,38 @@ def evaluate(
     return result.scored(score)
 
 
-def accuracy(model: nn.Module, data: ImageSet, *, batch_size: int = 256, on_progress: Progress = _COUNT) -> Score:
-    """Return top-1 and top-5 accuracy and mean cross-entropy of `model` on all of `data`, on the weights' device.
+def scored(model: nn.Module, data: Examples, *, batch_size: int = 256, on_progress: Progress = _COUNT) -> Score:
+    """Return the scores of `model` on all of `data`, on the weights' device.
 
     The model runs in its present mode: the caller sets `eval()`.
 
     Raises:
-        InputError: The data does not fit the model.
+        InputError: The data does not fit the model, or a score is no number.
     """
-    data = labelled_for(model, data)
-    right = right5 = seen = classes = 0
-    loss = 0.0
-    answers: list[tuple[torch.Tensor, torch.Tensor]] = []
+    if isinstance(data, ImageSet):
+        return _classified(model, labelled_for(model, data), batch_size, on_progress)
+    task, dtype = task_of(data), floating_type(model)
+
+    def counted_batches() -> Iterator[Any]:
+        for start, batch in enumerate(data.batches(batch_size, device=device_of(model), dtype=dtype), start=1):
+            yield batch
+            on_progress(min(start * batch_size, len(data)), len(data))
+
+    return Score(task.metric, scores_of(task, model, counted_batches()), len(data))
+
+
+def _classified(model: nn.Module, data: ImageSet, batch_size: int, on_progress: Progress) -> Score:
+    """Return top-1 and top-5 accuracy and mean cross-entropy, with the answers."""
+    counts, answers = Counts(), list[tuple[torch.Tensor, torch.Tensor]]()
     with torch.inference_mode():
         for images, labels in data.batches(batch_size, device=device_of(model)):
             logits = _logits(model, images, batch_size)
             check_classes(logits.shape[1], data, classes_of(model))
-            classes = logits.shape[1]
-            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-            best = logits.topk(min(5, classes)).indices
-            hits = best == labels[:, None]
-            answers.append((labels, best[:, 0]))
-            right += int(hits[:, 0].sum())
-            right5 += int(hits.any(1).sum())
-            seen += len(labels)
-            on_progress(seen, len(data))
-    if not seen:
-        raise InputError("the data set has no images", hint="check the folder or the split that was asked for")
+            answers.append((labels, counts.add(logits, labels)))
+            on_progress(counts.seen, len(data))
+    scores = counts.scores()
     known, named = (torch.cat(parts).cpu() for parts in zip(*answers, strict=True))
-    top5 = right5 / seen if classes > 5 else None
-    return Score(right / seen, top5, loss / seen, seen, Answers(data.classes, known, named))
+    return Score(ACCURACY, scores, counts.seen, Answers(data.classes, known, named))
 
 
 def _logits(model: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -208,13 +264,15 @@ def _logits(model: nn.Module, images: torch.Tensor, batch_size: int) -> torch.Te
 
 
 def _inputs(
-    model: nn.Module, data: ImageSet | None, example: torch.Tensor | Sequence[torch.Tensor] | None
+    model: nn.Module, data: Examples | None, example: torch.Tensor | Sequence[torch.Tensor] | None
 ) -> tuple[torch.Tensor, ...]:
     if isinstance(example, torch.Tensor):
         return (example,)
     if example is not None:
         return tuple(example)
     origin = origin_of(model)
+    if data is not None and not isinstance(data, ImageSet):
+        return inputs_of(data, floating_type(model))
     spec = data.input_spec if data is not None else origin.input if origin else None
     if spec is None:
         raise InputError(
@@ -231,7 +289,10 @@ def _prepared(model: nn.Module, inputs: Sequence[torch.Tensor], device: str | to
     user's forward needs the plain order.
     """
     place = device_of(model) if device is None else torch.device(device)
-    subject = copied(model).to(place).to(memory_format=torch.channels_last)
+    subject = copied(model).to(place)
+    if any(p.dim() > 4 for p in subject.parameters()):  # of volumes, for which that order is another
+        return subject
+    subject.to(memory_format=torch.channels_last)
     try:
         with _evaluating(subject), torch.inference_mode():
             subject(*(x.to(place) for x in inputs))

@@ -11,7 +11,9 @@ from prunekit.data import ImageSet
 from prunekit.data.shapes import suited_augmentation
 from prunekit.errors import InputError, counted
 from prunekit.spec import InputSpec, classes_of
-from prunekit.training.forward import answer, class_scores, dtype_of
+from prunekit.tasks.logits import class_scores
+from prunekit.tasks.nests import floating_type
+from prunekit.training.forward import answer
 
 _TENTH = 10  # of the images is held out
 
@@ -38,7 +40,7 @@ def answered(original: nn.Module, data: ImageSet) -> ImageSet:
         InputError: It has a single output, or gives all images one class.
     """
     home = next(original.parameters(), torch.empty(0)).device
-    batches = data.batches(64, device=home, dtype=dtype_of(original))
+    batches = data.batches(64, device=home, dtype=floating_type(original))
     scores = torch.cat([class_scores(answer(original, images), len(images))[0].cpu() for images, _ in batches])
     if not bool(torch.isfinite(scores).all()):
         raise InputError(

@@ -22,8 +22,10 @@ from prunekit.spec import origin_of
 from prunekit.surgery import Graph
 from prunekit.surgery.copying import copied
 from prunekit.surgery.tracing.tracer import example_of
+from prunekit.tasks.logits import class_scores
+from prunekit.tasks.nests import floating_type
 from prunekit.training.config import TrainConfig, batch_for, rate_factor
-from prunekit.training.forward import answer, class_scores, dtype_of
+from prunekit.training.forward import answer
 from prunekit.training.state import State
 
 _RATE, _MATCH = 0.01, 25.0  # of batches of 128; weight of the blocks beside the answers
@@ -120,7 +122,7 @@ class Task:
     def score(self, model: nn.Module) -> tuple[float, float]:
         """Return a network's agreement with the original on the held-out images, and its negative cross-entropy."""
         device, found = next(model.parameters()).device, []
-        for images, labels in self.held_out.batches(64, device=device, dtype=dtype_of(model)):
+        for images, labels in self.held_out.batches(64, device=device, dtype=floating_type(model)):
             scores = class_scores(answer(model, images), len(labels))[0].float()
             right = (scores.argmax(1) == labels).sum()
             found.append(torch.stack([right, -nn.functional.cross_entropy(scores, labels, reduction="sum")]))

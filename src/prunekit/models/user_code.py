@@ -38,6 +38,17 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     return model
 
 
+def named(where: str) -> object:
+    """Import the code that `where` names, which runs it, and return what is called so in it.
+
+    Raises:
+        InputError: The code is missing or fails, or there is nothing callable of that name.
+    """
+    code = _Code.of(where)
+    with code.surroundings():
+        return code.callable()
+
+
 def accepts(arch: str, argument: str) -> bool:
     """Return whether the callable accepts a keyword argument of this name."""
     code = _Code.of(arch)

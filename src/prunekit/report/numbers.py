@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prunekit.errors import counted as counted
+
+if TYPE_CHECKING:
+    from prunekit.metric import Metric
 
 NONE = "–"
 
@@ -25,6 +30,22 @@ def data_size(value: int | None) -> str:
 def percent(value: float | None, *, decimals: int = 2) -> str:
     """Format a share as a percentage: 0.9388 as 93.88 %."""
     return NONE if value is None else f"{100 * value:.{decimals}f} %"
+
+
+def score(metric: Metric | None, value: float | None, deviation: float | None = None) -> str:
+    """Format a score in its unit, with its deviation where there is one: 93.88 %, 0.0312 px, 1.52 ± 0.03."""
+    if value is None or metric is None:
+        return NONE
+    if metric.is_share:
+        return percent_about(value, deviation)
+    about = "" if deviation is None else f" ± {deviation:.2g}"
+    return f"{value:.4g}{about} {metric.unit}".strip()
+
+
+def score_lost(metric: Metric, before: float, after: float) -> str:
+    """Format by how much a score has become worse: 2.35 points, 0.02 px."""
+    lost = metric.lost(before, after)
+    return counted_points(100 * lost) if metric.is_share else score(metric, lost)
 
 
 def percent_about(mean: float | None, deviation: float | None) -> str:

@@ -12,13 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.data import ImageSet, labelled_for
+from prunekit.data import Examples, ImageSet
 from prunekit.devices import check_types, check_whole, device_of, forked_generators
 from prunekit.errors import TrainingError, counted
+from prunekit.metric import ACCURACY, Metric
 from prunekit.spec import remember_classes
+from prunekit.tasks.base import Task
+from prunekit.tasks.calls import is_out_of_memory
+from prunekit.tasks.nests import floating_type
+from prunekit.tasks.sets import fitted_to, inputs_of, task_of
 from prunekit.training.config import TrainConfig
 from prunekit.training.events import EpochEvent, Event, Scored, Sink
-from prunekit.training.forward import check_fit, is_out_of_memory
+from prunekit.training.forward import check_fit
 from prunekit.training.learner import Learner
 from prunekit.training.loader import Feed
 from prunekit.training.objective import Objective
@@ -52,9 +57,19 @@ class TrainResult:
     kept: Scored | None = None
 
     @property
+    def metric(self) -> Metric:
+        """The score that counts."""
+        return self.history[-1].metric
+
+    @property
+    def score(self) -> float | None:
+        """Validation score of the weights that were kept."""
+        return self.kept.score if self.kept else self.history[-1].val_score
+
+    @property
     def accuracy(self) -> float | None:
-        """Validation accuracy, 0 to 1, of the weights that were kept."""
-        return self.kept.accuracy if self.kept else self.history[-1].val_accuracy
+        """Validation accuracy, 0 to 1, of the weights that were kept; None where another score counts."""
+        return self.score if self.metric == ACCURACY else None
 
     @property
     def loss(self) -> float | None:
@@ -64,21 +79,24 @@ class TrainResult:
     def step(self, config: TrainConfig) -> dict[str, Any]:
         """This run with the settings `config` as a step in the history of a network, JSON-ready.
 
-        Where the best weights were kept, `kept` has their `epoch` (0: those before the run) and `accuracy`, and
-        `start`, the accuracy before; all on the validation images.
+        Where the best weights were kept, `kept` has their `epoch` (0: those before the run) and `score`, and `start`,
+        the score before; all on the validation examples. `accuracy` repeats it where that is the score that counts.
         """
-        step = {"method": "train", "settings": config.settings(), "accuracy": self.accuracy}
+        metric = self.metric
+        step = {"method": "train", "settings": config.settings(), "metric": metric.to_json(), "score": self.score}
+        step["accuracy"] = self.accuracy
         if self.kept and self.start:
-            kept = {"epoch": self.kept.epoch, "accuracy": self.kept.accuracy, "start": self.start.accuracy}
-            step["kept"] = {**kept, "epochs": config.epochs}
+            kept = {"epoch": self.kept.epoch, "score": self.kept.score, "start": self.start.score}
+            accuracy = {"accuracy": self.kept.score} if metric == ACCURACY else {}
+            step["kept"] = {**kept, **accuracy, "epochs": config.epochs, "metric": metric.to_json()}
         return step
 
 
 def train(
     model: nn.Module,
     config: TrainConfig,
-    train_set: ImageSet,
-    val_set: ImageSet | None = None,
+    train_set: Examples,
+    val_set: Examples | None = None,
     *,
     teacher: nn.Module | None = None,
     penalised: Sequence[str] | None = None,
@@ -86,7 +104,7 @@ def train(
     resume: bool = False,
     force: bool = False,
     extra: Mapping[str, Any] | None = None,
-    objective: Callable[[nn.Module, TrainConfig, nn.Module | None], Objective] = Objective.of,
+    objective: Callable[[nn.Module, TrainConfig, nn.Module | None, Task], Objective] = Objective.of,
     on_event: Sink | None = None,
     enough: Callable[[Event], bool] | None = None,
 ) -> TrainResult:
@@ -100,10 +118,10 @@ def train(
     divided among them, and the first writes and reports.
 
     Args:
-        model: A classifier of images.
-        config: The settings; an open batch is chosen by the number of images (`TrainConfig.suited_to`).
-        train_set: The images to train on.
-        val_set: Images to validate on after every epoch. With `config.keep` "best" the model is left with the weights
+        model: A network.
+        config: The settings; an open batch is chosen by the number of examples (`TrainConfig.suited_to`).
+        train_set: The examples to train on: labelled images, or those that a task has opened.
+        val_set: Examples to validate on after every epoch. With `config.keep` "best" the model is left with the weights
             that did best on them, of those after each epoch and those that it came with.
         teacher: A network to distil from.
         penalised: Names of the parameters under the L1 penalty; by default batch-norm weights, as
@@ -112,7 +130,7 @@ def train(
         resume: Go on from the state at `state_path`.
         force: Overwrite a state that exists.
         extra: JSON that is kept in the state and must agree on resuming.
-        objective: Makes the loss that is minimised, from the model, the settings and the teacher.
+        objective: Makes the loss that is minimised, from the model, the settings, the teacher and the task.
         on_event: Called with the events of `prunekit.training.events`.
         enough: Called with the same events, in one process alone; True ends the run with the step at hand.
 
@@ -134,8 +152,8 @@ def train(
     """
     config.check()
     config = config.suited_to(len(train_set))
-    train_set = labelled_for(model, train_set)
-    val_set = None if val_set is None else labelled_for(model, val_set)
+    train_set = fitted_to(model, train_set)
+    val_set = None if val_set is None else fitted_to(model, val_set)
     began = time.monotonic()
     path = None if state_path is None else Path(state_path)
     world = join(config.device)
@@ -146,19 +164,20 @@ def train(
         stack.enter_context(_quiet(world))
         check_fit(model, train_set, val_set, teacher)
         if penalised is None and config.sparsity and config.sparsity_scope == "inner":
-            penalised = inner_gammas(model, train_set.input_spec.shape)
+            penalised = inner_gammas(model, inputs_of(train_set, floating_type(model)))
         names = None if penalised is None else list(penalised)
         settings = {**config.settings(), **identity(model, train_set, val_set, teacher)}
         settings |= {"processes": world.size, "penalised": names, "extra": dict(extra or {})}
-        aim = objective(model, config, teacher)
+        aim = objective(model, config, teacher, task_of(train_set))
         stack.callback(aim.close)
         learner = Learner(model, config, world, aim, penalised)
         feed = Feed(train_set, config, world, learner.dtype)
         state = _state(settings, learner, path, world, resume=resume, force=force)
         with synchronised(model) if config.sync_bn and world.size > 1 else contextlib.nullcontext():
             Run(learner, feed, val_set, config, world, stop, state, path, on_event, enough).go()
-    remember_classes(model, train_set.classes)
-    history = tuple(EpochEvent(**event) for event in state.history)
+    if isinstance(train_set, ImageSet):
+        remember_classes(model, train_set.classes)
+    history = tuple(EpochEvent.from_json(event) for event in state.history)
     start, kept = (None if scored is None else Scored(**scored) for scored in (state.start, state.best))
     return TrainResult(model, history, time.monotonic() - began, start, kept)
 

@@ -11,18 +11,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from prunekit.data import ImageSet
+from prunekit.data import Examples
+from prunekit.tasks.base import Batch
+from prunekit.tasks.calls import loss_of, scores_of
+from prunekit.tasks.nests import floating_type, size_of
 from prunekit.training.config import TrainConfig
-from prunekit.training.forward import answer, backward, class_scores, dtype_of
+from prunekit.training.forward import backward
 from prunekit.training.loader import shares
-from prunekit.training.objective import Objective, at_least_float
+from prunekit.training.objective import Objective
 from prunekit.training.optimizer import build_optimizer
 from prunekit.training.penalty import GammaPenalty
 from prunekit.training.tally import Tally
 from prunekit.training.world import World
 
-_SAMPLE = 5000  # images for the initial loss
+_SAMPLE = 5000  # examples for the initial loss
+_SCORED = 256  # examples in a batch for validation
 _PRECISION = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _StoppedError(BaseException):
+    """A signal came while a task was scored; no task's code is to hold it up."""
 
 
 class Learner:
@@ -40,23 +48,24 @@ class Learner:
         self.penalty = GammaPenalty.of(model, penalised, needed=config.sparsity > 0)
         self.objective = objective
         self._optimizer = build_optimizer(model, config, objective.own, objective.own_rate)
-        self.dtype = dtype_of(model)
+        self.dtype = floating_type(model)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self._average = _averaged(model, config.ema) if config.ema else None
         self._best: dict[str, Any] | None = None
         self._net = world.wrapped(model.train())
 
-    def gradients(self, batches: Iterator[tuple[Tensor, Tensor]], step: int, tally: Tally) -> None:
+    def gradients(self, batches: Iterator[Batch], step: int, tally: Tally) -> None:
         """Compute the gradient of the loss over the next `accumulate` batches, averaged over the processes."""
         self._optimizer.zero_grad()
         parts = self._config.accumulate
         for part in range(parts):
-            images, labels = next(batches)
+            batch = next(batches)
             with self._unsynchronised(part < parts - 1):
                 with self._autocast():
-                    loss, logits = self.objective(answer(self._net, images), images, labels)
+                    loss, output = self.objective(self._net, batch)
                 backward(self._scaler.scale(loss / parts))
-            tally.add(step, loss, logits, labels)
+            with torch.no_grad():
+                tally.add(step, loss, self.objective.task.right(output, batch), size_of(batch))
 
     def update(self, lr: float) -> None:
         """Take one optimiser step: clip the gradients, apply the L1 term on gamma once."""
@@ -76,30 +85,63 @@ class Learner:
             self._average.update_parameters(self.model)
 
     @torch.no_grad()
-    def score(self, data: ImageSet, should_stop: Callable[[], bool]) -> tuple[float, float] | None:
-        """Return mean cross-entropy and accuracy on `data`, of the moving average if there is one; None if stopped."""
-        model = self.model if self._average is None else self._average.module
+    def score(self, data: Examples, should_stop: Callable[[], bool]) -> tuple[float, float] | None:
+        """Return mean loss and score on `data`, of the moving average if there is one; None if stopped."""
+        tally = self._tallied(data, should_stop)
+        if tally is None:
+            return None
+        loss, accuracy = tally.means()
+        return (loss, accuracy) if accuracy is not None else self._scored(data, loss, should_stop)
+
+    def _tallied(self, data: Examples, should_stop: Callable[[], bool]) -> Tally | None:
+        """Return losses and right answers, of which each process counts a share; None if stopped."""
+        model, task = self._shown(), self.objective.task
         model.eval()
         tally = Tally(self._world)
-        for images, labels in shares(data, 256, self._world, self.dtype):
+        for batch in shares(data, _SCORED, self._world, self.dtype):
             if should_stop():
                 break
             with self._autocast():
-                logits = at_least_float(class_scores(answer(model, images), len(images))[0])
-            tally.add(0, nn.functional.cross_entropy(logits, labels), logits, labels)
+                loss, output = loss_of(task, model, batch)
+            tally.add(0, loss, task.right(output, batch), size_of(batch))
         self.model.train()
-        return None if should_stop() else tally.means()
+        return None if should_stop() else tally
 
-    def begin(self, data: ImageSet) -> None:
-        """Prepare the objective for a new run on the images `data`."""
+    def _scored(self, data: Examples, loss: float, should_stop: Callable[[], bool]) -> tuple[float, float] | None:
+        """Return `loss` and a score that is no mean over the examples, which each process finds by itself."""
+        model, task = self._shown(), self.objective.task
+
+        def batches() -> Iterator[Batch]:
+            for batch in data.batches(_SCORED, device=self._world.device, dtype=self.dtype):
+                if should_stop():
+                    raise _StoppedError
+                yield batch
+
+        model.eval()
+        try:
+            with self._autocast():
+                return loss, scores_of(task, model, batches())[task.score]
+        except _StoppedError:
+            return None
+        finally:
+            self.model.train()
+
+    def begin(self, data: Examples) -> None:
+        """Prepare the objective for a new run on the examples `data`."""
 
         def mean_loss() -> float:
             sample = data.sample(min(len(data), _SAMPLE), seed=self._config.seed)
-            scored = self.score(sample, lambda: False)
-            assert scored is not None
-            return scored[0]
+            with torch.no_grad():
+                tally = self._tallied(sample, lambda: False)
+            assert tally is not None
+            return tally.means()[0]
 
         self.objective.begin(mean_loss)
+
+    def _shown(self) -> nn.Module:
+        """Return the network whose weights count: the moving average, where there is one."""
+        found: nn.Module = self.model if self._average is None else self._average.module
+        return found
 
     def synchronise(self) -> None:
         """Give every process the same running statistics: their mean over the processes."""
@@ -120,8 +162,7 @@ class Learner:
 
     def set_aside(self) -> None:
         """Remember the weights that `score` looks at, as the best so far."""
-        model = self.model if self._average is None else self._average.module
-        self._best = {name: _own(value) for name, value in model.state_dict().items()}
+        self._best = {name: _own(value) for name, value in self._shown().state_dict().items()}
 
     @property
     def finite(self) -> bool:

@@ -1,14 +1,13 @@
-"""Training images of each process and step, augmented: a function of seed, epoch and step alone."""
+"""Training examples of each process and step, augmented: a function of seed, epoch and step alone."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from prunekit.data import ImageSet, augmentation, seeded
-from prunekit.devices import free_memory
+from prunekit.data import Examples, seeded
 from prunekit.errors import TrainingError, counted
 from prunekit.training.config import TrainConfig
 from prunekit.training.world import World
@@ -17,49 +16,38 @@ _ORDER, _VIEWS = 0, 1  # purposes of random numbers: the last entry of their key
 
 
 class Feed:
-    """The training images of one process.
+    """The training examples of one process.
 
-    Every epoch is one order of all images, drawn for all processes alike; a step takes its next `batch` images, and
-    each process its share of them. Images that do not fill the last batch wait for another epoch.
+    Every epoch is one order of all examples, drawn for all processes alike; a step takes its next `batch` examples, and
+    each process its share of them. Examples that do not fill the last batch wait for another epoch.
     """
 
-    def __init__(self, data: ImageSet, config: TrainConfig, world: World, dtype: torch.dtype) -> None:
-        self.data = resident(data, world.device)
+    def __init__(self, data: Examples, config: TrainConfig, world: World, dtype: torch.dtype) -> None:
+        self.data = data.resident(world.device)
         self.batch = _batch(config, len(data), world.size)
         self.steps = len(data) // self.batch
-        self._augment = augmentation(data.augment if config.augment == "auto" else config.augment)
         self._config, self._world, self._dtype = config, world, dtype
 
-    def epoch(self, epoch: int, first: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Yield images `(n, C, H, W)` and labels `(n,)` from step `first` on, `config.accumulate` batches per step."""
+    def epoch(self, epoch: int, first: int) -> Generator[Any, None, None]:
+        """Yield the batches of an epoch from step `first` on, `config.accumulate` for each step."""
         config, world, count = self._config, self._world, len(self.data)
         order = torch.randperm(count, generator=seeded(config.seed, epoch, _ORDER))
         parts = order[: self.steps * self.batch].view(self.steps, config.accumulate, world.size, -1)
-        draws = self._augment.draws(count, seeded(config.seed, epoch, _VIEWS))
-        home = self.data.labels.device
-        yield from self.data.batches(
+        yield from self.data.views(
             self.batch // (world.size * config.accumulate),
+            parts[first:, :, world.rank].reshape(-1),
+            seed=(config.seed, epoch, _VIEWS),
+            augment=config.augment,
             device=world.device,
-            order=parts[first:, :, world.rank].reshape(-1).to(home),
-            augment=self._augment,
-            draws=draws.to(home),
             channels_last=config.channels_last,
             dtype=self._dtype,
         )
 
 
-def shares(data: ImageSet, batch_size: int, world: World, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield this process's share of a validation set, each image once."""
-    order = torch.arange(world.rank, len(data), world.size, device=data.labels.device)
+def shares(data: Examples, batch_size: int, world: World, dtype: torch.dtype) -> Iterator[Any]:
+    """Yield this process's share of a validation set, each example once."""
+    order = torch.arange(world.rank, len(data), world.size)
     yield from data.batches(batch_size, device=world.device, order=order, dtype=dtype)
-
-
-def resident(data: ImageSet, device: torch.device) -> ImageSet:
-    """Return `data` on the device where it takes at most a quarter of the free memory there; otherwise unchanged."""
-    if device.type == "cpu" or not isinstance(data.images, Tensor):
-        return data
-    free = free_memory(device)
-    return data.to(device) if free is not None and data.images.nbytes <= free // 4 else data
 
 
 def _batch(config: TrainConfig, count: int, processes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -10,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit import surgery
 from prunekit.errors import TrainingError, unknown_name
-from prunekit.surgery.tracing.tracer import example_of
 from prunekit.training.optimizer import pull
 
 _SMALL = 0.01  # share of the largest |gamma| up to which a gamma counts as sparse in reports
@@ -106,13 +106,13 @@ def sparsity_penalty(model: nn.Module) -> Tensor:
     return torch.stack([gamma.abs().sum() for gamma in gammas]).sum()
 
 
-def inner_gammas(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
+def inner_gammas(model: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
     """Return the batch-norm weights of channels that can be removed alone, since no addition shares them with others.
 
-    Where only these are to be pruned, a penalty on the others costs accuracy and saves nothing. `shape` is that of one
-    image, `(C, H, W)`.
+    Where only these are to be pruned, a penalty on the others costs accuracy and saves nothing. `inputs` are
+    those of one example, with a batch of one.
     """
-    graph = surgery.trace(model, example_of(model, (1, *shape)))
+    graph = surgery.trace(model, inputs)
     inner = [group for group in graph.groups if group.free and not graph.is_stream(group)]
     members = [member for group in inner for member in (*group.producers, *group.followers)]
     norms = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.affine}

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import torch
 
-from prunekit.data import ImageSet
+from prunekit.data import Examples
 from prunekit.data.randomness import seed_of
 from prunekit.devices import seed_generators
 from prunekit.errors import Interrupted, TrainingError
+from prunekit.metric import ACCURACY
 from prunekit.training.config import TrainConfig
 from prunekit.training.events import EpochEvent, Event, SaveEvent, Scored, Sink, StartEvent, StepEvent
 from prunekit.training.learner import Learner
-from prunekit.training.loader import Feed, resident
+from prunekit.training.loader import Feed
 from prunekit.training.schedule import learning_rate
 from prunekit.training.signals import StopSignals
 from prunekit.training.state import State
@@ -36,7 +37,7 @@ class Run:
         self,
         learner: Learner,
         feed: Feed,
-        val_set: ImageSet | None,
+        val_set: Examples | None,
         config: TrainConfig,
         world: World,
         stop: StopSignals,
@@ -47,7 +48,8 @@ class Run:
     ) -> None:
         self._enough, self._ended = enough, False
         self._learner, self._feed, self._config = learner, feed, config
-        self._val_set = val_set and resident(val_set, world.device)
+        self._val_set = None if val_set is None else val_set.resident(world.device)
+        self._metric = learner.objective.task.metric
         self._world, self._stop, self._state, self._path, self._sink = world, stop, state, path, sink
         self._steps = config.epochs * feed.steps
         self._tally = Tally(world)
@@ -90,7 +92,9 @@ class Run:
         images, penalised = len(self._feed.data), len(self._learner.penalty) if config.sparsity else 0
         place = (self._state.epoch, config.epochs, self._number, self._steps)
         device, batch = str(world.device), self._feed.batch
-        self._emit(StartEvent(*place, device, world.size, images, penalised, batch, config.peak_lr))
+        self._emit(
+            StartEvent(*place, device, world.size, images, penalised, batch, config.peak_lr, self._feed.data.noun)
+        )
         if not self._number:
             self._learner.begin(self._feed.data)
             self._compare(0, *(self._validate() if self._keeps_best else (None, None)))
@@ -142,8 +146,8 @@ class Run:
         state = self._state
         self._learner.synchronise()
         self._learner.objective.end_epoch(state.epoch, self._config.epochs, self._world)
-        val_loss, val_accuracy = self._validate()
-        self._compare(state.epoch + 1, val_loss, val_accuracy)
+        val_loss, val_score = self._validate()
+        self._compare(state.epoch + 1, val_loss, val_score)
         loss, accuracy = self._tally.means()
         event = EpochEvent(
             epoch=state.epoch + 1,
@@ -152,11 +156,13 @@ class Run:
             loss=loss,
             accuracy=accuracy,
             val_loss=val_loss,
-            val_accuracy=val_accuracy,
+            val_accuracy=val_score if self._metric == ACCURACY else None,
             lr=learning_rate(self._config, self._number - 1, self._steps, self._feed.steps),
             sparsity=self._learner.penalty.share_small(),
             seconds=time.monotonic() - began,
             figures=self._learner.objective.figures(),
+            val_score=val_score,
+            metric=self._metric,
         )
         state.history.append(dataclasses.asdict(event))
         state.epoch, state.step = state.epoch + 1, 0
@@ -179,12 +185,12 @@ class Run:
     def _keeps_best(self) -> bool:
         return self._config.keep == "best" and self._val_set is not None
 
-    def _compare(self, epoch: int, loss: float | None, accuracy: float | None) -> None:
+    def _compare(self, epoch: int, loss: float | None, score: float | None) -> None:
         """Set the weights aside where they are better than all before."""
-        if not self._keeps_best or loss is None or accuracy is None:
+        if not self._keeps_best or loss is None or score is None:
             return
-        state, now = self._state, Scored(epoch, accuracy, loss if math.isfinite(loss) else sys.float_info.max)
-        if state.best is None or now.beats(Scored(**state.best)):
+        state, now = self._state, Scored(epoch, score, loss if math.isfinite(loss) else sys.float_info.max)
+        if state.best is None or now.beats(Scored(**state.best), self._metric):
             state.best = dataclasses.asdict(now)
             self._learner.set_aside()
         state.start = state.start or state.best

@@ -55,7 +55,7 @@ class TensorBoard:
         kind = _KINDS[type(event)]
         values = dataclasses.asdict(event)
         for name, value in {**values, **values.pop("figures")}.items():
-            if name not in ("epoch", "epochs", "step", "steps", "figures") and value is not None:
+            if name not in ("epoch", "epochs", "step", "steps", "figures", "metric") and value is not None:
                 self._writer.add_scalar(f"{kind}/{name}", value, event.step)
 
     def close(self) -> None:

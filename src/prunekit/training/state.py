@@ -12,13 +12,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from prunekit.data import ImageSet
+from prunekit.data import Examples
 from prunekit.errors import TrainingError
 from prunekit.files.pickles import load_tensors
 from prunekit.files.writing import atomic_write
 from prunekit.spec import origin_of
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass
@@ -69,6 +69,8 @@ class State:
                 content = load_tensors(stream, str(path))
             if content["prunekit_training"] > _FORMAT:
                 raise TrainingError(f"{path} was written by a newer prunekit", hint="update prunekit")
+            if content["prunekit_training"] < _FORMAT:
+                raise TrainingError(f"{path} was written by an older prunekit", hint="start anew without --resume")
             return cls(**json.loads(content["header"]), tensors=content["tensors"])
         except TrainingError:
             raise
@@ -90,7 +92,7 @@ class State:
 
 
 def identity(
-    model: nn.Module, train_set: ImageSet, val_set: ImageSet | None, teacher: nn.Module | None
+    model: nn.Module, train_set: Examples, val_set: Examples | None, teacher: nn.Module | None
 ) -> dict[str, Any]:
     """Return what identifies a run besides its settings: the network, its history, the images and the teacher."""
     origin = origin_of(model)
@@ -105,10 +107,9 @@ def identity(
     }
 
 
-def _images(data: ImageSet) -> str:
-    """Identify the images by their number, classes, input and labels, not by name: the folder may have moved."""
-    what = json.dumps([list(data.classes), data.input_spec.to_json()])
-    return f"{len(data)} ({_digest(what, data.labels.cpu().numpy().tobytes())})"
+def _images(data: Examples) -> str:
+    """Identify the examples by their number and what they are, not by name: the folder may have moved."""
+    return f"{len(data)} ({_digest(data.identity())})"
 
 
 def _weights(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Sums over the images seen, kept on the device so that reporting does not slow a GPU down."""
+"""Sums over the examples seen, kept on the device so that reporting does not slow a GPU down."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from prunekit.training.world import World
 
 
 class Tally:
-    """Loss, correct predictions and images since `reset`, and the first step with a loss that was not finite."""
+    """Loss, right answers and examples since `reset`, and the first step with a loss that was not finite."""
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.counts_right = True
         self._dtype = sums_in(world.device)
         self.reset()
 
@@ -26,23 +27,23 @@ class Tally:
             self._sums.zero_()  # saved sums are already over all processes
         self._bad = torch.full((), math.inf, dtype=self._dtype, device=self._world.device)
 
-    def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: its mean `loss`, `logits` `(N, classes)` and `labels` `(N,)`."""
+    def add(self, step: int, loss: Tensor, right: Tensor | None, count: int) -> None:
+        """Add a batch of `count` examples: its mean `loss`, and how many are answered `right` where that is known."""
         loss = loss.detach().to(self._dtype)
-        correct = (logits.argmax(1) == labels).sum().to(self._dtype)
-        count = torch.full_like(loss, len(labels))
-        self._sums += torch.stack([loss * count, correct, count])
+        self.counts_right = right is not None
+        correct = torch.zeros_like(loss) if right is None else right.to(self._dtype)
+        self._sums += torch.stack([loss * count, correct, torch.full_like(loss, count)])
         self._bad = torch.where(torch.isfinite(loss), self._bad, self._bad.clamp(max=step))
 
     def totals(self) -> list[float]:
-        """Return summed loss, correct predictions and images, over all processes."""
+        """Return summed loss, right answers and examples, over all processes."""
         values: list[float] = self._world.summed(self._sums).tolist()
         return values
 
-    def means(self) -> tuple[float, float]:
-        """Return mean loss and accuracy, over all processes."""
+    def means(self) -> tuple[float, float | None]:
+        """Return mean loss and, where right answers are counted, their share; over all processes."""
         loss, correct, count = self.totals()
-        return loss / max(count, 1), correct / max(count, 1)
+        return loss / max(count, 1), correct / max(count, 1) if self.counts_right else None
 
     @property
     def bad_step(self) -> float:

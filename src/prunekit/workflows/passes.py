@@ -21,14 +21,15 @@ from torch import nn
 from prunekit import api
 from prunekit.api.latency import present_latency
 from prunekit.checkpoint import load, save
-from prunekit.data import ImageSet
+from prunekit.data import Examples
 from prunekit.devices import CPU, device_of, forked_generators, seed_generators
 from prunekit.errors import InputError, TrainingError
-from prunekit.evaluation.score import accuracy
+from prunekit.evaluation.score import Score, scored
 from prunekit.files.writing import atomic_write
 from prunekit.methods.base import Config
 from prunekit.methods.budget import read_budget
 from prunekit.methods.goal import latency_within
+from prunekit.metric import ACCURACY, Metric
 from prunekit.restoration.images import Images, LabelledImages
 from prunekit.spec import origin_of, remember
 from prunekit.surgery import Cost
@@ -38,11 +39,12 @@ from prunekit.training.entry import train
 from prunekit.training.events import Sink
 from prunekit.training.fine_tuning import cut_since_training, suited
 from prunekit.training.world import is_main_process, process_count
+from prunekit.workflows.calibration import example_for
 
 
 @dataclass(frozen=True)
 class PassResult:
-    """One pass: `accuracy_pruned` right after surgery, `accuracy_tuned` after tuning, on the scoring images (0 to 1).
+    """One pass: `score_pruned` right after surgery, `score_tuned` after tuning, on the scoring examples, by `metric`.
 
     `widths` are the output channels of every convolution and linear layer after the pass; `plan`, `frozen` and
     `verify` (`difference`, `seconds`) are those of its surgery, as JSON. `tuning` are the settings that it was tuned
@@ -52,8 +54,9 @@ class PassResult:
     number: int
     before: Cost
     after: Cost
-    accuracy_pruned: float
-    accuracy_tuned: float
+    score_pruned: float
+    score_tuned: float
+    metric: Metric
     widths: dict[str, int]
     plan: dict[str, Any]
     frozen: dict[str, list[str]]
@@ -68,17 +71,20 @@ class PassResult:
         return notes
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {**vars(self), "before": self.before.to_json(), "after": self.after.to_json()}
+        """Return the JSON form; of classification, the scores as accuracies as well."""
+        costs = {"before": self.before.to_json(), "after": self.after.to_json()}
+        accuracies = {"accuracy_pruned": self.score_pruned, "accuracy_tuned": self.score_tuned}
+        known = accuracies if self.metric == ACCURACY else {}
+        return {**vars(self), **costs, "metric": self.metric.to_json(), **known}
 
 
 @dataclass(frozen=True)
 class PassImages:
-    """Images of a run: to tune on, to validate on, to score passes with, and those that the method reads."""
+    """Examples of a run: to tune on, to validate on, to score passes with, and those that the method reads."""
 
-    train: ImageSet
-    val: ImageSet | None
-    score: ImageSet
+    train: Examples
+    val: Examples | None
+    score: Examples
     calibration: Images | LabelledImages | None = None
 
 
@@ -153,10 +159,10 @@ def run_passes(
     }
     steps = _Steps(folder, settings, resume)
     results: list[PassResult] = []
-    for number, budget in enumerate(_budgets(model, config, schedule.iterations), start=1):
+    for number, budget in enumerate(_budgets(model, config, schedule.iterations, example_for(images.train)), start=1):
         pruned, facts = steps.pruned(number, partial(_prune, name, model, budget, images))
         model = _tune(pruned, number, images, schedule, steps, on_event)
-        results.append(_result(number, facts, model, accuracy(model, images.score).accuracy))
+        results.append(_result(number, facts, model, scored(model, images.score)))
         if on_pass:
             on_pass(results[-1])
     return model, results
@@ -205,12 +211,13 @@ def reinitialise(model: nn.Module, seed: int) -> None:
 
 
 def _prune(name: str, model: nn.Module, config: Config, images: PassImages) -> tuple[nn.Module, dict[str, Any]]:
-    pruned = api.prune(name, model, config=config, images=images.calibration)
-    layers = api.inspect(pruned.model).cost.layers
+    x = example_for(images.train)
+    pruned = api.prune(name, model, x, config=config, images=images.calibration)
+    layers = api.inspect(pruned.model, x).cost.layers
     facts = {
         "before": pruned.before.to_json(),
         "after": pruned.after.to_json(),
-        "accuracy_pruned": accuracy(pruned.model, images.score).accuracy,
+        "score_pruned": scored(pruned.model, images.score).value,
         "widths": {layer.name: layer.channels for layer in layers if layer.channels},
         "plan": pruned.plan.to_json(),
         "frozen": frozen_by_reason(pruned.graph.groups),
@@ -219,20 +226,27 @@ def _prune(name: str, model: nn.Module, config: Config, images: PassImages) -> t
     return pruned.model, facts
 
 
-def _result(number: int, facts: dict[str, Any], model: nn.Module, tuned: float) -> PassResult:
+def _result(number: int, facts: dict[str, Any], model: nn.Module, tuned: Score) -> PassResult:
     costs = {key: Cost(**facts[key]) for key in ("before", "after")}
     origin = origin_of(model)
     step = origin.history[-1] if origin else {}
     tuning, kept = step.get("settings", {}), step.get("kept")
-    return PassResult(number=number, accuracy_tuned=tuned, tuning=tuning, kept=kept, **{**facts, **costs})
+    return PassResult(
+        number=number,
+        score_tuned=tuned.value,
+        metric=tuned.metric,
+        tuning=tuning,
+        kept=kept,
+        **{**facts, **costs},
+    )
 
 
-def _budgets(model: nn.Module, config: Config, passes: int) -> Iterator[Config]:
+def _budgets(model: nn.Module, config: Config, passes: int, x: Any) -> Iterator[Config]:
     """Yield the settings of each pass: the remainder shrinks by the same factor each time, to the one target."""
     if passes == 1:
         yield config
         return
-    start = api.inspect(model).cost
+    start = api.inspect(model, x).cost
     if config.target_latency is not None:
         yield from _latencies(model, config, passes)
         return

@@ -1,4 +1,4 @@
-"""Sensitivity of each channel group: the accuracy lost when it alone is pruned.
+"""Sensitivity of each channel group: the score lost when it alone is pruned.
 
 After Li et al., "Pruning Filters for Efficient ConvNets" (ICLR 2017), figure 2: the channels with the smallest filters
 (L1 norm) are removed within one group at a time, nothing is restored, and the network is measured. With images to
@@ -16,25 +16,27 @@ import numpy as np
 from torch import nn
 
 from prunekit import surgery
-from prunekit.data import ImageSet
+from prunekit.data import Examples
 from prunekit.errors import InputError
-from prunekit.evaluation.score import accuracy
+from prunekit.evaluation.score import scored
 from prunekit.methods.baselines.scores import filter_norms
 from prunekit.methods.merge.selection import pivoted
 from prunekit.methods.ranking import keep_after, removal_order
+from prunekit.metric import ACCURACY, Metric
 from prunekit.plan import Keep, Plan
 from prunekit.progress import Progress, counter, report_progress
 from prunekit.restoration.images import Images, gather
 from prunekit.restoration.narrowed_alone import NarrowedAlone
 from prunekit.restoration.second_moments import measure
 from prunekit.surgery import ChannelGroup, Graph
+from prunekit.tasks.sets import task_of
 
 RATIOS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
 class GroupSensitivity:
-    """One group: for each ratio, the number of channels removed and the remaining accuracy (0 to 1).
+    """One group: for each ratio, the number of channels removed and the score that is left.
 
     Where it was refitted, `loss` is the error of the network's outputs for each ratio, as a share of their variance.
 
@@ -48,18 +50,26 @@ class GroupSensitivity:
     channels: int
     ratios: tuple[float, ...]
     removed: tuple[int, ...]
-    accuracy: tuple[float, ...]
+    score: tuple[float, ...]
     loss: tuple[float, ...] | None = None
+    metric: Metric = ACCURACY
+
+    @property
+    def accuracy(self) -> tuple[float, ...]:
+        """The remaining accuracy; none where another score counts."""
+        return self.score if self.metric == ACCURACY else ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        accuracy = {"accuracy": list(self.accuracy)} if self.metric == ACCURACY else {}
+        return {**fields, "metric": self.metric.to_json(), **accuracy}
 
 
 def sensitivity(
     model: nn.Module,
     graph: Graph,
-    images: ImageSet,
+    images: Examples,
     ratios: Sequence[float] = RATIOS,
     *,
     restore_from: Images | None = None,
@@ -69,9 +79,9 @@ def sensitivity(
     """Measure `model` once for every group that can lose channels and every ratio.
 
     Args:
-        model: A classifier.
+        model: A network.
         graph: The graph that `trace` read from it.
-        images: Labelled images to measure on.
+        images: Labelled images, or the examples that a task has opened, to measure on.
         ratios: Shares of a group to remove, between 0 and 1.
         restore_from: Unlabelled, normalised images `(N, C, H, W)`, or batches of them, to which what reads the group is
             refitted before it is measured; None restores nothing.
@@ -79,7 +89,7 @@ def sensitivity(
         on_group: Called after each group with the groups done and the groups in all.
 
     Returns:
-        For each group, for each ratio, how many channels went, and the accuracy that was left.
+        For each group, for each ratio, how many channels went, and the score that was left.
 
     Raises:
         InputError: A ratio is out of range, nothing can be pruned, or images that do not suit the network.
@@ -101,20 +111,21 @@ def sensitivity(
     found, count = [], on_group or counter("pruning one group at a time")
     for number, group in enumerate(groups, start=1):
         measured = [_measured(cut, group, ratio, images, batch_size) for ratio in ratios]
-        removed, accuracies, losses = zip(*measured, strict=True)
+        removed, scores, losses = zip(*measured, strict=True)
         loss = None if restore_from is None else losses
-        found.append(GroupSensitivity(group.name, group.size, tuple(ratios), removed, accuracies, loss))
+        metric = task_of(images).metric
+        found.append(GroupSensitivity(group.name, group.size, tuple(ratios), removed, scores, loss, metric))
         count(number, len(groups))
     return found
 
 
 def _measured(
-    cut: _Plainly | _Refitted, group: ChannelGroup, ratio: float, images: ImageSet, batch_size: int
+    cut: _Plainly | _Refitted, group: ChannelGroup, ratio: float, images: Examples, batch_size: int
 ) -> tuple[int, float, float]:
-    """Return the number of channels removed from the group, the accuracy without them, and the loss of the outputs."""
+    """Return the number of channels removed from the group, the score without them, and the loss of the outputs."""
     with report_progress(None):  # groups are counted
         count, small, loss = cut(group, int(ratio * group.size))
-        return count, accuracy(small, images, batch_size=batch_size).accuracy, loss
+        return count, scored(small, images, batch_size=batch_size).value, loss
 
 
 class _Plainly:

@@ -38,7 +38,7 @@ class ReportOptions:
             from prunekit.report.pictures.png import check_picture
 
             check_picture(self.picture)
-            if data.data is None:
+            if not data.given:
                 raise InputError("a picture of accuracies needs images", hint="say which with --data")
 
 
@@ -100,7 +100,7 @@ def _write(results: list[EvalResult], data: DataOptions, report: ReportOptions) 
 
 def _about(result: EvalResult, data: DataOptions) -> str:
     """Describe in one line how the figures were obtained."""
-    parts = [f"{counted(result.images, 'image')} of {data.data}"] if data.data is not None else []
+    parts = [f"{counted(result.images, 'image')} of {data.named}"] if data.given else []
     if result.latency_ms is not None:
         timing = result.latency_ms
         parts.append(

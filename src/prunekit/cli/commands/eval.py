@@ -40,16 +40,19 @@ def run(output: Output, models: Models, data: DataOptions, options: EvalOptions,
             show(output, result)
     if options.min_accuracy is not None:
         _require(results, options.min_accuracy)
+    if options.min_score is not None:
+        _require_score(results, options.min_score)
 
 
 def _check(models: list[str], data: DataOptions, options: EvalOptions) -> None:
     options.check()
-    if options.per_image is not None and (data.data is None or len(models) != 1):
-        raise InputError("--per-image needs --data and a single model")
-    if options.per_class and data.data is None:
-        raise InputError("--per-class needs --data")
-    if options.min_accuracy is not None and data.data is None:
-        raise InputError("--min-accuracy needs --data")
+    if options.per_image is not None and (not data.given or data.of_task or len(models) != 1):
+        raise InputError("--per-image needs --data, with images to classify, and a single model")
+    if options.per_class and (not data.given or data.of_task):
+        raise InputError("--per-class needs --data, with images to classify")
+    for flag, value in (("--min-accuracy", options.min_accuracy), ("--min-score", options.min_score)):
+        if value is not None and not data.given:
+            raise InputError(f"{flag} needs --data")
     if options.min_accuracy is not None and not 0 <= options.min_accuracy <= 1:
         raise InputError(f"--min-accuracy {options.min_accuracy:g} is not a share", hint="90 % is 0.9")
 
@@ -70,6 +73,16 @@ def _require(results: list[EvalResult], least: float) -> None:
         raise CheckFailed(f"less accurate than the {numbers.percent(least)} asked for: {found}")
 
 
+def _require_score(results: list[EvalResult], least: float) -> None:
+    """Raise `CheckFailed` where the score of a model's task is worse than required."""
+    metric = results[0].metric
+    assert metric is not None
+    short = [result for result in results if metric.beats(least, result.score or 0.0)]
+    if short:
+        found = ", ".join(f"{result.model} has {numbers.score(metric, result.score)}" for result in short)
+        raise CheckFailed(f"a worse {metric.name} than the {numbers.score(metric, least)} asked for: {found}")
+
+
 COMMAND = Command(
     run,
     (
@@ -80,6 +93,8 @@ COMMAND = Command(
         "prunekit eval small.pt --data path/to/images --per-class",
         "prunekit eval weights.pth --arch resnet50 --data path/to/some/classes --classes names.txt",
         "prunekit eval small.pt --data digits --json | jq .accuracy",
+        "prunekit eval unet.pt --task segmentation --data path/to/scenes --min-score 0.8",
+        "prunekit eval audio.pt --task tasks.py:Keywords --task-args folder=clips --min-score 0.9",
         "prunekit eval gated.pt --data digits --budget 50% --runtime auto",
         "prunekit eval gated.pt@40% gated.pt@60% --data digits",
     ),

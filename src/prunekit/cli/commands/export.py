@@ -101,8 +101,8 @@ def run(
     example = example_inputs(network, file.inputs)
     options = ExportOptions(file.opset, file.fixed_batch, file.fold_bn, check.tolerance, check.min_agreement)
     batches = None
-    if data.data is not None:
-        images = data.open(output, cast("Split", check.split), spec_of(network), reading)
+    if data.given:
+        images = data.images(output, cast("Split", check.split), spec_of(network), reading)
         batches = _batches(network, example, images, output)
     done = _exported(network, example, format, options, batches, buckets=file.buckets)
     small = _smaller(output, network, done, int8, check, data, reading) if int8.int8 else None
@@ -119,7 +119,7 @@ def _check(file: FileOptions, where: OutputOptions, data: DataOptions, check: Ch
         raise InputError(f"--tolerance must be positive, found {check.tolerance:g}")
     if not 0 <= check.min_agreement <= 1:
         raise InputError(f"--min-agreement {check.min_agreement:g} is not a share", hint="99.9 % is 0.999")
-    if file.inputs is not None and data.data is not None:
+    if file.inputs is not None and data.given:
         raise InputError("--inputs and --data disagree: data is one image", hint="without --data, inputs are random")
     if file.inputs is not None and file.buckets:
         raise InputError("--inputs is not for --buckets: networks with gates take one image")

@@ -18,15 +18,17 @@ from prunekit.cli.framework.options import (
     device_option,
     option,
 )
-from prunekit.cli.models import check_inputs, check_report, describe_source, read_model, spec_of, write_report
+from prunekit.cli.models import check_inputs, check_report, describe_source, open_for, read_model, spec_of, write_report
 from prunekit.errors import InputError, PrunekitError
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from prunekit.api import Inspection
+    from prunekit.data import Examples
+    from prunekit.restoration.images import Images
     from prunekit.surgery import ChannelGroup, Cost
 
 _GATES = (
@@ -42,7 +44,7 @@ class InspectOptions:
     html: str | None = option(metavar="FILE", help="Write one self-contained page there.")
     force: bool = option(False, help="Replace that file if it exists.")
     sensitivity: bool = option(
-        False, help="Measure how much accuracy each channel group costs when it alone is pruned (needs --data)."
+        False, help="Measure how much of the score each channel group costs when it alone is pruned (needs --data)."
     )
     restored: bool = option(
         False,
@@ -56,9 +58,9 @@ class InspectOptions:
     def check(self, data: DataOptions) -> None:
         """Raise `InputError`, before any work, for flags that exclude each other."""
         check_report(self.html, force=self.force)
-        if self.sensitivity and data.data is None:
+        if self.sensitivity and not data.given:
             raise InputError("--sensitivity needs images", hint="say which with --data")
-        if data.data is not None and not self.sensitivity:
+        if data.given and not self.sensitivity:
             raise InputError("--data is for --sensitivity", hint="prunekit eval measures the accuracy")
         if self.restored and not self.sensitivity:
             raise InputError("--restored is for --sensitivity", hint="add --sensitivity and --data")
@@ -73,11 +75,15 @@ def run(
     options.check(data)
     check_inputs(model, data, reading)
     from prunekit import api
+    from prunekit.data import ImageSet
     from prunekit.surgery.graph.groups import frozen_by_reason
+    from prunekit.workflows.calibration import example_for
 
     network, size = read_model(model, reading, options.device if options.sensitivity else "cpu")
-    spec_of(network)
-    found = api.inspect(network)
+    images = open_for(output, network, data, "test", reading) if options.sensitivity else None
+    if images is None or isinstance(images, ImageSet):
+        spec_of(network)
+    found = api.inspect(network, example_for(images))
     groups = _kept_by_gates(found.groups) if gates.has_gates(network) else found.groups
     facts = {
         "model": describe_source(model),
@@ -86,7 +92,7 @@ def run(
         "original": _original(network),
         "groups": [_group(group) for group in groups],
         "frozen": frozen_by_reason(groups),
-        "sensitivity": _sensitivity(output, network, found, options, data, reading) if options.sensitivity else None,
+        "sensitivity": images and _sensitivity(output, network, found, options, data, reading, images),
     }
     if options.html is not None:
         from prunekit.report.pages.inspection import inspection_page
@@ -165,26 +171,29 @@ def _sensitivity(
     options: InspectOptions,
     data: DataOptions,
     reading: ReadingOptions,
+    images: Examples,
 ) -> dict[str, Any]:
-    """Return the present accuracy, and for each group that with some of its channels removed."""
-    from prunekit.evaluation.score import accuracy
+    """Return the present score, and for each group that with some of its channels removed."""
+    from prunekit.evaluation.score import scored
     from prunekit.workflows.sensitivity import sensitivity
 
-    images = data.open(output, "test", spec_of(network), reading)
     chosen = images.sample(min(options.images, len(images)), seed=0)
     source = _to_restore_from(output, network, data, reading) if options.restored else None
     groups = sensitivity(network, found.graph, chosen, options.ratios, restore_from=source)
-    whole = accuracy(network, chosen).accuracy
-    return {"accuracy": whole, "images": len(chosen), "groups": [group.to_json() for group in groups]}
+    whole = scored(network, chosen)
+    accuracy = {} if whole.accuracy is None else {"accuracy": whole.accuracy}
+    facts = {"score": whole.value, "metric": whole.metric.to_json(), **accuracy}
+    return {**facts, "images": len(chosen), "noun": images.noun, "groups": [group.to_json() for group in groups]}
 
 
-def _to_restore_from(output: Output, network: nn.Module, data: DataOptions, reading: ReadingOptions) -> Tensor:
-    """Return training images, without their labels."""
+def _to_restore_from(output: Output, network: nn.Module, data: DataOptions, reading: ReadingOptions) -> Images:
+    """Return what the network reads of training examples, without their labels."""
     from prunekit.restoration.narrowed_alone import IMAGES
+    from prunekit.tasks.sets import all_inputs
 
-    train = data.open(output, "train", spec_of(network), reading)
-    images, _ = next(train.sample(min(IMAGES, len(train)), seed=0).batches(IMAGES))
-    return images
+    train = open_for(output, network, data, "train", reading)
+    found: Images = all_inputs(train.sample(min(IMAGES, len(train)), seed=0))
+    return found
 
 
 def _modules(members: Any) -> list[str]:

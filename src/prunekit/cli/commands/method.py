@@ -33,6 +33,7 @@ from prunekit.cli.tuning import (
     tune,
 )
 from prunekit.methods.budget import check_budget
+from prunekit.metric import ACCURACY, Metric
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 
@@ -78,7 +79,8 @@ def command_for(name: str) -> Command:
             check_alone(config, tuning)
         network, _ = read_model(model, reading, tuning.device)
         check_kind(network, target)
-        spec_of(network)
+        if not data.of_task:
+            spec_of(network)
         job = Job(output, name, network, config, target, where, data, passes, tuning, reading, healing)
         if wanted is not None:
             _fit(job, model, wanted)
@@ -114,15 +116,18 @@ def _fit(job: Job, source: str, goal: DropGoal) -> None:
 def _prune(job: Job) -> None:
     """Prune, verify, heal where that is asked for, write the artefact, and show the changes."""
     from prunekit import api
+    from prunekit.workflows.calibration import example_for
 
-    pruned = api.prune(job.name, job.network, config=job.config, images=calibration_images(job))
+    train_set = job.images("train") if job.data.of_task else None
+    images, x = calibration_images(job, train_set), example_for(train_set)
+    pruned = api.prune(job.name, job.network, x, config=job.config, images=images)
     if not job.healing.heal or job.where.dry_run:
         _finish(job, pruned)
         return
     from prunekit.report.terminal.healing import say_healed
 
-    images, device, resume = images_to_heal_on(job), job.tuning.device, job.passes.resume
-    found = healed(job.healing, pruned.model, job.network, images, job.target, device=device, resume=resume)
+    to_heal_on, device, resume = images_to_heal_on(job), job.tuning.device, job.passes.resume
+    found = healed(job.healing, pruned.model, job.network, to_heal_on, job.target, device=device, resume=resume)
     _finish(job, dataclasses.replace(pruned, model=found.model), healing=found.to_json())
     say_healed(job.output, found)
 
@@ -155,7 +160,7 @@ def _tune(job: Job) -> None:
         from prunekit.report.pictures import png
 
         draw(job.passes.pictures, job.network, tuned, results[-1].notes)
-        chart, about = png.passes_chart(results, start), f"test images of {job.data.data}"
+        chart, about = png.passes_chart(results, start), f"test images of {job.data.named}"
         png.draw([chart], Path(job.passes.pictures) / "passes.png", about=about)
     written = write_model(tuned, job.target, output, force=job.where.force)
     if output.first:
@@ -183,12 +188,18 @@ def _facts(pruned: Pruned) -> dict[str, Any]:
     }
 
 
+def _score_facts(metric: Metric, value: float) -> dict[str, float]:
+    """Return a score as JSON, of classification as an accuracy as well."""
+    return {"score": value, **({"accuracy": value} if metric == ACCURACY else {})}
+
+
 def _pass_facts(results: list[PassResult], start: float, seconds: float) -> dict[str, Any]:
     """Return the same keys for a run of passes, with each pass; plan and proof are those of the last."""
     last = results[-1]
     return {
-        "before": {**results[0].before.to_json(), "accuracy": start},
-        "after": {**last.after.to_json(), "accuracy": last.accuracy_tuned},
+        "before": {**results[0].before.to_json(), **_score_facts(last.metric, start)},
+        "after": {**last.after.to_json(), **_score_facts(last.metric, last.score_tuned)},
+        "metric": last.metric.to_json(),
         "plan": last.plan,
         "protected": last.notes.get("protected", []),
         "frozen": last.frozen,

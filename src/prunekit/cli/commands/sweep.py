@@ -19,6 +19,7 @@ from prunekit.cli.models import (
     check_inputs,
     check_report,
     describe_source,
+    open_for,
     read_model,
     spec_of,
     write_report,
@@ -31,7 +32,7 @@ from prunekit.report.terminal.output import Output
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.data import ImageSet
+    from prunekit.data import Examples
     from prunekit.evaluation.score import EvalResult
     from prunekit.training.config import TrainConfig
     from prunekit.workflows.sweeps.points import SweepPoint
@@ -62,7 +63,7 @@ class SweepOptions:
         metavar="AMOUNT,...", help="Or times of a pass to come down to, such as 75%,50% of the present one or 5ms."
     )
     seeds: str | None = option(metavar="SEED,...", help="Make each network once with every seed (the default: 0).")
-    within: float = option(1.0, metavar="POINTS", help="Accuracy that the recommended network may lose.")
+    within: float = option(1.0, metavar="POINTS", help="Points of the score that the recommended network may lose.")
     out: str | None = option(
         flag="--output,-o", metavar="FILE", help="File for the points, as JSON; by default beside the model."
     )
@@ -123,7 +124,7 @@ class _Job:
     grid: Grid
     tuning: TrainConfig | None
     base: EvalResult
-    images: ImageSet | None
+    images: Examples | None
     data: DataOptions
     options: MeasureOptions
     sweep: SweepOptions
@@ -134,7 +135,7 @@ class _Job:
 
         epochs = self.tuning.epochs if self.tuning else 0
         axis, within = self.grid.axis, self.sweep.within
-        return Sweep(self.base, tuple(points), axis, self.data.data, self.options.split, epochs, within)
+        return Sweep(self.base, tuple(points), axis, self.data.named, self.options.split, epochs, within)
 
     def store(self, sweep: Sweep) -> dict[str, Any]:
         """Write the sweep to its file; return the document."""
@@ -152,10 +153,11 @@ def _settings(
     """Return what all points of one file have in common."""
     from prunekit.workflows.sweeps.points import fingerprint
 
-    spec_of(network)
+    if not data.of_task:
+        spec_of(network)
     return {
         "weights": fingerprint(network),
-        "data": data.data,
+        "data": data.named,
         "split": options.split,
         "calibration": sweep.calibration,
         "axis": grid.axis,
@@ -170,7 +172,7 @@ def _points(
     from prunekit.report.terminal.training import watching
     from prunekit.workflows.sweeps.running import sweep
 
-    output, grid, data, spec = job.output, job.grid, job.data, spec_of(network)
+    output, grid, data = job.output, job.grid, job.data
     job.store(job.view(known))
 
     def keep(points: Sequence[SweepPoint]) -> None:
@@ -184,8 +186,8 @@ def _points(
         lambda made, name: measure(output, made, name, job.images, job.options),
         axis=grid.axis,
         seeds=grid.seeds,
-        train_set=None if data.data is None else data.open(output, "train", spec, reading),
-        val_set=data.open(output, "val", spec, reading) if job.tuning else None,
+        train_set=open_for(output, network, data, "train", reading) if data.given else None,
+        val_set=open_for(output, network, data, "val", reading) if job.tuning else None,
         calibration=job.sweep.calibration,
         tuning=job.tuning,
         known=known,
@@ -208,7 +210,7 @@ def _target(source: str, sweep: SweepOptions, data: DataOptions) -> Path:
         from prunekit.report.pictures.png import check_picture
 
         check_picture(sweep.picture)
-        if data.data is None:
+        if not data.given:
             raise InputError("a picture of accuracies needs images", hint="say which with --data")
     path = Path(sweep.out) if sweep.out is not None else beside(source, "sweep", ".json")
     check_report(str(path), force=True)
@@ -223,15 +225,15 @@ def _say(output: Output, point: SweepPoint, several: bool) -> None:
         output.warn(f"{name}: {point.error}")
         return
     result = point.result
-    accuracy = f"accuracy {numbers.percent(result.accuracy)}, " if result.accuracy is not None else ""
-    output.note(f"{name}: {accuracy}{result.params:,} parameters, {result.macs:,} MACs")
+    score = f"{result.metric.name} {numbers.score(result.metric, result.score)}, " if result.metric is not None else ""
+    output.note(f"{name}: {score}{result.params:,} parameters, {result.macs:,} MACs")
 
 
 def _report(job: _Job, done: Sweep, facts: dict[str, Any]) -> None:
     from prunekit.report.pages import sweeping
     from prunekit.report.terminal.sweeping import show_sweep
 
-    title, asked = f"{Path(done.base.model).name}: accuracy against cost", job.sweep
+    title, asked = f"{Path(done.base.model).name}: {done.metric.name} against cost", job.sweep
     if asked.html is not None:
         write_report(asked.html, sweeping.sweep_page(title, done), force=asked.force)
     if asked.picture is not None and (charts := sweeping.sweep_charts(done)):

@@ -18,10 +18,10 @@ from prunekit.cli.models import (
     STREAM,
     check_inputs,
     check_kind,
+    open_for,
     output_path,
     read_model,
     read_teacher,
-    spec_of,
     write_model,
 )
 from prunekit.errors import InputError
@@ -34,7 +34,8 @@ from prunekit.training.config import TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.data import ImageSet
+    from prunekit.data import Examples
+    from prunekit.spec import InputSpec
     from prunekit.training.entry import TrainResult
 
 ModelOrNothing = Annotated[
@@ -59,8 +60,8 @@ class Job:
     """Everything that a run needs, prepared before it starts."""
 
     model: nn.Module
-    train_set: ImageSet
-    val_set: ImageSet
+    train_set: Examples
+    val_set: Examples
     teacher: nn.Module | None
     target: Path
     tunes: bool
@@ -131,17 +132,14 @@ def prepare(
         raise InputError("a trained model goes to a file: its state lies beside it", hint="name one with -o FILE")
     target = Path(output_path(source or str(reading.arch), where, suffix, output))
     check_inputs(source, data, reading, images_needed=True)
-    from prunekit.data import labelled_for
-
     if source is not None:
         model, _ = read_model(source, reading)
         check_kind(model, str(target))
-        train_set = data.open(output, "train", spec_of(model), reading)
+        train_set = open_for(output, model, data, "train", reading)
     else:
         model, train_set = _from_scratch(output, data, config, reading)
-    train_set = labelled_for(model, train_set)
     teacher = read_teacher(options.teacher, reading)
-    val_set = labelled_for(model, data.open(output, "val", train_set.input_spec, reading))
+    val_set = open_for(output, model, data, "val", reading)
     return Job(model, train_set, val_set, teacher, target, tunes=source is not None)
 
 
@@ -157,15 +155,17 @@ def _say_before(output: Output, job: Job, config: TrainConfig) -> None:
 
 def _from_scratch(
     output: Output, data: DataOptions, config: TrainConfig, reading: ReadingOptions
-) -> tuple[nn.Module, ImageSet]:
-    """Build a network with an output for each class, where it accepts their number; return it and the images.
+) -> tuple[nn.Module, Examples]:
+    """Build a network with an output for each class, where it accepts their number; return it and the examples.
 
-    The classes are those of `--classes`, or else those of the data.
+    The classes are those of `--classes`, or else those of the data. A network for another task is built as it is.
     """
     import torch
 
     from prunekit import models
+    from prunekit.data import ImageSet
     from prunekit.spec import remember_classes
+    from prunekit.tasks.sets import fitted_to
 
     names = reading.class_names()
     arch, arguments = str(reading.arch), reading.arguments()
@@ -177,9 +177,20 @@ def _from_scratch(
     spec = spec and dataclasses.replace(spec, assumed=False)
     train_set = data.open(output, "train", spec, reading)
     torch.manual_seed(config.seed)
+    if not isinstance(train_set, ImageSet):
+        return _with_input(models.build(arch, arguments), spec or train_set.input_spec), train_set
     told = "num_classes" in (arguments or {}) or not models.takes(arch, "num_classes")
     count = len(names or train_set.classes)
-    return remember_classes(models.build(arch, arguments, num_classes=None if told else count), names or ()), train_set
+    model = models.build(arch, arguments, num_classes=None if told else count)
+    model = remember_classes(_with_input(model, train_set.input_spec), names or ())
+    return model, fitted_to(model, train_set)
+
+
+def _with_input(model: nn.Module, spec: InputSpec | None) -> nn.Module:
+    """Make `spec` what the network remembers to read, in place; return it."""
+    from prunekit.spec import Origin, origin_of, remember
+
+    return remember(model, dataclasses.replace(origin_of(model) or Origin(""), input=spec))
 
 
 def _show(output: Output, job: Job, config: TrainConfig) -> None:
@@ -200,7 +211,7 @@ def _show(output: Output, job: Job, config: TrainConfig) -> None:
         return
     output.data(
         f"would train {job.target} for {numbers.counted(config.epochs, 'epoch')} on "
-        f"{numbers.counted(len(job.train_set), 'image')} "
+        f"{numbers.counted(len(job.train_set), job.train_set.noun)} "
         f"({len(job.val_set)} for validation): {cost.params:,} parameters, {cost.macs:,} MACs"
     )
 
@@ -231,6 +242,8 @@ def finish(
             "metrics": str(job.metrics),
             "settings": config.settings(),
             "accuracy": result.accuracy,
+            "score": result.score,
+            "metric": result.metric.to_json(),
             "loss": result.loss,
             "sparsity": last.sparsity,
             "history": [dataclasses.asdict(event) for event in result.history],
@@ -241,7 +254,8 @@ def finish(
         output.document(document(name, fields))
         return
     say_kept(output, step.get("kept"))
-    output.note(f"validation accuracy {numbers.percent(result.accuracy)} after {numbers.duration(result.seconds)}")
+    figure = f"validation {result.metric.name} {numbers.score(result.metric, result.score)}"
+    output.note(f"{figure} after {numbers.duration(result.seconds)}")
     output.data(str(job.target))
 
 
@@ -253,6 +267,8 @@ COMMAND = Command(
         "prunekit train small.pt --data path/to/images --epochs 20 --lr 0.01",
         "prunekit train small.pt --data digits --distill model.pt",
         "prunekit train small.pt --data path/to/images --epochs 20 --lr 0.01 --resume",
+        "prunekit train --arch nets.py:unet --task segmentation --data path/to/scenes --epochs 20 -o unet.pt",
+        "prunekit train --arch nets.py:m5 --task tasks.py:Keywords --epochs 20 -o audio.pt",
         "torchrun --nproc-per-node 4 -m prunekit train --arch resnet50 --data path/to/images",
     ),
     {"data": DATA, "config": "Training", "where": "Output", "options": "The run", "reading": READING},

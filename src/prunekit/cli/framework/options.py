@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from prunekit.errors import InputError, counted
+from prunekit.errors import InputError, counted, unknown_name
 from prunekit.spec import InputSpec, stated
 
 if TYPE_CHECKING:
     import torch
 
-    from prunekit.data import ImageSet
+    from prunekit.data import Examples, ImageSet
     from prunekit.report.terminal.output import Output
+    from prunekit.tasks.base import Task
 
 READING = "How the model is read"
 DATA = "Data"
@@ -32,6 +33,12 @@ ModelArgument = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _tasks() -> list[str]:
+    from prunekit.tasks import registry
+
+    return registry.names()
 
 
 def _architectures() -> list[str]:
@@ -101,21 +108,76 @@ class ReadingOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Choice of images."""
+    """Choice of the task, and of its data."""
 
     data: str | None = option(
         metavar="WHERE",
-        help="The images: digits (bundled), a folder with one sub-folder a class, or a torchvision data set.",
+        help="The images: digits (bundled), a folder with one sub-folder a class, or a torchvision data set; with "
+        "--task segmentation a folder with train/ and val/ or test/, each with images/ and masks/.",
     )
     data_root: str | None = option(metavar="FOLDER", help="Folder of the torchvision data set.")
     skip_bad: bool = option(False, help="Leave unreadable images out instead of stopping at the first.")
+    task: str | None = option(
+        metavar="NAME",
+        help="What the network is for: classification (the default), segmentation, or a class of your own, as "
+        "path/to/file.py:Name, which runs that file.",
+        complete=_tasks,
+    )
+    task_args: str | None = option(metavar="KEY=VALUE,...", help="Arguments of the task.")
+
+    @property
+    def given(self) -> bool:
+        """True where there is data: named, or brought by a task."""
+        return self.data is not None or self.of_task
+
+    @property
+    def of_task(self) -> bool:
+        """True where a task other than the classification of images opens the data."""
+        return self.task is not None and self.task != "classification"
+
+    @property
+    def named(self) -> str | None:
+        """What people call the data; None where there is none."""
+        if not self.of_task:
+            return self.data
+        args = f" ({self.task_args})" if self.task_args else ""
+        return f"{self.task}{args}" + (f" on {self.data}" if self.data else "")
 
     def check(self, *, needed: bool = False) -> None:
         """Raise `InputError`, before torch is imported, for a path that leads nowhere, or where `needed` for none."""
-        if needed and self.data is None:
+        self._check_task()
+        if needed and not self.given:
             raise InputError("no data given", hint="say which with --data digits, a folder or a torchvision data set")
         if self.data is not None and len(Path(self.data).parts) > 1 and not os.path.lexists(self.data):
             raise InputError(f"there is no folder {self.data}")
+
+    def _check_task(self) -> None:
+        from prunekit.tasks import registry
+
+        if self.task is None or not self.of_task:
+            if self.task_args is not None:
+                raise InputError("--task-args is for a task", hint="name it with --task")
+            return
+        if not registry.is_code(self.task) and self.task not in registry.names():
+            raise unknown_name("task", self.task, registry.names())
+        file = self.task.rpartition(":")[0]
+        if file.endswith(".py") and not os.path.lexists(file):
+            raise InputError(f"there is no file {file}")
+        for flag, value in (("--data-root", self.data_root), ("--skip-bad", self.skip_bad)):
+            if value:
+                raise InputError(f"{flag} is for images to classify", hint="--task-args reach the task")
+
+    def read_task(self, spec: InputSpec | None) -> Task:
+        """Return the task of --task for a network that reads `spec`.
+
+        Raises:
+            InputError: It cannot be made.
+        """
+        from prunekit.models import parse_args
+        from prunekit.tasks import registry
+
+        args = parse_args(self.task_args) if self.task_args else {}
+        return registry.get(str(self.task), data=self.data, args=args).reading(spec)
 
     def open(
         self,
@@ -125,16 +187,18 @@ class DataOptions:
         reading: ReadingOptions,
         *,
         lazy: bool = False,
-    ) -> ImageSet:
-        """Return the images of `split`, prepared as `spec` says, with a warning where some were left out.
+    ) -> Examples:
+        """Return the examples of `split`; images prepared as `spec` says, with a warning where some were left out.
 
-        They are resized only where `--input-size` was given, or where they come from a folder. For a few of them,
+        Images are resized only where `--input-size` was given, or where they come from a folder. For a few of them,
         `lazy` spares decoding the others.
 
         Raises:
             InputError: There is no `--data`, or it cannot be read.
         """
         self.check(needed=True)
+        if self.of_task:
+            return self.read_task(spec).open(split)
         from prunekit.data import open_data
 
         assert self.data is not None
@@ -158,6 +222,21 @@ class DataOptions:
                 "others than in training its accuracy is wrong; stated once, they are remembered"
             )
         return images
+
+    def images(
+        self, output: Output, split: Split, spec: InputSpec | None, reading: ReadingOptions, *, lazy: bool = False
+    ) -> ImageSet:
+        """Return labelled images, as `open` does, for what other tasks do not have.
+
+        Raises:
+            InputError: Another task was named.
+        """
+        from prunekit.data import ImageSet
+
+        found = self.open(output, split, spec, reading, lazy=lazy)
+        if not isinstance(found, ImageSet):
+            raise InputError("this reads labelled images, and --task names another task", hint="leave --task out")
+        return found
 
     def _warn_of_namesake(self, output: Output) -> None:
         """Warn where the name of a data set hides a folder; whoever gives `--data-root` means the data set."""

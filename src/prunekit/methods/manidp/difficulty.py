@@ -49,9 +49,10 @@ def foresee(gated: nn.Module, images: Tensor, ease: float) -> None:
 
 
 def hardness(logits: Tensor) -> Tensor:
-    """Return the log of the entropy of the answers, `(N, classes)` -> `(N,)`."""
+    """Return the log of the entropy of the answers, `(N, classes, ...)` -> `(N,)`, on average over their places."""
     logits = precise(logits)
-    return (-(logits.softmax(1) * logits.log_softmax(1)).sum(1) + 1e-6).log()
+    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
+    return (entropy.flatten(1).mean(1) if entropy.dim() > 1 else entropy).add(1e-6).log()
 
 
 def lean(layer: GatedConv, read: Tensor, hardness: Tensor, ease: float) -> Tensor:

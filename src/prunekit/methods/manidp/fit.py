@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit import surgery
-from prunekit.data import ImageSet
+from prunekit.data import Examples
 from prunekit.errors import InputError
-from prunekit.evaluation.score import Score, accuracy, evaluate
+from prunekit.evaluation.score import Score, scored
 from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import graph_of
 from prunekit.methods.manidp.gating import plan_gates
@@ -24,6 +24,7 @@ from prunekit.methods.manidp.thresholds import calibrate_kept
 from prunekit.methods.manidp.view import GatedView
 from prunekit.programs.program import ExportedProgram
 from prunekit.spec import origin_of, remember
+from prunekit.tasks.sets import all_inputs, labelled_batches
 from prunekit.training.config import TrainConfig
 from prunekit.training.entry import TrainResult, placed, train
 from prunekit.training.events import Scored, Sink
@@ -81,13 +82,13 @@ def add_gates(model: nn.Module, recipe: GateRecipe) -> nn.Module:
     return gated
 
 
-def note_baseline(gated: nn.Module, source: nn.Module, data: ImageSet) -> float:
-    """Measure what `source` gets right of `data`, and note it in the history of `gated`, in place; 0 to 1."""
-    found = evaluate(source, data).accuracy or 0.0
+def note_baseline(gated: nn.Module, source: nn.Module, data: Examples) -> Score:
+    """Measure `source` on `data`, and note its score in the history of `gated`, in place."""
+    found = scored(source, data)
     origin = origin_of(gated)
     if origin is not None:
         *earlier, last = origin.history
-        remember(gated, replace(origin, history=(*earlier, {**last, "baseline_accuracy": found})))
+        remember(gated, replace(origin, history=(*earlier, {**last, "baseline_accuracy": found.accuracy})))
     return found
 
 
@@ -95,8 +96,8 @@ def fit(
     gated: nn.Module,
     recipe: GateRecipe,
     config: TrainConfig,
-    train_set: ImageSet,
-    val_set: ImageSet | None = None,
+    train_set: Examples,
+    val_set: Examples | None = None,
     *,
     teacher: nn.Module | None = None,
     state_path: str | Path | None = None,
@@ -113,7 +114,9 @@ def fit(
     view, kept = GatedView.of(gated), dict[str, float]()
     if recipe.start == "informed" and not resume:
         device = next(gated.parameters()).device
-        images = train_set.sample(IMAGES, seed=config.seed).inputs()
+        images = all_inputs(train_set.sample(IMAGES, seed=config.seed))
+        if not isinstance(images, Tensor):
+            raise InputError("a network with several inputs cannot have gates")
         kept = inform(view, images.to(device), recipe.keep, recipe.ease, config.seed)
     trained = train(
         gated,
@@ -130,26 +133,26 @@ def fit(
     )
     final, now = _finished(view, recipe, config, train_set, val_set)
     last = trained.history[-1].epoch
-    scored = None if now is None else Scored(last, now.accuracy, now.loss)
+    scored = None if now is None else Scored(last, now.value, now.loss or 0.0)
     return GateTrainResult(trained.model, trained.history, trained.seconds, kept=scored, keep=final)
 
 
 def _finished(
-    view: GatedView, recipe: GateRecipe, config: TrainConfig, train_set: ImageSet, val_set: ImageSet | None
+    view: GatedView, recipe: GateRecipe, config: TrainConfig, train_set: Examples, val_set: Examples | None
 ) -> tuple[FinalKeep, Score | None]:
     """Set the final thresholds, **in place**; return what came of it, and how good the network is with them."""
     images = train_set.sample(min(_CALIBRATION, len(train_set)), seed=config.seed)
     with placed([view.model], config, join(config.device)):
         final = _keep_as_asked(view, recipe, images)
-        score = None if val_set is None else accuracy(view.model, val_set)
+        score = None if val_set is None else scored(view.model, val_set)
     return final, score
 
 
-def _keep_as_asked(view: GatedView, recipe: GateRecipe, images: ImageSet) -> FinalKeep:
+def _keep_as_asked(view: GatedView, recipe: GateRecipe, images: Examples) -> FinalKeep:
     device = next(view.model.parameters()).device
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        return images.batches(250, device=device)
+    def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
+        return labelled_batches(images, 250, device)
 
     trained = kept = kept_share(observe(view, batches()), view.cost)
     error = None

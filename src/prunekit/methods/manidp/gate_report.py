@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.data import ImageSet, labelled_for
 from prunekit.devices import device_of
-from prunekit.evaluation.score import accuracy
+from prunekit.evaluation.score import scored
 from prunekit.methods.manidp.assess import GateResult, assess
 from prunekit.methods.manidp.gating import baseline_of
 from prunekit.methods.manidp.objective import gram, pooled
@@ -61,7 +61,7 @@ def portray(view: GatedView, images: ImageSet) -> Portrait:
         InputError: The images are of other classes than the network.
     """
     images = labelled_for(view.model, images)
-    accuracy(view.model, images.subset([0]))  # which compares the number of classes with that of the outputs
+    scored(view.model, images.subset([0]))  # which compares the number of classes with that of the outputs
     record = observe(view, images.batches(250))
     return Portrait(
         result=assess(record, view.cost),

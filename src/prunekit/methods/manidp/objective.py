@@ -21,17 +21,20 @@ from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.nn.gated import GatedConv, gated_layers
 from prunekit.surgery.execution.hooks import hooked
+from prunekit.tasks.base import Batch, Task
+from prunekit.tasks.nests import size_of
 from prunekit.training.config import TrainConfig
-from prunekit.training.objective import Objective, at_least_float
+from prunekit.training.objective import Objective
 from prunekit.training.world import World
 
 
 class ManifoldObjective(Objective):
-    """`CE + lambda' * complexity + gamma * similarity`.
+    """`loss + lambda' * complexity + gamma * similarity`.
 
-    Complexity: `sum_l mean_i (max(0, C - CE_i) / C) mean_c pi_l(x_i)`, with `C` tau times the mean cross-entropy of the
-    epoch before; its weight is a constant, so that it cannot be lowered by making easy images hard. Similarity:
-    `sum_l |R_l - T_l|^2 / N^2` of the cosine Gram matrices `(N, N)` of pooled feature maps and saliencies.
+    Complexity: `sum_l mean_i (max(0, C - CE_i) / C) mean_c pi_l(x_i)`, with `C` tau times the mean loss of the epoch
+    before, and `CE_i` the loss of an example (of its whole batch, where the task tells no other); its weight is a
+    constant, so that it cannot be lowered by making easy images hard. Similarity: `sum_l |R_l - T_l|^2 / N^2` of the
+    cosine Gram matrices `(N, N)` of pooled feature maps and saliencies.
 
     After every epoch but the first (or more often, see `GateRecipe.renewals`), a layer's threshold becomes the k-th
     largest of the mean saliencies that its channels had in it, `k = ceil(r c)`; `shares` names layers that end at
@@ -43,11 +46,12 @@ class ManifoldObjective(Objective):
         model: nn.Module,
         config: TrainConfig,
         teacher: nn.Module | None,
+        task: Task,
         recipe: GateRecipe,
         cost: DynamicCost,
         shares: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(config, teacher)
+        super().__init__(config, teacher, task)
         self._recipe = recipe
         self._layers = dict(gated_layers(model))
         if not self._layers:
@@ -69,12 +73,13 @@ class ManifoldObjective(Objective):
         self._watching = contextlib.ExitStack()
         self._watching.enter_context(hooked(hook for layer in self._layers.values() for hook in self._watch(layer)))
 
-    def __call__(self, output: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch, and its logits."""
-        loss, logits = super().__call__(output, images, labels)
+    def __call__(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+        """Return the loss of a batch, and the network's output."""
+        loss, output = super().__call__(network, batch)
         pi, maps = [p.float() for p in self._pi], [m.float() for m in self._maps]
         self._pi, self._maps = [], []
-        losses = F.cross_entropy(at_least_float(logits), labels, reduction="none").detach()
+        each = self.task.losses(output, batch)
+        losses = (loss.expand(size_of(batch)) if each is None else each).detach()
         complexity, similarity = self._recipe.losses
         if complexity:
             loss = loss + complexity * self._complexity(pi, losses)
@@ -85,14 +90,14 @@ class ManifoldObjective(Objective):
                 maps = [m.detach() for m in maps]
             loss = loss + similarity * sum(map(unlikeness, maps, pi))
         self._count(pi, losses)
-        return loss, logits
+        return loss, output
 
     def begin(self, mean_loss: Callable[[], float]) -> None:
-        """Measure the mean cross-entropy that tells easy images from hard ones in the first epoch."""
+        """Measure the mean loss that tells easy images from hard ones in the first epoch."""
         self._mean_loss.fill_(mean_loss())
 
     def end_epoch(self, epoch: int, epochs: int, world: World) -> None:
-        """Set the mean cross-entropy anew, from what all processes saw in this epoch."""
+        """Set the mean loss anew, from what all processes saw in this epoch."""
         del epoch, epochs
         losses = world.summed(self._losses)
         self._mean_loss.copy_(losses[0] / losses[1])
@@ -125,7 +130,7 @@ class ManifoldObjective(Objective):
         return self._figures or self._measured(None)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the sums so far, the mean cross-entropy of the epoch before, and how often thresholds were set."""
+        """Return the sums so far, the mean loss of the epoch before, and how often thresholds were set."""
         names = ("mean_loss", "losses", "sums", "kept", "renewed", "relative")
         return {name: getattr(self, f"_{name}") for name in names}
 

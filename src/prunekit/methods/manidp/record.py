@@ -70,7 +70,7 @@ def observe(
     with watched(layers) as seen:
         for images, labels in batches:
             images, labels = images.to(device), None if labels is None else labels.to(device)
-            logits = model(images).float()
+            output = model(images)
             on = [layer.kept(pi) > 0 for layer, pi in zip(layers, seen, strict=True)]
             kept.append(torch.stack([mask.sum(1) for mask in on], 1).cpu())
             for number, (mask, pi) in enumerate(zip(on, seen, strict=True)):
@@ -81,6 +81,7 @@ def observe(
             done += len(images)
             count(done, 0)  # the number of batches is unknown
             if labels is not None:
+                logits = output.float()
                 losses.append(F.cross_entropy(logits, labels, reduction="none").cpu())
                 correct.append((logits.argmax(1) == labels).cpu())
     counts = torch.cat(kept)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prunekit.metric import ACCURACY
 from prunekit.report import numbers
 from prunekit.report.pages import page
 from prunekit.report.pages.classes import class_parts
 from prunekit.report.pictures import svg
-from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
+from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series, drawn, score_axis
 from prunekit.report.terminal.tables import latency_note, result_cells
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _LETTERS = 24  # of a name beside a line
 
 
 def comparison_page(title: str, results: Sequence[EvalResult], about: str) -> str:
-    """Return one page: the table, accuracy against MACs and against latency where measured, and the classes."""
+    """Return one page: the table, the score against MACs and against latency where measured, and the classes."""
     columns, rows = result_cells(results)
     numbered = [(str(number), *row) for number, row in enumerate(rows, start=1)]
     drawn = [svg.draw(chart) for chart in comparison_charts(results)]
@@ -31,20 +32,20 @@ def comparison_page(title: str, results: Sequence[EvalResult], about: str) -> st
 
 
 def comparison_charts(results: Sequence[EvalResult]) -> list[Chart]:
-    """Return accuracy against MACs and against latency, where measured; points are numbered as in the table."""
-    charts = []
+    """Return the score against MACs and against latency, where measured; points are numbered as in the table."""
+    charts, metric = list[Chart](), results[0].metric or ACCURACY
     for axis, figures in (
         (Axis("MACs", written=numbers.count), [(r.macs, 0.0) for r in results]),
         (Axis("latency", "ms"), [_timed(r) for r in results]),
     ):
         points = tuple(
-            Point(x, 100 * r.accuracy, str(number), r.model, _note(r, axis, x), spread_x=spread)
+            Point(x, drawn(metric, r.score), str(number), r.model, _note(r, axis, x), spread_x=spread)
             for number, (r, (x, spread)) in enumerate(zip(results, figures, strict=True), start=1)
-            if r.accuracy is not None and x is not None
+            if r.score is not None and x is not None
         )
         if points:
-            title = f"Accuracy against {axis.label}"
-            charts.append(Chart(title, axis, Axis("accuracy", "%"), (Series("", points),), _first(results)))
+            title = f"{metric.title} against {axis.label}"
+            charts.append(Chart(title, axis, score_axis(metric), (Series("", points),), _first(results)))
     return charts
 
 
@@ -55,16 +56,15 @@ def _timed(result: EvalResult) -> tuple[float | None, float]:
 
 
 def _first(results: Sequence[EvalResult]) -> tuple[ReferenceLine, ...]:
-    """Return a line at the accuracy of the first network, which the others are compared with."""
-    accuracy = results[0].accuracy
-    if accuracy is None or len(results) < 2:
+    """Return a line at the score of the first network, which the others are compared with."""
+    score, metric = results[0].score, results[0].metric
+    if score is None or metric is None or len(results) < 2:
         return ()
     name = results[0].model
     short = name if len(name) <= _LETTERS else f"…{name[1 - _LETTERS :]}"
-    return (ReferenceLine(f"{short} {numbers.percent(accuracy)}", 100 * accuracy),)
+    return (ReferenceLine(f"{short} {numbers.score(metric, score)}", drawn(metric, score)),)
 
 
 def _note(result: EvalResult, axis: Axis, figure: float) -> str:
-    return (
-        f"{result.model}: {numbers.percent(result.accuracy)}, {axis.label} {axis.written(figure)} {axis.unit}".strip()
-    )
+    score = numbers.score(result.metric, result.score)
+    return f"{result.model}: {score}, {axis.label} {axis.written(figure)} {axis.unit}".strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunekit.metric import Metric
 from prunekit.report import numbers
 from prunekit.report.pages import page
 from prunekit.report.terminal.inspection import TITLES, describe_step, some
@@ -92,18 +93,26 @@ _RESTORED = (
 
 
 def _sensitivity(found: Mapping[str, Any]) -> list[str]:
-    """Return a row per group: the accuracy left when it alone loses channels, with a bar for the largest loss."""
-    groups, whole = found["groups"], found["accuracy"]
+    """Return a row per group: the score left when it alone loses channels, with a bar for the largest loss."""
+    groups, whole, metric = found["groups"], found["score"], Metric.from_json(found["metric"])
     ratios, restored = groups[0]["ratios"], groups[0]["loss"] is not None
     rows = []
     for group in groups:
-        left = min(group["accuracy"])
-        bar = page.bar(numbers.percent(left), 1.0, left / max(whole, left, 1e-9))
-        figures = [*map(numbers.percent, group["accuracy"]), *(f"{100 * lost:.2g} %" for lost in group["loss"] or ())]
+        left = min(group["score"], key=metric.goodness)
+        bar = page.bar(numbers.score(metric, left), 1.0, _share_left(metric, whole, left))
+        figures = [numbers.score(metric, a) for a in group["score"]]
+        figures += [f"{100 * lost:.2g} %" for lost in group["loss"] or ()]
         rows.append((group["group"], bar, str(group["channels"]), *figures))
-    text = f"{numbers.percent(whole)} on {numbers.counted(found['images'], 'image')} with all channels. Each row " + (
+    images = numbers.counted(found["images"], found["noun"])
+    text = f"{metric.title} {numbers.score(metric, whole)} on {images} with all channels. Each row " + (
         _RESTORED if restored else "prunes one group alone, smallest filters first, and restores nothing."
     )
     lost = [f"lost −{ratio:.0%}" for ratio in ratios if restored]
     columns = ["group", "least left", "channels", *(f"−{ratio:.0%}" for ratio in ratios), *lost]
     return [page.paragraph(text), page.table(columns, rows, raw=(1,))]
+
+
+def _share_left(metric: Metric, whole: float, left: float) -> float:
+    """Return how much of a score is left, 0 to 1; for one where less is better, by how many times it has grown."""
+    better, worse = max(abs(whole), abs(left), 1e-9), min(abs(whole), abs(left))
+    return worse / better if metric.beats(whole, left) else 1.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prunekit.report import numbers
 from prunekit.report.pages import page
 from prunekit.report.pictures import svg
-from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
+from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series, drawn, score_axis
 from prunekit.report.provenance import measured_on
 from prunekit.report.terminal.sweeping import failures, recommended, sweep_cells
 from prunekit.workflows.sweeps.points import written
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _RATIO = Axis("ratio", "share of channels removed")
 _MACS = Axis("MACs", "for one image", written=numbers.count)
 _PARAMS = Axis("parameters", written=numbers.count)
-# What accuracy is drawn against, by the axis of the sweep.
+# What the score is drawn against, by the axis of the sweep.
 _AGAINST = {
     "ratio": (_RATIO, _MACS),
     "target_macs": (_MACS,),
@@ -30,9 +30,9 @@ _AGAINST = {
 def sweep_page(title: str, sweep: Sweep) -> str:
     """Return one page: the curves, what is recommended, and every figure."""
     charts = sweep_charts(sweep)
-    drawn = [page.charts([svg.draw(chart) for chart in charts]), svg.legend(charts[0].series)] if charts else []
+    pictures = [page.charts([svg.draw(chart) for chart in charts]), svg.legend(charts[0].series)] if charts else []
     words = [page.paragraph(line) for line in (recommended(sweep), *failures(sweep))]
-    parts = [*drawn, *words, page.heading("Figures"), page.table(*sweep_cells(sweep))]
+    parts = [*pictures, *words, page.heading("Figures"), page.table(*sweep_cells(sweep))]
     return page.page(title, parts, about=sweep_about(sweep))
 
 
@@ -45,34 +45,37 @@ def sweep_about(sweep: Sweep) -> str:
 
 
 def sweep_charts(sweep: Sweep) -> list[Chart]:
-    """Return accuracy against the budget and the cost, a line for each variant; none without accuracies."""
-    base = sweep.base.accuracy
-    if base is None or all(summary.accuracy is None for summary in sweep.summaries):
+    """Return the score against the budget and the cost, a line for each variant; none without scores."""
+    base, metric = sweep.base.score, sweep.metric
+    if base is None or all(summary.score is None for summary in sweep.summaries):
         return []
-    unpruned = ReferenceLine(f"unpruned {numbers.percent(base)}", 100 * base)
+    unpruned = ReferenceLine(f"unpruned {numbers.score(metric, base)}", drawn(metric, base))
     return [
-        Chart(f"Accuracy against {axis.label}", axis, Axis("accuracy", "%"), _curves(sweep, axis), (unpruned,))
+        Chart(f"{metric.title} against {axis.label}", axis, score_axis(metric), _curves(sweep, axis), (unpruned,))
         for axis in _AGAINST[sweep.axis]
     ]
 
 
 def _curves(sweep: Sweep, against: Axis) -> tuple[Series, ...]:
     """Return the points of each variant by cost, beginning at the unpruned network."""
-    base = sweep.base
+    base, metric = sweep.base, sweep.metric
     first = {_RATIO: 0.0, _MACS: float(base.macs or 0), _PARAMS: float(base.params)}[against]
-    start = Point(first, 100 * (base.accuracy or 0.0), note=f"unpruned: {numbers.percent(base.accuracy)}", fixed=True)
+    start = Point(
+        first, drawn(metric, base.score or 0.0), note=f"unpruned: {numbers.score(metric, base.score)}", fixed=True
+    )
     curves: dict[str, list[Point]] = {}
     for summary in sweep.summaries:
-        if summary.accuracy is not None:
-            curves.setdefault(summary.label, []).append(_place(summary, summary.accuracy, against))
+        if summary.score is not None:
+            curves.setdefault(summary.label, []).append(_place(summary, summary.score, against))
     return tuple(
         Series(label, (start, *sorted(places, key=lambda p: abs(p.x - first))), "line")
         for label, places in curves.items()
     )
 
 
-def _place(summary: Summary, accuracy: float, against: Axis) -> Point:
+def _place(summary: Summary, score: float, against: Axis) -> Point:
+    metric = summary.metric
     x = {_RATIO: summary.budget, _MACS: summary.macs, _PARAMS: summary.params}[against]
-    figures = f"{numbers.percent_about(accuracy, summary.deviation)}, {numbers.count(summary.macs)} MACs"
+    figures = f"{numbers.score(metric, score, summary.deviation)}, {numbers.count(summary.macs)} MACs"
     note = f"{summary.label}, {written(summary.budget)}: {figures}"
-    return Point(float(x or 0), 100 * accuracy, note=note, spread=100 * (summary.deviation or 0.0))
+    return Point(float(x or 0), drawn(metric, score), note=note, spread=drawn(metric, summary.deviation or 0.0))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
+from prunekit.metric import Metric
+
 Form = Literal["points", "line", "bars", "steps"]
 
 SHAPES = 4
@@ -39,6 +41,16 @@ class Axis:
     def title(self) -> str:
         """Label and unit, as drawn."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+def score_axis(metric: Metric) -> Axis:
+    """Return the axis of a score."""
+    return Axis(metric.name, metric.unit)
+
+
+def drawn(metric: Metric, value: float) -> float:
+    """Return where a score stands on its axis, a share in percent; likewise a difference of scores."""
+    return 100 * value if metric.is_share else value
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunekit.errors import InputError
 from prunekit.files.writing import atomic_write
 from prunekit.report import numbers
-from prunekit.report.pictures.chart import SHAPES, Axis, Chart, Point, ReferenceLine, Series, apart, ticks
+from prunekit.report.pictures.chart import (
+    SHAPES,
+    Axis,
+    Chart,
+    Point,
+    ReferenceLine,
+    Series,
+    apart,
+    drawn,
+    score_axis,
+    ticks,
+)
 from prunekit.report.provenance import made
 from prunekit.report.text import printable
 
@@ -38,7 +49,7 @@ _ROW = 0.04  # of the height of a plot: a line of names
 _MANY = 100  # points, above which markers are small
 _PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # behind names, over lines
 _LETTERS = 60  # names that fit along an axis
-MACS, ACCURACY = Axis("MACs", written=numbers.count), Axis("accuracy", "%")
+MACS = Axis("MACs", written=numbers.count)
 
 
 def require_matplotlib() -> Any:
@@ -89,15 +100,16 @@ def widths_chart(before: Mapping[str, int], after: Mapping[str, int]) -> Chart:
     return Chart("Widths", Axis("layer", names=tuple(before)), Axis("channels"), series)
 
 
-def passes_chart(passes: Sequence[PassResult], start_accuracy: float) -> Chart:
-    """Return accuracy against MACs over the passes, right after pruning and after tuning."""
-    start = Point(passes[0].before.macs, 100 * start_accuracy, note="before")
-    tuned = (start, *(Point(p.after.macs, 100 * p.accuracy_tuned) for p in passes))
-    pruned = tuple(Point(p.after.macs, 100 * p.accuracy_pruned) for p in passes)
+def passes_chart(passes: Sequence[PassResult], before: float) -> Chart:
+    """Return the score against MACs over the passes, right after pruning and after tuning."""
+    metric = passes[0].metric
+    start = Point(passes[0].before.macs, drawn(metric, before), note="before")
+    tuned = (start, *(Point(p.after.macs, drawn(metric, p.score_tuned)) for p in passes))
+    pruned = tuple(Point(p.after.macs, drawn(metric, p.score_pruned)) for p in passes)
     series = (Series("tuned", tuned, "line"), Series("right after pruning", pruned, muted=True))
-    unpruned = ReferenceLine(f"unpruned {numbers.percent(start_accuracy)}", 100 * start_accuracy)
+    unpruned = ReferenceLine(f"unpruned {numbers.score(metric, before)}", drawn(metric, before))
     across = Axis("MACs", written=numbers.count, descending=True)
-    return Chart("Accuracy over the passes", across, ACCURACY, series, (unpruned,))
+    return Chart(f"{metric.title} over the passes", across, score_axis(metric), series, (unpruned,))
 
 
 def draw(charts: Sequence[Chart], path: Path, *, title: str = "", about: str = "", force: bool = True) -> None:
@@ -161,12 +173,12 @@ def _add(axes: Axes, series: Series, colour: str, marker: str) -> None:
 
 def _write_ticks(axes: Axes, chart: Chart) -> None:
     """Write the same ticks as on a page; names are vertical, and none is left out."""
-    for axis, drawn, (low, high) in ((chart.x, axes.xaxis, axes.get_xlim()), (chart.y, axes.yaxis, axes.get_ylim())):
+    for axis, side, (low, high) in ((chart.x, axes.xaxis, axes.get_xlim()), (chart.y, axes.yaxis, axes.get_ylim())):
         if axis.names:
-            drawn.set_ticks(range(len(axis.names)), [_text(name) for name in axis.names], rotation=90, fontsize=6)
+            side.set_ticks(range(len(axis.names)), [_text(name) for name in axis.names], rotation=90, fontsize=6)
         else:
             found = ticks(low, high, axis, lambda found: sum(len(text) + 2 for _, text in found) <= _LETTERS)
-            drawn.set_ticks([value for value, _ in found], [_text(text) for _, text in found])
+            side.set_ticks([value for value, _ in found], [_text(text) for _, text in found])
     if chart.x.descending:
         axes.invert_xaxis()
 

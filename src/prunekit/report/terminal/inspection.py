@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from prunekit.metric import ACCURACY, Metric
 from prunekit.report import numbers
 from prunekit.report.terminal.tables import table
 from prunekit.report.text import printable
@@ -80,15 +81,15 @@ def _width(now: int, before: int | None) -> str:
 
 
 def _sensitivity(found: Mapping[str, Any]) -> Any:
-    """Return a table of the accuracy left when one group alone loses channels, and of what the outputs lose."""
-    groups = found["groups"]
+    """Return a table of the score left when one group alone loses channels, and of what the outputs lose."""
+    groups, metric = found["groups"], Metric.from_json(found["metric"])
     ratios = [f"−{ratio:.0%}" for ratio in groups[0]["ratios"]]
     restored = groups[0]["loss"] is not None
     rows = [
         (
             group["group"],
             str(group["channels"]),
-            *(numbers.percent(left) for left in group["accuracy"]),
+            *(numbers.score(metric, left) for left in group["score"]),
             *(f"{100 * lost:.2g} %" for lost in group["loss"] or ()),
         )
         for group in groups
@@ -99,7 +100,9 @@ def _sensitivity(found: Mapping[str, Any]) -> Any:
         *ratios,
         *(f"lost {one}" for one in ratios * restored),
     ]
-    whole = f"{numbers.percent(found['accuracy'])} on {numbers.counted(found['images'], 'image')} with all channels"
+    of = "" if metric == ACCURACY else f"{metric.name} "
+    images = numbers.counted(found["images"], found["noun"])
+    whole = f"{of}{numbers.score(metric, found['score'])} on {images} with all channels"
     said = "; lost: error of the outputs, of their variance" * restored
     return table(columns, rows, title=f"\nSensitivity: {whole}{said}")
 
@@ -138,7 +141,10 @@ def describe_step(step: Mapping[str, Any]) -> str:
     if step.get("before") and step.get("after"):
         before, after = step["before"], step["after"]
         parts += [f"{TITLES[key]} {before[key]:,} to {after[key]:,}" for key in TITLES if key in before]
-    if step.get("accuracy") is not None:
+    if step.get("score") is not None:
+        metric = Metric.from_json(step["metric"])
+        parts.append(f"validation {metric.name} {numbers.score(metric, step['score'])}")
+    elif step.get("accuracy") is not None:  # of an earlier release
         parts.append(f"validation accuracy {numbers.percent(step['accuracy'])}")
     return ", ".join(parts)
 

@@ -42,7 +42,7 @@ def sweep_cells(sweep: Sweep) -> tuple[list[str], list[tuple[str, ...]]]:
     A column without any figure is left out.
     """
     cells = [_unpruned(sweep.base), *(_row(sweep, summary) for summary in sweep.summaries)]
-    columns = ["method", BUDGETS[sweep.axis], "seeds", "accuracy", _PARAMS, _MACS, "size", "latency"]
+    columns = ["method", BUDGETS[sweep.axis], "seeds", sweep.metric.name, _PARAMS, _MACS, "size", "latency"]
     shown = [i for i in range(len(columns)) if any(row[i] not in (numbers.NONE, "") for row in cells)]
     return [columns[i] for i in shown], [tuple(row[i] for i in shown) for row in cells]
 
@@ -50,7 +50,7 @@ def sweep_cells(sweep: Sweep) -> tuple[list[str], list[tuple[str, ...]]]:
 def _unpruned(base: EvalResult) -> tuple[str, ...]:
     latency = base.latency_ms.p50 if base.latency_ms else None
     figures = (f"{base.params:,}", numbers.count(base.macs), numbers.data_size(base.bytes))
-    return ("unpruned", "", "", numbers.percent(base.accuracy), *figures, numbers.milliseconds(latency))
+    return ("unpruned", "", "", numbers.score(base.metric, base.score), *figures, numbers.milliseconds(latency))
 
 
 def _row(sweep: Sweep, summary: Summary) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def _row(sweep: Sweep, summary: Summary) -> tuple[str, ...]:
     size = summary.mean(lambda result: result.bytes)
     return (
         *start,
-        numbers.percent_about(summary.accuracy, summary.deviation),
+        numbers.score(summary.metric, summary.score, summary.deviation),
         tables.against(base.params, summary.params, f"{summary.params:,}"),
         tables.against(base.macs, summary.macs, numbers.count(summary.macs)),
         numbers.data_size(None if size is None else round(size)),
@@ -93,25 +93,26 @@ def recommended(sweep: Sweep) -> str:
     """Return the recommendation in one sentence."""
     found, base = sweep.recommendation, sweep.base
     if found is None:
-        return "no recommendation: that takes accuracies"
+        return "no recommendation: that takes scores"
     size = _PARAMS if found.by == "params" else _MACS
-    points = f"{numbers.counted_points(found.within)} of the original's {numbers.percent(base.accuracy)}"
+    within = numbers.counted_points(found.within) if sweep.metric.is_share else f"{found.within:g} %"
+    points = f"{within} of the original's {numbers.score(base.metric, base.score)}"
     if found.best is not None:
         chosen = " (chosen by the test images; --split val chooses by others)" if sweep.split == "test" else ""
         return f"recommended: {_named(sweep, found.best)}, of the fewest {size} within {points}{chosen}"
     line = f"nothing smaller comes within {points}"
-    if found.nearest is None or base.accuracy is None or found.nearest.accuracy is None:
+    if found.nearest is None or base.score is None or found.nearest.score is None:
         return line
-    lost = numbers.counted_points(100 * (base.accuracy - found.nearest.accuracy))
-    return f"{line}; the nearest is {_named(sweep, found.nearest)}, {lost} below: prune less, or tune for more --epochs"
+    lost = numbers.score_lost(sweep.metric, base.score, found.nearest.score)
+    return f"{line}; the nearest is {_named(sweep, found.nearest)}, {lost} worse: prune less, or tune for more --epochs"
 
 
 def _named(sweep: Sweep, summary: Summary) -> str:
-    """Return a network with its accuracy and its size."""
-    accuracy = numbers.percent_about(summary.accuracy, summary.deviation)
+    """Return a network with its score and its size."""
+    score = numbers.score(summary.metric, summary.score, summary.deviation)
     macs, params = summary.macs or 0, summary.params or 0
     by_params = sweep.axis == "target_params"
     base, value = (sweep.base.params, params) if by_params else (sweep.base.macs or 0, macs)
     size = f"{numbers.count(value)} {_PARAMS if by_params else _MACS}"
     name = f"{summary.label} at {BUDGETS[sweep.axis]} {written(summary.budget)}"
-    return f"{name}, {accuracy} with {size} ({numbers.change(base, value)})"
+    return f"{name}, {score} with {size} ({numbers.change(base, value)})"

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 from rich.measure import Measurement
 from rich.table import Table
 
+from prunekit.metric import ACCURACY
 from prunekit.report import numbers
 from prunekit.report.text import for_csv, for_markdown, printable
 
@@ -120,7 +121,7 @@ def result_cells(
         "model": [r.model for r in results],
         "runtime": _where_they_differ([RUNTIMES.get(r.runtime, r.runtime) for r in results]),
         "budget": [(r.gates or {}).get("budget") or numbers.NONE for r in results],
-        "accuracy": [numbers.percent(r.accuracy) for r in results],
+        **_score_cells(results),
         "balanced": [numbers.percent(r.balanced_accuracy) if _unbalanced(r) else numbers.NONE for r in results],
         "top-5": [numbers.percent(r.accuracy_top5) for r in results],
         "loss": [numbers.NONE if r.loss is None else f"{r.loss:.4f}" for r in results],
@@ -132,6 +133,17 @@ def result_cells(
     }
     shown = [name for name in columns or cells if any(cell != numbers.NONE for cell in cells[name])]
     return shown, list(zip(*(cells[name] for name in shown), strict=True))
+
+
+def _score_cells(results: Sequence[EvalResult]) -> dict[str, list[str]]:
+    """Return a column for the score that counts, and for others than a task's loss; of classification, accuracy."""
+    metric = next((r.metric for r in results if r.metric is not None), ACCURACY)
+    cells = {metric.name: [numbers.score(metric, r.score) for r in results]}
+    if metric != ACCURACY:
+        others = dict.fromkeys(name for r in results for name in r.scores if name not in (metric.name, "loss"))
+        for name in others:
+            cells[name] = [f"{r.scores[name]:.4g}" if name in r.scores else numbers.NONE for r in results]
+    return cells
 
 
 def _latency(result: EvalResult) -> str:
@@ -186,6 +198,9 @@ def flat(result: EvalResult) -> dict[str, object]:
     plain = result.to_json()
     latency = plain.pop("latency_ms") or {}
     gates = plain.pop("gates", None) or {}  # a document of its own, but for the budget
+    metric = plain.pop("metric") or {}
+    del plain["scores"]
+    plain["score_name"] = metric.get("name")
     names = ("p50", "p95", "batch", "threads", "device", "calls", "p25", "p75")
     return {**plain, **{f"latency_ms_{name}": latency.get(name) for name in names}, "budget": gates.get("budget")}
 

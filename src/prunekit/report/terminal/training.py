@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from prunekit.metric import ACCURACY
 from prunekit.report import numbers
 from prunekit.training.events import EpochEvent, Event, Sink, StartEvent, StepEvent
 
@@ -43,8 +44,8 @@ class _Watcher:
         begun = f", going on at step {event.step}" if event.step else ""
         penalty = f", {event.penalised} gammas penalised" if event.penalised else ""
         self.output.note(
-            f"{self.label}: {numbers.counted(event.images, 'image')}, {numbers.counted(event.epochs, 'epoch')} of "
-            f"{numbers.counted(event.steps // event.epochs, 'step')} with {numbers.counted(event.batch, 'image')}, "
+            f"{self.label}: {numbers.counted(event.images, event.noun)}, {numbers.counted(event.epochs, 'epoch')} of "
+            f"{numbers.counted(event.steps // event.epochs, 'step')} with {numbers.counted(event.batch, event.noun)}, "
             f"learning rate {event.lr:.2g}, on {where}{penalty}{begun}"
         )
 
@@ -65,8 +66,9 @@ class _Watcher:
 
 def _epoch(event: EpochEvent) -> str:
     parts = [f"epoch {event.epoch}/{event.epochs}", _figures(event)]
-    if event.val_accuracy is not None:
-        parts.append(f"validation {numbers.percent(event.val_accuracy)}")
+    if event.val_score is not None:
+        named = "" if event.metric == ACCURACY else f"{event.metric.name} "
+        parts.append(f"validation {named}{numbers.score(event.metric, event.val_score)}")
     if event.sparsity is not None:
         parts.append(f"sparse {numbers.percent(event.sparsity, decimals=1)}")
     return "  ".join([*parts, numbers.duration(event.seconds)])
@@ -74,4 +76,5 @@ def _epoch(event: EpochEvent) -> str:
 
 def _figures(event: StepEvent | EpochEvent) -> str:
     others = [f"{name.replace('_', ' ')} {numbers.percent(value, decimals=1)}" for name, value in event.figures.items()]
-    return "  ".join([f"loss {event.loss:.4f}", f"accuracy {numbers.percent(event.accuracy)}", *others])
+    accuracy = [] if event.accuracy is None else [f"accuracy {numbers.percent(event.accuracy)}"]
+    return "  ".join([f"loss {event.loss:.4f}", *accuracy, *others])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunekit import api
-from prunekit.data import ImageSet
+from prunekit.data import Examples
 from prunekit.errors import InputError
 from prunekit.methods.budget import check_ratio, read_amount
 from prunekit.methods.manidp.config import GateRecipe
@@ -20,11 +20,12 @@ from prunekit.methods.manidp.fit import add_gates, fit
 from prunekit.methods.manidp.thresholds import calibrate
 from prunekit.methods.manidp.view import GatedView
 from prunekit.restoration.images import Images, LabelledImages
+from prunekit.tasks.sets import labelled_batches
 from prunekit.training.config import TrainConfig
 from prunekit.training.entry import train
 from prunekit.training.events import Sink
 from prunekit.training.fine_tuning import cut_since_training, suited
-from prunekit.workflows.calibration import drawn
+from prunekit.workflows.calibration import drawn, example_for
 from prunekit.workflows.sweeps.points import GATES, Variant, settings_of
 
 GATES_LR = 0.05
@@ -40,8 +41,8 @@ class Material:
     Attributes:
         model: The network; it stays unchanged.
         images: Images to restore from, the same for all seeds; or None, and they are drawn from `train_set`.
-        train_set: Labelled images to tune on.
-        val_set: Labelled images that decide which epoch of a tuning is kept.
+        train_set: Labelled images, or the examples that a task has opened, to tune on.
+        val_set: Examples that decide which epoch of a tuning is kept.
         calibration: How many images are drawn to restore from.
         tuning: Settings of the tuning after each pruning, and of the training of gates; None for no tuning.
         on_event: Called with the events of each tuning.
@@ -49,8 +50,8 @@ class Material:
 
     model: nn.Module
     images: Images | LabelledImages | None = None
-    train_set: ImageSet | None = None
-    val_set: ImageSet | None = None
+    train_set: Examples | None = None
+    val_set: Examples | None = None
     calibration: int = 1000
     tuning: TrainConfig | None = None
     on_event: Sink | None = None
@@ -86,7 +87,9 @@ def _pruned(material: Material, variant: Variant, axis: str, budget: float | str
     seeds = {"seed": seed} if "seed" in settings_of(variant.method).__dataclass_fields__ else {}
     config = api.make_config(variant.method, **{**seeds, **variant.settings, axis: budget})
     images = material.images_for(variant.method, seed)
-    small = api.prune(variant.method, material.model, config=config, images=images).model
+    small = api.prune(
+        variant.method, material.model, example_for(material.train_set), config=config, images=images
+    ).model
     if material.tuning is None:
         return Made(small)
     train_set, asked = _to_train_on(material), dataclasses.replace(material.tuning, seed=seed)
@@ -123,7 +126,7 @@ def _with_gates(material: Material, variant: Variant, axis: str, budget: float |
     gated.eval()
     if wanted is not None:
         chosen = train_set.sample(min(2 * material.calibration, len(train_set)), seed=seed)
-        calibrate(GatedView.of(gated), lambda: chosen.batches(250), wanted, str(budget))
+        calibrate(GatedView.of(gated), lambda: labelled_batches(chosen, 250), wanted, str(budget))
     return Made(gated)
 
 
@@ -145,7 +148,7 @@ def _keep_rate(cost: DynamicCost, wanted: float) -> float:
     return high
 
 
-def _to_train_on(material: Material) -> ImageSet:
+def _to_train_on(material: Material) -> Examples:
     if material.train_set is None:
         raise InputError("tuning needs images", hint="say which with --data digits, a folder or a data set's name")
     return material.train_set

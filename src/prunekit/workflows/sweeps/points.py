@@ -183,9 +183,10 @@ def written(budget: float | str) -> str:
 
 def result_from_json(data: Mapping[str, Any]) -> EvalResult:
     """Read the JSON that `EvalResult.to_json` wrote; raise `TypeError` for anything else."""
-    timing = data["latency_ms"]
-    latency = None if timing is None else _typed(Latency(**timing))
-    return _typed(EvalResult(**{**data, "latency_ms": latency}))
+    result = EvalResult.from_json(data)
+    if result.latency_ms is not None:
+        _typed(result.latency_ms)
+    return _typed(result)
 
 
 def _typed(value: _Record) -> _Record:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.data import ImageSet
+from prunekit.data import Examples
 from prunekit.errors import Interrupted, PrunekitError
 from prunekit.evaluation.score import EvalResult
 from prunekit.restoration.images import Images, LabelledImages
@@ -32,8 +32,8 @@ def sweep(
     axis: str = "ratio",
     seeds: Sequence[int] = (0,),
     images: Images | LabelledImages | None = None,
-    train_set: ImageSet | None = None,
-    val_set: ImageSet | None = None,
+    train_set: Examples | None = None,
+    val_set: Examples | None = None,
     calibration: int = 1000,
     tuning: TrainConfig | None = None,
     known: Sequence[SweepPoint] = (),
@@ -51,8 +51,9 @@ def sweep(
             `target_latency` (to keep).
         seeds: Each makes all networks once: it seeds the method, the choice of calibration images, and the tuning.
         images: Images to restore from, the same for all seeds.
-        train_set: Labelled images to tune on; without `images` those to restore from are drawn from them as well.
-        val_set: Labelled images that decide which epoch of a tuning is kept.
+        train_set: Labelled images, or the examples that a task has opened, to tune on; without `images` those to
+            restore from are drawn from them as well.
+        val_set: Examples that decide which epoch of a tuning is kept.
         calibration: How many images are drawn to restore from.
         tuning: Settings of the tuning after each pruning, and of the training of gates; None for no tuning. What they
             leave open is chosen by the data and by what was cut.

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from prunekit.evaluation.score import EvalResult
+from prunekit.metric import ACCURACY, Metric
 from prunekit.workflows.sweeps.points import SweepPoint, written
 
 _ABOUT = 1.05  # sizes up to this multiple of the smallest count as equal
@@ -44,19 +45,24 @@ class Summary:
         return list(dict.fromkeys(point.error for point in self.points if point.error is not None))
 
     @property
-    def accuracies(self) -> list[float]:
-        """The accuracy of each seed, 0 to 1."""
-        return [result.accuracy for result in self.results if result.accuracy is not None]
+    def scores(self) -> list[float]:
+        """The score of each seed."""
+        return [result.score for result in self.results if result.score is not None]
 
     @property
-    def accuracy(self) -> float | None:
-        """The mean accuracy, 0 to 1."""
-        return statistics.fmean(self.accuracies) if self.accuracies else None
+    def metric(self) -> Metric:
+        """What is scored."""
+        return next((result.metric for result in self.results if result.metric is not None), ACCURACY)
+
+    @property
+    def score(self) -> float | None:
+        """The mean score."""
+        return statistics.fmean(self.scores) if self.scores else None
 
     @property
     def deviation(self) -> float | None:
-        """The sample standard deviation of the accuracies (with n - 1); None for fewer than two seeds."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+        """The sample standard deviation of the scores (with n - 1); None for fewer than two seeds."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def mean(self, figure: Callable[[EvalResult], float | None]) -> float | None:
         """Return the mean of a figure of the measurements."""
@@ -80,7 +86,8 @@ class Summary:
             "budget": written(self.budget),
             "seeds": [point.seed for point in self.points if point.result is not None],
             "failed": [point.seed for point in self.points if point.result is None],
-            "accuracy": self.accuracy,
+            "accuracy": self.score if self.metric == ACCURACY else None,
+            "score": self.score,
             "deviation": self.deviation,
             "params": self.params,
             "macs": self.macs,
@@ -108,14 +115,14 @@ def summarise(points: Sequence[SweepPoint]) -> list[Summary]:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The smallest network within a number of points of the original's accuracy, on average over the seeds; of those
-    that are about as small, the most accurate.
+    """The smallest network whose score is within a number of points of the original's, on average over the seeds; of
+    those that are about as small, the best.
 
     Attributes:
-        within: How many points (hundredths of all images) may be lost.
+        within: How much may be lost: points of a share (hundredths of it), or percent of any other score.
         by: What small means: `macs`, or `params` where the budgets are parameters.
         best: The network; None where there is none.
-        nearest: The most accurate one where there is none; None without any.
+        nearest: The best one where there is none; None without any.
     """
 
     within: float
@@ -131,21 +138,27 @@ class Recommendation:
 
 
 def recommend(base: EvalResult, summaries: Sequence[Summary], axis: str, within: float) -> Recommendation | None:
-    """Return the smallest network whose accuracy is at most `within` points below that of `base`; None without images.
+    """Return the smallest network whose score is at most `within` points worse than that of `base`; None without one.
 
-    It has to be smaller than `base`. Methods meet a budget more or less exactly, so that sizes up to 5 % above the
-    smallest count as equal, and accuracy decides among them.
+    Of a score that is no share, a point is a hundredth of that of `base`. The network has to be smaller than `base`.
+    Methods meet a budget more or less exactly, so that sizes up to 5 % above the smallest count as equal, and the score
+    decides among them.
     """
     by = "params" if axis == "target_params" else "macs"
-    scored = [summary for summary in summaries if summary.accuracy is not None]
-    if base.accuracy is None or not scored:
+    scored = [summary for summary in summaries if summary.score is not None]
+    if base.score is None or base.metric is None or not scored:
         return None
-    least, size = base.accuracy - within / 100, getattr(base, by)
-    near = [s for s in scored if (s.accuracy or 0.0) >= least - 1e-9 and getattr(s, by) < size]
+    metric, start, size = base.metric, base.score, getattr(base, by)
+    most = within / 100 * (1.0 if metric.is_share else abs(start))
+
+    def goodness(summary: Summary) -> float:
+        return metric.goodness(summary.score or 0.0)
+
+    near = [s for s in scored if metric.goodness(start) - goodness(s) <= most + 1e-9 and getattr(s, by) < size]
     smallest = min((getattr(s, by) for s in near), default=0)
     equal = [s for s in near if getattr(s, by) <= _ABOUT * smallest]
-    best = max(equal, key=lambda s: (s.accuracy or 0.0, -getattr(s, by)), default=None)
-    nearest = None if best else max(scored, key=lambda s: s.accuracy or 0.0)
+    best = max(equal, key=lambda s: (goodness(s), -getattr(s, by)), default=None)
+    nearest = None if best else max(scored, key=goodness)
     return Recommendation(within, by, best, nearest)
 
 
@@ -160,7 +173,7 @@ class Sweep:
         data: The images it was measured on, as named; None for none.
         split: Which of them.
         tuned: The epochs of tuning after each pruning; 0 for none.
-        within: How many points of accuracy a recommended network may lose.
+        within: How many points of the score a recommended network may lose.
     """
 
     base: EvalResult
@@ -171,6 +184,11 @@ class Sweep:
     tuned: int = 0
     within: float = 1.0
 
+    @property
+    def metric(self) -> Metric:
+        """What networks are scored by."""
+        return self.base.metric or ACCURACY
+
     @cached_property
     def summaries(self) -> list[Summary]:
         """The points of all seeds in one, by variant and budget."""
@@ -178,7 +196,7 @@ class Sweep:
 
     @cached_property
     def recommendation(self) -> Recommendation | None:
-        """The network to recommend; None without accuracies."""
+        """The network to recommend; None without scores."""
         return recommend(self.base, self.summaries, self.axis, self.within)
 
     @property

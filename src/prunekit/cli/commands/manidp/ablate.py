@@ -66,7 +66,7 @@ def run(
     from prunekit.workflows.sweeps.points import fingerprint
 
     network, _ = read_model(model, reading)
-    train_set, test_set = (data.open(output, split, spec_of(network), reading) for split in ("train", "test"))
+    train_set, test_set = (data.images(output, split, spec_of(network), reading) for split in ("train", "test"))
     suited = config.suited_to(len(train_set))
     settings = {"gates": recipe.to_json(), "training": suited.settings(), "target_macs": target}
     header = {"weights": fingerprint(network), "data": str(data.data), **settings}

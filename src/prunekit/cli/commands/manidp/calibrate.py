@@ -80,7 +80,7 @@ def run(
     view = GatedView.of(network)
     if not view.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
-    train_set = data.open(output, "train", spec_of(network), reading).sample(options.images, seed=options.seed)
+    train_set = data.images(output, "train", spec_of(network), reading).sample(options.images, seed=options.seed)
     if options.foresee:
         foresee(network, train_set.inputs(), options.foresee)
     found: dict[str, Calibration] = {}

@@ -48,7 +48,7 @@ def run(
     view = GatedView.of(network)
     if not view.layers:
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
-    images = data.open(output, "train", spec_of(network), reading)
+    images = data.images(output, "train", spec_of(network), reading)
     record = observe(view, unlabelled(images.batches(250)))
     small, plan = prune_static(view, record)
     groups = {group.name: group.size for group in view.graph.groups}

@@ -57,7 +57,7 @@ def run(
         raise InputError(f"{model} has no gates", hint="prunekit manidp train makes a network that has")
     if options.budget is not None:
         use_budget(network, options.budget)
-    images = data.open(output, cast("Split", options.split), spec_of(network), reading)
+    images = data.images(output, cast("Split", options.split), spec_of(network), reading)
     portrait = portray(view, images)
     if options.pictures is not None:
         from prunekit.report.pictures.gates import draw_gates

@@ -59,7 +59,8 @@ def run(
         return
     suited = config.suited_to(len(job.train_set))
     baseline = note_baseline(gated, job.model, job.val_set)
-    output.note(f"validation accuracy {numbers.percent(baseline)} before the gates")
+    figure = numbers.score(baseline.metric, baseline.value)
+    output.note(f"validation {baseline.metric.name} {figure} before the gates")
     with sinks(output, job.metrics, options.tensorboard) as sink:
         result = fit(
             gated,
@@ -74,7 +75,13 @@ def run(
             on_event=sink,
         )
     keep = result.keep
-    facts = {"gates": recipe.to_json(), "baseline_accuracy": baseline, "kept": keep.kept, "macs": keep.macs}
+    facts = {
+        "gates": recipe.to_json(),
+        "baseline_accuracy": baseline.accuracy,
+        "baseline_score": baseline.value,
+        "kept": keep.kept,
+        "macs": keep.macs,
+    }
     facts["keep"] = keep.to_json()
     _say(output, keep)
     finish(output, job, gated, result, suited, force=where.force, name="manidp.train", facts=facts)
