@@ -80,10 +80,10 @@ class Moments:
 
     def covariances(self) -> Tensor:
         """Return the covariances, `(shifts, C, C)`; the first shift is none."""
-        power, total = torch.ones_like(self.rho), torch.zeros_like(self.rho)
-        for term in self.terms[1:]:
-            power = power * self.rho
-            total += power * (term[:, None] * term)
+        total = torch.zeros_like(self.rho)
+        for shift, rho in zip(total, self.rho, strict=True):
+            for term in self.terms[1:].flip(0):  # Horner's rule in place: these are the largest matrices of a network
+                shift.addr_(term, term).mul_(rho)
         diagonal = total[0].diagonal()
         diagonal.copy_(torch.maximum(diagonal, self.variance))  # what the series leaves out
         return total
