@@ -131,7 +131,7 @@ def test_of_many_classes_a_page_has_the_mistakes() -> None:
     found = answers((0, 1, 5), (3, 2, 7), (4, 4, 90), classes=tuple(f"class {i}" for i in range(1000)))
     text = " ".join(Cells("".join(class_parts([result(found)]))).text)
     assert "class 3 class 2 7 class 0 class 1 5" in text
-    assert "88 % of the images are of one class, class 4" in text
+    assert "88\xa0% of the images are of one class, class 4" in text
 
 
 @pytest.fixture

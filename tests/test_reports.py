@@ -36,6 +36,7 @@ from prunekit.report.pages import comparison, page
 from prunekit.report.pictures import png, svg
 from prunekit.report.pictures.chart import Axis, Chart, Point, ReferenceLine, Series
 from prunekit.report.terminal import tables
+from prunekit.report.terminal.inspection import describe_step
 from prunekit.report.terminal.output import Output, _rendered
 from prunekit.report.terminal.tables import csv_text, markdown, table
 from prunekit.report.text import printable
@@ -228,6 +229,43 @@ def test_labels_of_lines_that_cross_stand_clear_of_each_other() -> None:
         heights = [float(y) for y in re.findall(r'<text class="over" x="[^"]+" y="([^"]+)"', drawn)]
         assert len(heights) == 2
         assert abs(heights[0] - heights[1]) > 14
+
+
+@pytest.mark.parametrize("mark", ["", "1"])
+@given(x=st.floats(0.0, 1.0), low=st.booleans())
+def test_the_label_of_a_level_covers_no_marker_on_it(mark: str, x: float, low: bool) -> None:
+    level, other = (0.0, 1.0) if low else (1.0, 0.0)
+    points = (Point(0.0, other, mark), Point(x, level, mark), Point(1.0, other, mark))
+    label = "model.pt 99.44 %"
+    drawn = svg.draw(Chart("t", Axis("x"), Axis("y"), (Series("", points),), (ReferenceLine(label, level),)))
+    end, base, anchor = re.findall(r'<text class="over" x="([^"]+)" y="([^"]+)" text-anchor="([a-z]+)"', drawn)[0]
+    left = float(end) - (8 * len(label) if anchor == "end" else 0)
+    markers = re.findall(r'<circle class="f0" cx="([^"]+)" cy="([^"]+)" r="(.)"', drawn)
+    assert len(markers) == 3
+    for across, down, radius in markers:
+        beside = float(across) + int(radius) < left or float(across) - int(radius) > left + 8 * len(label)
+        above_or_below = abs(float(base) - 5 - float(down)) > 6 + int(radius)
+        assert beside or above_or_below
+
+
+def test_history_rounds_what_was_computed() -> None:
+    step = {"method": "train", "settings": {"lr": 0.03535533905932738, "epochs": 12, "sparsity": 1e-5}}
+    assert describe_step(step) == "train, lr=0.03536, epochs=12, sparsity=1e-05"
+
+
+def test_no_line_of_a_page_ends_between_a_figure_and_its_unit() -> None:
+    text = "188 K MACs (−92 %), 2.35 ms, 3.45 MB; 4 Kinds, 12 bars"
+    for part in (page.paragraph(text), page.cards([("", text)]), page.cards([(text, "")])):
+        assert "188&nbsp;K MACs (−92&nbsp;%), 2.35&nbsp;ms, 3.45&nbsp;MB; 4 Kinds, 12 bars" in part
+
+
+@pytest.mark.parametrize(("one_sided", "top"), [(True, 99.0), (False, 100.5)])
+def test_a_bound_from_below_has_no_bar_above(here: Path, one_sided: bool, top: float) -> None:
+    chart = Chart("t", Axis("x"), Axis("y"), (Series("", (Point(1.0, 99.0, spread=1.5, one_sided=one_sided),)),))
+    assert chart.extent("y") == (97.5, top)
+    assert svg.draw(chart).count("H") == (1 if one_sided else 2)
+    png.draw([chart], here / "bar.svg")
+    assert (here / "bar.svg").exists()
 
 
 def test_no_name_leaves_a_picture(here: Path) -> None:

@@ -54,7 +54,7 @@ def fit_chart(found: Outcome) -> Chart:
         left = accuracy - trial.drop.share
         note = f"{trial.label}: {numbers.percent(left)}, {numbers.count(trial.cost.macs)} MACs"
         spread = 100 * ((trial.bound or 0.0) - trial.drop.share)
-        return Point(trial.cost.macs, 100 * left, note=note, spread=spread, fixed=True)
+        return Point(trial.cost.macs, 100 * left, note=note, spread=spread, one_sided=True, fixed=True)
 
     scored = [trial for trial in fitted.history if trial.drop is not None]
     ways = dict.fromkeys(_way(trial) for trial in scored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from prunekit.report.provenance import made
@@ -29,7 +30,8 @@ table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-td.t:first-child { white-space: nowrap; } td.t { min-width: 6rem; } td.i { color: var(--soft); width: 1%; }
+td.t { min-width: 6rem; } td.i { color: var(--soft); width: 1%; }
+@media (min-width: 40rem) { td.t:first-child { white-space: nowrap; } }
 tbody tr:hover { background: var(--tint); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 .card { background: var(--tint); border-radius: .5rem; padding: .75rem 1rem; }
@@ -49,6 +51,7 @@ footer { margin-top: 2.5rem; padding-top: .75rem; border-top: 1px solid var(--li
   font-size: .875rem; overflow-wrap: anywhere; }
 h3 { font-size: .95rem; margin: 1rem 0 .25rem; overflow-wrap: anywhere; }
 .heat th, .heat td { padding: .2rem .3rem; white-space: nowrap; } .heat td.t { min-width: 0; }
+table.heat { width: auto; } .heat .n { min-width: 1.75rem; } /* empty columns are as wide as others */
 .heat .right { background: rgb(37 99 235 / calc(var(--share) * .45)); }
 .heat .wrong { background: rgb(217 72 15 / calc(.12 + var(--share) * .7)); }
 details { margin-top: 1rem; } summary { cursor: pointer; color: var(--soft); }
@@ -64,6 +67,8 @@ svg .mark { fill: var(--paper); font-weight: 700; font-size: 11px; }
     f".f{i} {{ fill: var(--s{i}); background: var(--s{i}); }} .l{i} {{ stroke: var(--s{i}); fill: none; }}"
     for i in range(6)
 )
+
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|[KMGT]B?|B|ms)(?!\w))")  # between a figure and its unit
 
 
 def page(title: str, parts: Sequence[str], *, about: str = "") -> str:
@@ -87,15 +92,20 @@ def heading(text: str) -> str:
 
 def paragraph(text: str) -> str:
     """Return a paragraph of explanation."""
-    return f"<p>{for_html(text)}</p>"
+    return f"<p>{_unbroken(text)}</p>"
 
 
 def cards(facts: Sequence[tuple[str, str]]) -> str:
     """Return a row of prominent figures, given as (label, figure)."""
     inner = "".join(
-        f'<div class="card"><b>{for_html(figure)}</b><span>{for_html(what)}</span></div>' for what, figure in facts
+        f'<div class="card"><b>{_unbroken(figure)}</b><span>{_unbroken(what)}</span></div>' for what, figure in facts
     )
     return f'<div class="cards">{inner}</div>'
+
+
+def _unbroken(text: str) -> str:
+    """Return text for an element, in which no line ends between a figure and its unit."""
+    return _UNIT.sub("&nbsp;", for_html(text))
 
 
 def charts(pictures: Sequence[str]) -> str:

@@ -57,8 +57,8 @@ def drawn(metric: Metric, value: float) -> float:
 class Point:
     """One point: its coordinates, the text in its marker or beside it, and its tooltip.
 
-    `spread` is half the height of its error bar, `spread_x` half the length of one across; a `fixed` point stays
-    where it is when lines are drawn apart.
+    `spread` is the reach of its error bar up and down, down alone where it is `one_sided`; `spread_x` that of one
+    across. A `fixed` point stays where it is when lines are drawn apart.
     """
 
     x: float
@@ -68,7 +68,13 @@ class Point:
     note: str = ""
     spread: float = 0.0
     spread_x: float = 0.0
+    one_sided: bool = False
     fixed: bool = False
+
+    @property
+    def spread_up(self) -> float:
+        """The reach of the error bar upwards."""
+        return 0.0 if self.one_sided else self.spread
 
 
 @dataclass(frozen=True)
@@ -127,9 +133,10 @@ class Chart:
 
     def extent(self, along: Literal["x", "y"]) -> tuple[float, float]:
         """Return the least and the largest figure that one axis must cover."""
-        spread = "spread" if along == "y" else "spread_x"
-        ends = [(getattr(point, along), getattr(point, spread)) for point in self.points]
-        found = [value + side * reach for value, reach in ends for side in (-1, 1)]
+        if along == "y":
+            found = [end for point in self.points for end in (point.y - point.spread, point.y + point.spread_up)]
+        else:
+            found = [point.x + side * point.spread_x for point in self.points for side in (-1, 1)]
         found += [reference.value for reference in self.references if reference.along == along]
         for series in self.series:
             if series.solid and series.points:

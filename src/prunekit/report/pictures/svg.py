@@ -12,7 +12,7 @@ from prunekit.report.pictures.chart import SHAPES, Axis, Chart, Point, Reference
 from prunekit.report.text import for_html
 
 _WIDTH, _HEIGHT = 480, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 88, 20, 36, 56
+_LEFT, _RIGHT, _TOP, _BOTTOM = 88, 28, 36, 56
 _COLOURS = 6
 _RADIUS = 9  # of a marker with text in it
 _LETTER = 8.6  # approximate width of a letter, in the size of the labels
@@ -84,7 +84,7 @@ def draw(chart: Chart) -> str:
     taken: list[tuple[float, float]] = []
     for series, look in zip(chart.series, _looks(chart.series), strict=True):
         parts += _series(series, look, across, up, taken)
-    labels: list[_Box] = []
+    labels = [_Box(x - _RADIUS, x + _RADIUS, y + 5) for x, y in taken]
     level_first = sorted(chart.references, key=lambda line: line.along, reverse=True)
     parts += [_reference(line, across, up, labels) for line in level_first]
     label = for_html(chart.description)
@@ -135,22 +135,31 @@ def _axes(across: _Scale, up: _Scale) -> list[str]:
 
 
 def _reference(line: ReferenceLine, across: _Scale, up: _Scale, labels: list[_Box]) -> str:
-    """Return a dashed line and its label, where the line leaves the plot: clear of `labels`, to which it is added."""
+    """Return a dashed line and its label, at an end of the line where there is room.
+
+    The label is clear of markers and of earlier labels, which `labels` has, and is added to them.
+    """
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     if line.along == "y":
-        place, side = up(line.value), "end"
-        ends, x, heights = f'x1="{_LEFT}" x2="{right}" y1="{place}" y2="{place}"', float(right), (place - 9, place + 18)
+        place = up(line.value)
+        ends = f'x1="{_LEFT}" x2="{right}" y1="{place}" y2="{place}"'
+        sides, heights = {"end": float(right), "start": float(_LEFT)}, (place - 9, place + 18)
     else:
         place = across(line.value)
-        side = "start" if place < (_LEFT + right) / 2 else "end"
-        ends, x = f'x1="{place}" x2="{place}" y1="{_TOP}" y2="{bottom}"', place + (6 if side == "start" else -6)
+        ends = f'x1="{place}" x2="{place}" y1="{_TOP}" y2="{bottom}"'
+        sides = {"start": place + 6} if place < (_LEFT + right) / 2 else {"end": place - 6}
         heights = (_TOP + 12, bottom - 8)
-    left = x if side == "start" else x - _wide(line.label)
-    boxes = [_Box(left, left + _wide(line.label), height) for height in heights]
-    label = next((box for box in boxes if not any(box.meets(other) for other in labels)), boxes[0])
+    found = [(side, _label(line.label, x, height, side)) for side, x in sides.items() for height in heights]
+    side, label = next((one for one in found if not any(one[1].meets(other) for other in labels)), found[0])
     labels.append(label)
-    text = f'x="{round(x, 1)}" y="{round(label.base, 1)}" text-anchor="{side}"'
+    text = f'x="{round(sides[side], 1)}" y="{round(label.base, 1)}" text-anchor="{side}"'
     return f'<line class="reference" {ends}/><text class="over" {text}>{for_html(line.label)}</text>'
+
+
+def _label(text: str, x: float, base: float, side: str) -> _Box:
+    """Return the paper of a text that starts or ends at `x`."""
+    left = x if side == "start" else x - _wide(text)
+    return _Box(left, left + _wide(text), base)
 
 
 def _series(series: Series, look: _Look, across: _Scale, up: _Scale, taken: list[tuple[float, float]]) -> list[str]:
@@ -165,7 +174,11 @@ def _series(series: Series, look: _Look, across: _Scale, up: _Scale, taken: list
     parts = [_polyline([(x, y) for x, y, _ in places], colour)] if series.form == "line" and len(places) > 1 else []
     radius = 4 if len(places) < _MANY else 2
     for x, y, point in places:
-        drawn = _marked(x, y, point.mark, colour, taken) if point.mark else _shaped(x, y, look, radius)
+        if point.mark:
+            drawn = _marked(x, y, point.mark, colour, taken)
+        else:
+            drawn = _shaped(x, y, look, radius)
+            taken.append((x, y))
         bar = _spreads(x, y, point, colour, across, up)
         parts.append(f"<g><title>{for_html(point.note or series.name)}</title>{bar}{drawn}</g>")
     return parts
@@ -175,8 +188,8 @@ def _spreads(x: float, y: float, point: Point, colour: str, across: _Scale, up: 
     """Return the error bars of a point at `x` and `y`, with caps; empty where it has none."""
     path = ""
     if point.spread:
-        top, bottom = up(point.y + point.spread), up(point.y - point.spread)
-        caps = "".join(f"M{round(x - 4, 1)} {end}H{round(x + 4, 1)}" for end in (top, bottom))
+        top, bottom = up(point.y + point.spread_up), up(point.y - point.spread)
+        caps = "".join(f"M{round(x - 4, 1)} {end}H{round(x + 4, 1)}" for end in (top, bottom) if end != y)
         path += f"M{x} {top}V{bottom}{caps}"
     if point.spread_x:
         left, right = across(point.x - point.spread_x), across(point.x + point.spread_x)

@@ -137,7 +137,7 @@ def describe_step(step: Mapping[str, Any]) -> str:
     name = str(step.get("method", "plan"))
     usual = _usual_settings(name)
     chosen = {key: value for key, value in step.get("settings", {}).items() if key not in usual or usual[key] != value}
-    parts = [name, *(f"{key}={value}" for key, value in chosen.items())]
+    parts = [name, *(f"{key}={_plain(value)}" for key, value in chosen.items())]
     if step.get("before") and step.get("after"):
         before, after = step["before"], step["after"]
         parts += [f"{TITLES[key]} {before[key]:,} to {after[key]:,}" for key in TITLES if key in before]
@@ -147,6 +147,11 @@ def describe_step(step: Mapping[str, Any]) -> str:
     elif step.get("accuracy") is not None:  # of an earlier release
         parts.append(f"validation accuracy {numbers.percent(step['accuracy'])}")
     return ", ".join(parts)
+
+
+def _plain(value: Any) -> str:
+    """Format a setting for people: a computed rate has more digits than anybody reads."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _usual_settings(name: str) -> dict[str, Any]:
