@@ -166,7 +166,8 @@ def _add(axes: Axes, series: Series, colour: str, marker: str) -> None:
         size, alpha = (6.0, 1.0) if len(xs) < _MANY else (2.0, 0.4)
         style = f"{marker}-" if series.form == "line" else marker
         axes.plot(xs, ys, style, color=colour, label=label, markersize=size, alpha=alpha)
-        up = [[p.spread or math.nan for p in series.points], [p.spread_up or math.nan for p in series.points]]
+        reaches = [(p.spread, p.spread_up) if p.spread else (math.nan, math.nan) for p in series.points]
+        up = list(zip(*reaches, strict=True))
         across = [p.spread_x or math.nan for p in series.points]
         axes.errorbar(xs, ys, up, across, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3)
 
