@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 import prunekit as pk
-from prunekit.cli.sweep_arguments import read_variants
 
 
 def main() -> None:
@@ -44,6 +43,12 @@ def main() -> None:
     Console(width=120).print(_table(rows))
 
 
+def _way(text: str) -> pk.Variant:
+    """Read a method with settings, `merge:widths=measured:restore=calibrate`."""
+    method, *settings = text.split(":")
+    return pk.Variant(method, dict(setting.split("=") for setting in settings))
+
+
 def _fitted(
     model: torch.nn.Module,
     train: pk.ImageSet,
@@ -56,7 +61,7 @@ def _fitted(
     """Fit with one seed; the seconds are those of the processor, for the search alone."""
     decide, report = _halves(test, seed)
     started, wall = time.process_time(), time.perf_counter()
-    ways = read_variants([methods])
+    ways = [_way(text) for text in methods.split(",")]
     fitted = pk.fit(model, decide, goal, train_set=train, ways=ways, calibration=calibration, seed=seed)
     seconds, wall = time.process_time() - started, time.perf_counter() - wall
     before, after = (pk.evaluate(one, report).accuracy or 0.0 for one in (model, fitted.model))
