@@ -249,7 +249,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "other images": (["eval", "prunekit:resnet20", "--data", "digits", "--input-size", "1x8x8"], "8"),
     "share": (["eval", "NET", "--data", "digits", "--min-accuracy", "93"], "not a share"),
     "accuracy of nothing": (["eval", "NET", "--min-accuracy", ".9"], "needs --data"),
-    "no device": (["eval", "NET", "--device", "quantum"], "--device 'quantum'"),
+    "no device": (["eval", "NET", "--device", "quantum"], "device 'quantum' cannot be used"),
     "no batch": (["eval", "NET", "--batch-size", "0"], "--batch-size must be at least 1"),
     "twice": (["eval", "-", "-"], "given twice"),
     "no size": (["eval", "NET", "--input-size", "big"], "not a size"),

@@ -299,7 +299,7 @@ def test_threshold_is_the_kth_largest_mean() -> None:
     layers = [layer for _, layer in gated_layers(gated)]
     for layer in layers:
         nn.init.normal_(layer.gate.excite.weight)
-    aim = objective(gated, keep=0.3)
+    aim = objective(gated, keep=0.3, renew=1)
     world = World(0, 1, torch.device("cpu"))
     x, labels = torch.rand(32, 1, 8, 8), torch.arange(32) % 10
     with watched(layers) as seen:
@@ -316,6 +316,19 @@ def test_threshold_is_the_kth_largest_mean() -> None:
             assert float(layer.threshold) == pytest.approx(float(wanted), rel=1e-5)
     aim.end_epoch(9, 10, world)
     assert set(aim.figures()) == {"kept", "macs"}
+    aim.close()
+
+
+def test_thresholds_stay_where_no_image_has_come_since() -> None:
+    gated = add_gates(tiny(), GateRecipe()).train()
+    layers = [layer for _, layer in gated_layers(gated)]
+    aim = objective(gated, keep=0.3, renew=4)
+    world = World(0, 1, torch.device("cpu"))
+    aim(gated, (torch.rand(8, 1, 8, 8), torch.arange(8)))
+    aim.end_step(0.5, 1, world)
+    before = [float(layer.threshold) for layer in layers]
+    aim.end_step(0.75, 1, world)
+    assert [float(layer.threshold) for layer in layers] == before
     aim.close()
 
 

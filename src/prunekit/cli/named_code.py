@@ -46,7 +46,7 @@ def remember(checkpoint: str, arch: str, arch_args: str | None) -> None:
 
     A state folder that cannot be written to costs typing the name again, no more.
     """
-    code, path = _code_sha256(arch), Path(checkpoint).resolve()
+    code, path = _code_sha256(arch), _real(checkpoint)
     if not path.is_file():
         return
     with contextlib.suppress(OSError, InputError):
@@ -66,7 +66,7 @@ def recall(checkpoint: str) -> Named | None:
     Raises:
         InputError: The code has changed since.
     """
-    path = Path(checkpoint).resolve()
+    path = _real(checkpoint)
     entry = _read(_file_of(path))
     if entry is None or not path.is_file():
         return None
@@ -95,7 +95,7 @@ def forget(checkpoint: str) -> list[Named]:
     Raises:
         InputError: Nothing is remembered of it.
     """
-    path = str(Path(checkpoint).resolve())
+    path = str(_real(checkpoint))
     gone = [entry for entry in everything() if checkpoint == "all" or entry.checkpoint == path]
     if not gone and checkpoint != "all":
         raise InputError(f"nothing is remembered of {checkpoint}", hint="prunekit archs --remembered lists what is")
@@ -111,20 +111,24 @@ def _read(path: Path) -> Named | None:
         return None
 
 
+def _real(path: str) -> Path:
+    return Path(os.path.realpath(path))  # unlike resolve(), it bears links in a circle
+
+
 def _file_of(checkpoint: Path) -> Path:
-    return folder() / "named-code" / f"{hashlib.sha256(str(checkpoint).encode()).hexdigest()[:32]}.json"
+    return folder() / "named-code" / f"{hashlib.sha256(os.fsencode(checkpoint)).hexdigest()[:32]}.json"
 
 
 def _absolute(arch: str) -> str:
     """Return `path/to/file.py:callable` with the whole path: it is to be found from any folder."""
     where, _, name = arch.rpartition(":")
-    return f"{Path(where).resolve()}:{name}"
+    return f"{_real(where)}:{name}"
 
 
 def _from_here(arch: str) -> str:
     """Return it as one would name it in the working folder, where the file is in there."""
     where, _, name = arch.rpartition(":")
-    path, here = Path(where), Path.cwd().resolve()
+    path, here = Path(where), _real(".")
     return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{name}"
 
 

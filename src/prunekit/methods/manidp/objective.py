@@ -111,6 +111,8 @@ class ManifoldObjective(Objective):
         if times <= int(self._renewed):
             return
         sums = world.summed(self._sums)
+        if not bool(sums[-1]):  # no image since the last time
+            return
         if times > 1:
             rate = self._recipe.keep_rate(progress, epochs)
             totals = torch.split(sums[:-1], list(self._cost.channels))
