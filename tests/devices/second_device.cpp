@@ -293,7 +293,7 @@ TORCH_LIBRARY(second_device, m) {
   m.def("set_available", [](bool value) { available = value; });
   m.def("is_available", []() { return available; });
   m.def("set_double", [](bool value) { has_double = value; });
-  m.def("set_memory", [](int64_t value) { total_memory = value; });
+  m.def("set_free_memory", [](int64_t value) { total_memory = allocated + value; });
   m.def("set_current", [](int64_t index) { current = static_cast<DeviceIndex>(index); });
   m.def("get_current", []() { return int64_t(current); });
   m.def("synchronised", []() { return synchronised; });

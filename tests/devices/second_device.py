@@ -6,6 +6,7 @@ library is kept in the user's cache, by the version of torch and the source.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -33,12 +34,14 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def present(*, double: bool = True, memory: int = 1 << 30) -> Iterator[None]:
-    """Let the device be there; by choice without float64, or with as many bytes of memory."""
+def present(*, double: bool = True, memory: int | None = None) -> Iterator[None]:
+    """Let the device be there; by choice without float64, or with so many bytes of memory free."""
     own = torch.ops.second_device
+    if memory is not None:
+        gc.collect()  # what tests before have left is not to become free meanwhile
     own.set_available(True)
     own.set_double(double)
-    own.set_memory(memory)
+    own.set_free_memory(1 << 30 if memory is None else memory)
     try:
         yield
     finally:
