@@ -44,7 +44,7 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_help_is_quick() -> None:
-    """Counted in modules, which no busy machine slows down: a few of ours, and not many more than the ones Typer loads."""
+    """Counted in modules, which no busy machine slows down: few of ours, and not many beside those of Typer."""
     code = "import sys; {}; print(len(sys.modules), sum(name.startswith('prunekit') for name in sys.modules))"
 
     def modules(first: str) -> list[int]:
