@@ -8,20 +8,18 @@ import sys
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-import schemas
+from commands import Capture, call, document
 from prunekit import checkpoint, models
 from prunekit.cli.app import run
 from prunekit.data import folder
 from prunekit.methods import registry
 from prunekit.spec import origin_of
 
-Capture = pytest.CaptureFixture[str]
 METHODS = registry.names()
 
 
@@ -43,23 +41,6 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def call(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of one command."""
-    capsys.readouterr()
-    status = run([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def document(capsys: Capture, *arguments: object) -> dict[str, Any]:
-    """The one JSON document of a command that must succeed."""
-    status, out, err = call(capsys, *arguments, "--json")
-    assert status == 0, err
-    result: dict[str, Any] = json.loads(out)
-    schemas.check(result)
-    return result
 
 
 def piped(monkeypatch: pytest.MonkeyPatch, content: bytes, *arguments: object) -> bytes:

@@ -30,7 +30,7 @@ class Settings:
     absorb: bool = True
     refit: bool = field(default=False, metadata={"flag": "--refit-bn,-r"})
     milestones: tuple[float, ...] = (0.5, 0.75)
-    layers: dict[str, float] | None = None
+    layers: dict[str, list[float]] | None = None
     secret: int = field(default=3, metadata={"hidden": True})
 
 

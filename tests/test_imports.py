@@ -47,6 +47,7 @@ ROOMS = {
         "goal",
         "base",
         "budget",
+        "partial",
         "search",
         "ranking",
         "streams",

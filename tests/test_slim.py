@@ -178,7 +178,7 @@ def test_ratios_by_group() -> None:
         (plain(), {"ratio": 0.5, "scope": "outer"}, "unknown scope"),
         (plain(), {"target_macs": "1"}, "would leave 1 MACs"),
         (plain(), {"target_macs": 1000.0}, "cannot be met"),
-        (plain(), {"ratio": {"17": 0.5}}, "unknown channel group"),
+        (plain(), {"ratio": {"17": 0.5}}, "'17' matches no layer"),
     ],
 )
 def test_bad_input(model: nn.Module, settings: dict[str, Any], message: str) -> None:

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunekit as pk
-import schemas
-from prunekit.cli.app import run
+from commands import Capture, call, document
 from prunekit.metric import Metric
 from prunekit.tasks import registry
 from prunekit.training.events import Scored
@@ -252,26 +251,6 @@ def code(tmp_path: Path) -> Path:
     path = tmp_path / "mine.py"
     path.write_text(textwrap.dedent(FILE), encoding="utf-8")
     return path
-
-
-Capture = pytest.CaptureFixture[str]
-
-
-def call(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of one command."""
-    capsys.readouterr()
-    status = run([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def document(capsys: Capture, *arguments: object) -> dict[str, Any]:
-    """The JSON document of a command that must succeed, checked against its schema."""
-    status, out, err = call(capsys, *arguments, "--json")
-    assert status == 0, err
-    found: dict[str, Any] = json.loads(out)
-    schemas.check(found)
-    return found
 
 
 def test_commands_take_a_task_from_a_file(code: Path, tmp_path: Path, capsys: Capture) -> None:

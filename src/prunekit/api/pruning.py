@@ -19,6 +19,7 @@ from prunekit.errors import InputError, SurgeryError
 from prunekit.methods import registry
 from prunekit.methods.base import Config
 from prunekit.methods.merge.config import MergeConfig
+from prunekit.methods.partial import part_of
 from prunekit.methods.slim.config import SlimConfig
 from prunekit.nn.gated import gated_layers
 from prunekit.plan import Plan
@@ -93,7 +94,8 @@ def prune(
         example, further = example_input(subject.plain, x), plain_examples(examples)
 
         def read(care: Mapping[str, bool], known: Graph | None = None) -> Pruned:
-            found = known or surgery.trace(subject.plain, example, examples=further, **care)
+            whole = known or surgery.trace(subject.plain, example, examples=further, **care)
+            found = part_of(whole, config.only, config.skip)
             timed = None if config.target_latency is None else Timed.of(subject, found, example, config)
             plan = method.plan(subject.plain, found, timed.planned_by(config) if timed else config, read_from)
             return _applied(name, plan.made_on(found.example_shapes), subject, found, config, started, timed)
@@ -174,6 +176,9 @@ def slim(
     latency_threads: int | None = None,
     round_to: int = 1,
     min_channels: int = 1,
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
+    ratio_of: Mapping[str, float] | None = None,
     scope: Literal["all", "inner"] = "all",
     aggregate: Literal["max", "mean", "sum"] = "max",
     restore: str | None = None,
@@ -191,7 +196,8 @@ def slim(
         images: Unlabelled, normalised images `(N, C, H, W)`, or batches of them, to restore from.
         examples: Further inputs, for what `x` does not reach (see `inspect`).
         on_progress: Called with how much is done and how much there is in all; see `prune`.
-        ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name.
+        ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name
+            or pattern (see `ratio_of`).
         target_macs: Multiply-accumulates to keep: `"50%"` of the present ones, `"20M"`, or a number.
         target_params: Parameters to keep, said likewise.
         target_latency: Time of a pass to come down to: `"5ms"`, or `"60%"` of what it takes now. The network and its
@@ -201,6 +207,11 @@ def slim(
         latency_threads: CPU threads, by default as many as PyTorch uses.
         round_to: Keep a multiple of this many channels in each layer.
         min_channels: Leave at least this many channels in every layer.
+        only: Patterns, as of a shell, of the layers that may become narrower: `"layer3.*"`. Channels that several
+            layers share go only if each of these is named.
+        skip: Patterns of layers that stay as wide as they are, and with them what shares channels with them.
+        ratio_of: The share that each layer loses which a pattern matches, by pattern; the last that matches counts.
+            What else says how much goes is for the other layers, and may be left out.
         scope: `inner` leaves channels alone that several layers share by addition.
         aggregate: How the gammas of coupled channels become one score.
         restore: One of `restorations()`. `calibrate` refits what stays to `images` (the default where there are some),
@@ -236,6 +247,9 @@ def slim(
         latency_threads=latency_threads,
         round_to=round_to,
         min_channels=min_channels,
+        only=_several(only),
+        skip=_several(skip),
+        ratio_of=dict(ratio_of) if ratio_of else None,
         scope=scope,
         aggregate=aggregate,
         restore=restore,
@@ -260,6 +274,9 @@ def merge(
     latency_threads: int | None = None,
     round_to: int = 1,
     min_channels: int = 1,
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
+    ratio_of: Mapping[str, float] | None = None,
     criterion: Literal["l1-norm", "l2-norm", "l2-GM", "pivot"] | None = None,
     restore: str | None = None,
     widths: Literal["uniform", "loss", "measured"] | None = None,
@@ -282,7 +299,8 @@ def merge(
         images: Unlabelled, normalised images `(N, C, H, W)`, or batches of them, to restore from.
         examples: Further inputs, for what `x` does not reach (see `inspect`).
         on_progress: Called with how much is done and how much there is in all; see `prune`.
-        ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name.
+        ratio: Share of the prunable channels to remove, above 0 and below 1; or one for each channel group by name
+            or pattern (see `ratio_of`).
         target_macs: Multiply-accumulates to keep: `"50%"` of the present ones, `"20M"`, or a number.
         target_params: Parameters to keep, said likewise.
         target_latency: Time of a pass to come down to: `"5ms"`, or `"60%"` of what it takes now. The network and its
@@ -292,6 +310,11 @@ def merge(
         latency_threads: CPU threads, by default as many as PyTorch uses.
         round_to: Keep a multiple of this many channels in each layer.
         min_channels: Leave at least this many channels in every layer.
+        only: Patterns, as of a shell, of the layers that may become narrower: `"layer3.*"`. Channels that several
+            layers share go only if each of these is named.
+        skip: Patterns of layers that stay as wide as they are, and with them what shares channels with them.
+        ratio_of: The share that each layer loses which a pattern matches, by pattern; the last that matches counts.
+            What else says how much goes is for the other layers, and may be left out.
         criterion: Which filters stay: those of the largest norms, of the largest sums of distances to all others
             (`l2-GM`), or those that explain best what the next layers read (`pivot`). By default `pivot` where
             activations are measured, `l2-norm` for `moments`, else the paper's `l1-norm`.
@@ -336,6 +359,9 @@ def merge(
         latency_threads=latency_threads,
         round_to=round_to,
         min_channels=min_channels,
+        only=_several(only),
+        skip=_several(skip),
+        ratio_of=dict(ratio_of) if ratio_of else None,
         criterion=criterion,
         restore=restore,
         widths=widths,
@@ -347,6 +373,10 @@ def merge(
         lam=lam,
     )
     return prune("merge", model, x, config, images=images, examples=examples, on_progress=on_progress)
+
+
+def _several(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def _by_name(ratio: float | Mapping[str, float] | None) -> float | dict[str, float] | None:

@@ -11,6 +11,7 @@ from prunekit.cli.framework.fields import from_text, number
 from prunekit.cli.framework.options import DataOptions, option
 from prunekit.cli.tuning import Tuning
 from prunekit.errors import InputError
+from prunekit.methods.base import Config
 from prunekit.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -50,6 +51,37 @@ class SweepTuning(Tuning):
         return config
 
 
+def _of_methods(name: str) -> Any:
+    """Return a setting that all methods have as one of the sweep, for all its variants."""
+    setting = Config.__dataclass_fields__[name]
+    return dataclasses.field(default=setting.default, metadata=setting.metadata)
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """The layers that all methods of a sweep may narrow."""
+
+    only: tuple[str, ...] = _of_methods("only")
+    skip: tuple[str, ...] = _of_methods("skip")
+    ratio_of: dict[str, float] | None = _of_methods("ratio_of")
+
+    def of(self, variant: Variant) -> Variant:
+        """Return the variant with these settings, where they are given.
+
+        Raises:
+            InputError: Gates are trained in the whole network.
+        """
+        from prunekit.workflows.sweeps.points import GATES
+
+        given = {f.name: value for f in dataclasses.fields(self) if (value := getattr(self, f.name))}
+        if given and variant.method == GATES:
+            raise InputError(
+                f"--{next(iter(given)).replace('_', '-')} is for methods that remove channels, and manidp trains gates",
+                hint="leave manidp out, or sweep it by itself",
+            )
+        return dataclasses.replace(variant, settings={**variant.settings, **given})
+
+
 @dataclass(frozen=True)
 class Grid:
     """The points of a sweep: each variant at each budget with each seed."""
@@ -67,7 +99,7 @@ class Grid:
         return {"methods": labels, "budgets": [written(budget) for budget in self.budgets], "seeds": list(self.seeds)}
 
 
-def asked_for(output: Output, methods: Sequence[str] | None, flags: Any, stored: Stored) -> Grid:
+def asked_for(output: Output, methods: Sequence[str] | None, flags: Any, part: PartOptions, stored: Stored) -> Grid:
     """Return what is swept; what no flag says is as it was in the stored sweep, or else by default.
 
     Raises:
@@ -81,7 +113,8 @@ def asked_for(output: Output, methods: Sequence[str] | None, flags: Any, stored:
     axis = next(iter(given), stored.facts.get("axis", "ratio"))
     budgets = given.get(axis) or ",".join(before.get("budgets", ())) or (_RATIOS if axis == "ratio" else "")
     seeds = flags.seeds if flags.seeds is not None else ",".join(map(str, before.get("seeds", (0,))))
-    variants = read_variants(methods or before.get("methods") or _defaults(output))
+    found = read_variants(methods or before.get("methods") or _defaults(output))
+    variants = tuple(part.of(variant) for variant in found)
     grid = Grid(variants, axis, _PARSERS[axis](budgets), read_seeds(seeds))
     count = len(grid.variants) * len(grid.budgets) * len(grid.seeds)
     if count > _MOST:
@@ -195,7 +228,6 @@ def _amounts(axis: str, text: str) -> tuple[str, ...]:
     Raises:
         InputError: One of them is no amount.
     """
-    from prunekit.methods.base import Config
     from prunekit.methods.budget import check_budget
 
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -28,7 +28,9 @@ Choices = Iterable[str] | Callable[[], Iterable[str]]
 """Values that a setting may have, or a function that lists them when they are asked for."""
 
 
-def option(default: Any = MISSING, *, help: str, choices: Choices = (), flag: str | None = None) -> Any:
+def option(
+    default: Any = MISSING, *, help: str, choices: Choices = (), flag: str | None = None, metavar: str | None = None
+) -> Any:
     """Declare a setting of a method: a dataclass field that carries its help text and choices to the command line.
 
     Args:
@@ -37,6 +39,7 @@ def option(default: Any = MISSING, *, help: str, choices: Choices = (), flag: st
         choices: The values that it may have, where they can be listed: themselves, or a function that returns them,
             such as `restorations`.
         flag: The command's flag, where it is another than the field's name.
+        metavar: What the help shows in the place of a value.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -52,8 +55,7 @@ def option(default: Any = MISSING, *, help: str, choices: Choices = (), flag: st
         known: l1, l2
     """
     metadata: dict[str, Any] = {"help": help, "choices": choices}
-    if flag:
-        metadata["flag"] = flag
+    metadata |= {key: said for key, said in (("flag", flag), ("metavar", metavar)) if said}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
@@ -65,7 +67,10 @@ def choices_of(field: Field[Any]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of every method: how much to remove, given in exactly one way.
+    """Settings of every method: how much to remove, given in exactly one way, and of which layers.
+
+    A ratio for each layer (`ratio_of`, or a `ratio` that is a dictionary) may stand alone, or beside what holds for all
+    others. Names in them are those of channel groups, of layers that make them, or patterns.
 
     Raises:
         InputError: A value that is none of its choices, or out of range.
@@ -94,8 +99,28 @@ class Config:
     )
     round_to: int = option(1, help="Keep a multiple of this many channels in each layer (8 suits most hardware).")
     min_channels: int = option(1, help="Leave at least this many channels in every layer.")
+    only: tuple[str, ...] = option(
+        (),
+        help="Narrow only layers that this pattern matches, such as 'layer3.*'; it may be given several times. "
+        "Channels that several layers share go only if each of them is named.",
+        metavar="PATTERN,...",
+    )
+    skip: tuple[str, ...] = option(
+        (),
+        help="Leave layers that this pattern matches as wide as they are, and what shares channels with them.",
+        metavar="PATTERN,...",
+    )
+    ratio_of: dict[str, float] | None = option(
+        None,
+        help="Share of channels that each layer loses which the pattern matches, such as 'layer3.*=0.5'; what else is "
+        "said of how much goes is for the other layers. The last that matches counts.",
+        metavar="PATTERN=RATIO,...",
+    )
 
     def __post_init__(self) -> None:
+        for name in ("only", "skip"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value or ()))
         for item in fields(self):
             choices, value = choices_of(item), getattr(self, item.name)
             if choices and value not in choices and not (value is None and item.default is None):
@@ -106,7 +131,7 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as they are stored in a file's history."""
-        return asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 class Method(ABC):

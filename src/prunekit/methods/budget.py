@@ -72,13 +72,24 @@ def read_budget(config: Config, now: Cost) -> Budget:
     return Budget("latency", goal.amount, goal)
 
 
+def has_budget(config: Config) -> bool:
+    """Return whether something is said of how much all layers lose together, not only of some by their names."""
+    return any(getattr(config, name) is not None for name in AXES) and not isinstance(config.ratio, Mapping)
+
+
 def check_budget(config: Config) -> str:
     """Return the name of the one setting that says how much to remove, as far as it can be checked without a network.
+
+    That is `ratio_of` where ratios of single layers are all that is said.
 
     Raises:
         InputError: None or several are given, or the one given makes no sense.
     """
     given = [name for name in AXES if getattr(config, name) is not None]
+    for ratio in (config.ratio_of or {}).values():
+        check_ratio(ratio)
+    if not given and config.ratio_of:
+        return "ratio_of"
     if len(given) != 1:
         said = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
         raise InputError(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from prunekit.errors import InputError
 from prunekit.methods.base import Config
-from prunekit.methods.budget import check_ratio, read_budget
+from prunekit.methods.budget import check_budget, has_budget, read_budget
+from prunekit.methods.partial import ratios_by_group
 from prunekit.methods.ranking import Scores, fill_blocks, keep_after, protected_within, removal_order, round_widths
 from prunekit.methods.search import steps_within
 from prunekit.methods.streams import with_unread_streams
@@ -26,7 +27,7 @@ class Kept:
 def plan_by_scores(graph: Graph, scores: Scores, config: Config) -> Plan:
     """Remove the channels with the lowest scores, as many as the settings of a method ask for.
 
-    All that `Config` offers holds: a ratio of all channels or one for each group, a target in MACs, parameters or
+    All that `Config` offers holds: a ratio of all channels or of single layers, a target in MACs, parameters or
     milliseconds, multiples of `round_to`, and at least `min_channels` in every layer. What must go together does, in
     equal shares where the network needs them.
 
@@ -75,10 +76,14 @@ def lowest_removed(
     Raises:
         InputError: No budget or several, one that cannot be met, or one that removes nothing.
     """
-    if isinstance(config.ratio, dict):
-        kept = _by_group(graph, groups, scores, config)
-    else:
-        kept = _by_threshold(graph, groups, scores, config, given or {})
+    check_budget(config)
+    ratios = ratios_by_group(graph, config, [group.name for group in groups])
+    kept = _by_ratios(graph, groups, scores, ratios, config)
+    if has_budget(config):
+        others = [group for group in groups if group.name not in ratios]
+        if not others:
+            raise InputError("every layer has a ratio of its own", hint="say how much goes in one way alone")
+        kept = _by_threshold(graph, others, scores, config, given or {}, kept)
     if not kept.units:
         raise InputError("the budget is too small to remove a single channel", hint="ask for more, or lower --round-to")
     return kept
@@ -90,8 +95,12 @@ def _by_threshold(
     scores: Scores,
     config: Config,
     given: Mapping[str, Sequence[str]],
+    settled: Kept,
 ) -> Kept:
-    """Apply one global threshold: remove exactly as many units as the ratio says, or as the target cost needs."""
+    """Apply one global threshold: remove exactly as many units as the ratio says, or as the target cost needs.
+
+    What is `settled` of other groups stays as it is, and counts for the cost.
+    """
     budget = read_budget(config, predict(graph, graph.kept_classes({})))
     removal = removal_order(groups, scores, max(config.min_channels, 1))
 
@@ -99,7 +108,7 @@ def _by_threshold(
         widths = round_widths(groups, scores, keep_after(groups, removal, count), config.round_to)
         if budget.goal is not None and config.round_to == 1:
             widths = fill_blocks(groups, scores, widths, budget.goal.block)
-        return with_unread_streams(graph, balanced(graph, widths, scores, config.round_to))
+        return with_unread_streams(graph, balanced(graph, {**settled.units, **widths}, scores, config.round_to))
 
     if budget.kind == "ratio":
         total = sum(len(group.free) for group in groups)
@@ -111,21 +120,24 @@ def _by_threshold(
             return {layer for name in keeps for layer in given.get(name, ())}
 
         count = steps_within(graph, budget, len(removal.order), keeps_at, biases)
-    return Kept(keeps_at(count), tuple(protected_within(groups, scores, removal, count)))
+    protected = (*settled.protected, *protected_within(groups, scores, removal, count))
+    return Kept(keeps_at(count), tuple(dict.fromkeys(protected)))
 
 
-def _by_group(graph: Graph, groups: Sequence[ChannelGroup], scores: Scores, config: Config) -> Kept:
-    """Apply the ratio given for each group by name: remove the lowest units of that group."""
-    assert isinstance(config.ratio, dict)
+def _by_ratios(
+    graph: Graph, groups: Sequence[ChannelGroup], scores: Scores, ratios: Mapping[str, float], config: Config
+) -> Kept:
+    """Remove the lowest units of each group that has a ratio of its own."""
     allowed = {group.name: group for group in groups}
     keeps: dict[str, list[int]] = {}
     protected: list[str] = []
-    for name, ratio in config.ratio.items():
-        group = graph.group(name)
-        if group.name not in allowed:
-            raise InputError(f"channel group '{name}' cannot be pruned: {group.reason or 'nothing ranks its channels'}")
+    for name, ratio in ratios.items():
+        if name not in allowed:
+            reason = graph.group(name).reason or "nothing ranks its channels"
+            raise InputError(f"channel group '{name}' cannot be pruned: {reason}")
+        group = allowed[name]
         removal = removal_order([group], scores, config.min_channels)
-        wanted = round(check_ratio(ratio) * len(group.free))
+        wanted = round(ratio * len(group.free))
         keeps.update(keep_after([group], removal, min(wanted, len(removal.order))))
         protected += removal.protected if wanted > len(removal.order) else ()
     widths = round_widths(groups, scores, keeps, config.round_to)

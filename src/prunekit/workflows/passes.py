@@ -27,7 +27,7 @@ from prunekit.errors import InputError, TrainingError
 from prunekit.evaluation.score import Score, scored
 from prunekit.files.writing import atomic_write
 from prunekit.methods.base import Config
-from prunekit.methods.budget import read_budget
+from prunekit.methods.budget import check_budget, read_budget
 from prunekit.methods.goal import latency_within
 from prunekit.metric import ACCURACY, Metric
 from prunekit.restoration.images import Images, LabelledImages
@@ -246,6 +246,16 @@ def _budgets(model: nn.Module, config: Config, passes: int, x: Any) -> Iterator[
     if passes == 1:
         yield config
         return
+
+    def each(ratio: float) -> float:
+        return 1.0 - float((1 - ratio) ** (1 / passes))
+
+    if config.ratio_of:
+        shares = {name: each(ratio) for name, ratio in config.ratio_of.items()}
+        config = dataclasses.replace(config, ratio_of=shares)
+    if check_budget(config) == "ratio_of":
+        yield from [config] * passes
+        return
     start = api.inspect(model, x).cost
     if config.target_latency is not None:
         yield from _latencies(model, config, passes)
@@ -253,7 +263,7 @@ def _budgets(model: nn.Module, config: Config, passes: int, x: Any) -> Iterator[
     budget = read_budget(config, start)
     for number in range(1, passes + 1):
         if budget.kind == "ratio":
-            yield dataclasses.replace(config, ratio=1 - (1 - budget.amount) ** (1 / passes))
+            yield dataclasses.replace(config, ratio=each(budget.amount))
         elif budget.kind == "macs":
             amount = start.macs * (budget.amount / start.macs) ** (number / passes)
             yield dataclasses.replace(config, target_macs=amount)

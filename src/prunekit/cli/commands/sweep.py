@@ -24,7 +24,7 @@ from prunekit.cli.models import (
     spec_of,
     write_report,
 )
-from prunekit.cli.sweep_arguments import Grid, SweepTuning, asked_for, check_grid
+from prunekit.cli.sweep_arguments import Grid, PartOptions, SweepTuning, asked_for, check_grid
 from prunekit.errors import CheckFailed, InputError
 from prunekit.report import numbers
 from prunekit.report.terminal.output import Output
@@ -83,6 +83,7 @@ def run(
     *,
     methods: Methods = None,
     sweep: SweepOptions,
+    part: PartOptions,
     data: DataOptions,
     tuning: SweepTuning,
     options: MeasureOptions,
@@ -93,7 +94,7 @@ def run(
     check_inputs(model, data, reading)
     target = _target(model, sweep, data)
     stored = sweep_file.read(target) if sweep.resume else sweep_file.Stored()
-    grid, config = asked_for(output, methods, sweep, stored), tuning.settled(options.device)
+    grid, config = asked_for(output, methods, sweep, part, stored), tuning.settled(options.device)
     check_grid(grid, data, config)
     if not sweep.resume:
         sweep_file.must_be_new(target, force=sweep.force)

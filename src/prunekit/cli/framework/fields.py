@@ -12,7 +12,8 @@ of a field is all optional:
     hidden    True for a field that only the Python API has
 
 A field may be a float, int, str or bool, or one of these or None, or a tuple of numbers or texts, which is written with
-commas. A field of any other type has no form on the command line and keeps its default.
+commas. Texts may also be given one by one, each with the flag, and so may a dictionary of numbers, as `name=number`. A
+field of any other type has no form on the command line and keeps its default.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
@@ -33,11 +34,19 @@ _METAVARS = {float: "NUMBER", int: "COUNT", str: "TEXT"}
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Command-line form of a field: its `kind`, perhaps left out (`optional`), perhaps `many` with commas."""
+    """Command-line form of a field: its `kind`, perhaps left out (`optional`), perhaps `many` with commas, perhaps each
+    with a name (`named`).
+    """
 
     kind: type
     optional: bool = False
     many: bool = False
+    named: bool = False
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the flag may be given several times."""
+        return self.named or (self.many and self.kind is str)
 
 
 def options_of(
@@ -68,6 +77,8 @@ def collect(settings: type, values: Mapping[str, Any]) -> Any:
         if field.name not in values or form is None or field.metadata.get("hidden"):
             continue
         value = values[field.name]
+        if form.repeated and not value:
+            continue
         choices = choices_of(field)
         if choices and value is not None and value not in choices:
             raise unknown_name(flags_of(field)[0].lstrip("-"), str(value), choices)
@@ -97,10 +108,17 @@ def from_text(settings: type, text: str) -> dict[str, Any]:
         if name not in known:
             raise unknown_name("setting", key, known)
         field, form = known[name]
-        if field.name in found:
+        if form.repeated:
+            found[field.name] = _joined(found.get(field.name), _many(field, form, [value]))
+        elif field.name in found:
             raise InputError(f"setting '{key}' is given twice")
-        found[field.name] = _typed(key, value, form)
+        else:
+            found[field.name] = _typed(key, value, form)
     return found
+
+
+def _joined(before: Any, more: Any) -> Any:
+    return more if before is None else {**before, **more} if isinstance(more, dict) else (*before, *more)
 
 
 def _typed(key: str, text: str, form: Form) -> Any:
@@ -138,7 +156,9 @@ def flags_of(field: dataclasses.Field[Any], given: str | None = None) -> list[st
 def _option(field: dataclasses.Field[Any], form: Form, section: str | None, flag: str | None) -> inspect.Parameter:
     metadata, kind = field.metadata, str if form.many else form.kind
     default, flags, choices = _default(field), flags_of(field, flag), choices_of(field)
-    if form.many and default not in (None, ...):
+    if form.repeated:
+        default = None if default is ... else [*(default or ())]
+    elif form.many and default not in (None, ...):
         default = ",".join(map(str, default))
     if kind is bool and default is True:
         flags = [f"{flags[0]}/--no-{flags[0].removeprefix('--')}", *flags[1:]]
@@ -147,12 +167,14 @@ def _option(field: dataclasses.Field[Any], form: Form, section: str | None, flag
         *flags,
         help=_sentence(metadata.get("help", "")),
         metavar=None if kind is bool else metadata.get("metavar") or _metavar(form, choices),
-        show_default=kind is not bool and default not in (None, ""),
+        show_default=kind is not bool and default not in (None, "", []),
         autocompletion=_completion(field) if choices or "complete" in metadata else None,
         rich_help_panel=metadata.get("section") or section,
         parser=_number_of_flag if kind is float else None,
     )
-    annotation = kind | None if form.optional and kind is not bool else kind
+    annotation: Any = kind | None if form.optional and kind is not bool else kind
+    if form.repeated:
+        annotation = list[str] | None
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
 
 
@@ -188,16 +210,36 @@ def _form(hint: Any) -> Form | None:
     if get_origin(hint) in (Union, types.UnionType):
         members = get_args(hint)
         forms = [form for member in members if (form := _form(member)) is not None]
-        # text first: a field that may be text or a number is parsed by the code that defines it
-        best = next((form for form in forms if form.kind is str), forms[0] if len(forms) == 1 else None)
+        # text first: a field that may be text or a number is parsed by the code that defines it; a plain value before
+        # several by their names
+        plain = [form for form in forms if not form.named] or forms
+        best = next((form for form in plain if form.kind is str), plain[0] if len(plain) == 1 else None)
         return best and dataclasses.replace(best, optional=type(None) in members)
     if get_origin(hint) is tuple and get_args(hint)[1:] == (...,) and get_args(hint)[0] in _METAVARS:
         return Form(get_args(hint)[0], many=True)
+    if get_origin(hint) is dict and get_args(hint) == (str, float):
+        return Form(float, many=True, named=True)
     return Form(hint) if hint in (*_METAVARS, bool) else None
 
 
-def _many(field: dataclasses.Field[Any], form: Form, text: str) -> tuple[Any, ...]:
+def _many(field: dataclasses.Field[Any], form: Form, texts: str | Sequence[str]) -> Any:
+    """Return the values of a field that has many: a tuple, or a dictionary where they have names; it may be None."""
+    text = texts if isinstance(texts, str) else ",".join(texts)
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if form.named:
+        return dict(_named(field, part) for part in parts) or _default(field)
     try:
-        return tuple(form.kind(part.strip()) for part in text.split(",") if part.strip())
+        return tuple(form.kind(part) for part in parts)
     except ValueError:
         raise InputError(f"{flags_of(field)[0]} '{text}' is not a list of numbers separated by commas") from None
+
+
+def _named(field: dataclasses.Field[Any], text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    wrong = InputError(f"{flags_of(field)[0]} '{text}' is not {field.metadata.get('metavar', 'NAME=NUMBER')}")
+    if not name.strip():
+        raise wrong
+    try:
+        return name.strip(), number(value)
+    except ValueError:
+        raise wrong from None

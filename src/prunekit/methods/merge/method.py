@@ -25,6 +25,7 @@ class Merge(Method):
         "prunekit merge model.pt --ratio 0.5 --restore synthetic",
         "prunekit merge model.pt --ratio 0.5 --data path/to/images",
         "prunekit merge model.pt --ratio 0.5 --data path/to/images --heal --heal-time 10m",
+        "prunekit merge model.pt --ratio 0.3 --skip 'layer1.*' --ratio-of 'layer3.*=0.5'",
         "prunekit merge model.pt --max-drop 1% --data path/to/images",
         "prunekit merge model.pt --target-latency 60% --latency-on onnx --latency-threads 1",
     )

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.methods.budget import has_budget
 from prunekit.methods.merge.candidates import Candidate, candidates
 from prunekit.methods.merge.measuring import measured
 from prunekit.methods.merge.ranked import rank, with_losses
 from prunekit.methods.merge.widths import Kept, choose, shortfall
+from prunekit.methods.partial import part_of
 from prunekit.plan import Keep, Plan
 from prunekit.restoration import registry
 from prunekit.restoration.base import Evidence, Restoration
@@ -56,7 +58,7 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
         count = f"{len(layers)} layer" + "s" * (len(layers) > 1)
         warnings = [f"nothing here can be made up for: what goes ({count}) goes plainly, to be tuned afterwards"]
     if not layers:
-        raise _refusal(model, graph, way, config.scope, left)
+        raise _refusal(model, graph, way, config, left)
     evidence = way.evidence(model, graph, images)
     name = way.leading(model, graph, [layer.group for layer in layers]) if isinstance(way, ClosedForm) else way.name
     further = partial(_further, model, graph, config)
@@ -91,9 +93,12 @@ def _with_warnings(plan: Plan, warnings: Sequence[str]) -> Plan:
     return Plan(plan.operations, {**plan.notes, "warning": "; ".join(said)}, plan.example) if warnings else plan
 
 
-def _refusal(model: nn.Module, graph: Graph, way: Restoration, scope: str, left: Mapping[str, str]) -> InputError:
+def _refusal(
+    model: nn.Module, graph: Graph, way: Restoration, config: MergeConfig, left: Mapping[str, str]
+) -> InputError:
     """Return why nothing can be merged, and another way of restoration that can make up for some layers, if any."""
-    graph = trace(model, graph.example)  # with sizes that are written into the code looked for
+    # with sizes that are written into the code looked for
+    graph, scope = part_of(trace(model, graph.example), config.only, config.skip), config.scope
     reason = _main_reason(graph, left)
     possible = {
         "moments": True,
@@ -144,7 +149,7 @@ def _narrowed(
     Those that could only be pruned plainly stay, unless the others come to less than half of what is asked.
     """
     able = [layer for layer in layers if layer.reason is None]
-    if 0 < len(able) < len(layers) and config.scope == "inner" and not isinstance(config.ratio, dict):
+    if 0 < len(able) < len(layers) and config.scope == "inner" and has_budget(config):
         with contextlib.suppress(InputError):  # a target that they cannot meet
             kept, notes = _select(graph, able, config, way, evidence, partial(further, able))
             if shortfall(graph, kept, config) is None:
@@ -163,7 +168,7 @@ def _select(
     """Return the kept filters, and what they were chosen by."""
     model, images = evidence.model, evidence.images
     usual, widths = _CHOICE.get(way, ("l2-norm" if images is None else "pivot", "loss"))
-    widths = config.widths or ("uniform" if isinstance(config.ratio, dict) else widths)
+    widths = config.widths or (widths if has_budget(config) else "uniform")
     if widths == "measured" and images is None:
         raise InputError("--widths measured runs the network on images", hint="name some with --data")
     judged = (config.criterion or usual) == "pivot" or widths != "uniform"

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.methods.budget import Budget, check_ratio, fewest, read_budget
+from prunekit.methods.budget import Budget, check_budget, fewest, has_budget, read_budget
 from prunekit.methods.goal import LatencyGoal
 from prunekit.methods.merge.ranked import Ranked
 from prunekit.methods.merge.selection import removals
+from prunekit.methods.partial import ratios_by_group
 from prunekit.methods.ranking import fill_blocks, round_widths
 from prunekit.methods.search import Search, steps_by_meter, steps_within
 from prunekit.progress import counter
@@ -51,12 +52,19 @@ def choose(
     Raises:
         InputError: a budget that cannot be met, or a layer that cannot be narrowed.
     """
-    if isinstance(config.ratio, dict):
-        return _rounded(ranked, _by_group(graph, ranked, config), config)
+    check_budget(config)
+    ratios = ratios_by_group(graph, config, [one.name for one in ranked])
+    settled = _rounded(ranked, _by_ratios(ranked, ratios, config), config)
+    if not has_budget(config):
+        return settled
+    ranked = [one for one in ranked if one.name not in ratios]
+    if not ranked:
+        raise InputError("every layer has a ratio of its own", hint="say how much goes in one way alone")
     budget = read_budget(config, predict(graph, graph.kept_classes({})))
+    equally = partial(_uniform, graph, ranked, config, budget, settled)
     if not by_loss or all(one.curve is None for one in ranked):
-        return _uniform(graph, ranked, config, budget, partial(steps_within, further=further))
-    uniform = _uniform(graph, ranked, config, budget, partial(steps_by_meter, further=further))
+        return equally(partial(steps_within, further=further))
+    uniform = equally(partial(steps_by_meter, further=further))
     start = _descent(ranked, config, uniform)
     if budget.kind == "ratio":
         return _within_both(graph, start, uniform)
@@ -64,14 +72,16 @@ def choose(
     try:
         return way.keeps_at(steps_within(graph, budget, len(way.order), way.keeps_at))
     except InputError:  # what loses most stays too wide, and equal shares go further
-        return _uniform(graph, ranked, config, budget, partial(steps_within, further=further))
+        return equally(partial(steps_within, further=further))
 
 
 def shortfall(graph: Graph, kept: Kept, config: MergeConfig) -> str | None:
     """Return what to say where less than half of the asked share of the MACs goes; None elsewhere."""
+    if not has_budget(config) or config.only or config.skip or config.ratio_of:  # it is said where it goes
+        return None
     whole = predict(graph, graph.kept_classes({}))
-    budget = None if isinstance(config.ratio, dict) else read_budget(config, whole)
-    if budget is None or budget.kind != "ratio":
+    budget = read_budget(config, whole)
+    if budget.kind != "ratio":
         return None
     taken = 1 - predict(graph, graph.kept_classes(kept)).macs / max(1, whole.macs)
     if taken >= budget.amount / 2:
@@ -79,11 +89,16 @@ def shortfall(graph: Graph, kept: Kept, config: MergeConfig) -> str | None:
     return f"this takes {taken:.1%} of the MACs, where {budget.amount:.0%} were asked for"
 
 
-def _uniform(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget, search: Search) -> Kept:
+def _uniform(
+    graph: Graph, ranked: Sequence[Ranked], config: MergeConfig, budget: Budget, settled: Kept, search: Search
+) -> Kept:
+    """Return what stays where every ranked layer loses the same share, beside what is `settled` of others."""
+
     def keeps_at(ratio: float, ahead: int = 0) -> Kept:
         shares = [min(ratio + (number < ahead) / 1000, 0.999) for number in range(len(ranked))]
         kept = {one.name: _largest(one, share, config.min_channels) for one, share in zip(ranked, shares, strict=True)}
-        return _rounded(ranked, {name: units for name, units in kept.items() if units is not None}, config)
+        losing = {name: units for name, units in kept.items() if units is not None}
+        return {**settled, **_rounded(ranked, losing, config)}
 
     if budget.kind == "ratio":
         return keeps_at(budget.amount)
@@ -166,8 +181,8 @@ def _descent(ranked: Sequence[Ranked], config: MergeConfig, uniform: Kept) -> _D
         return max(config.min_channels, math.ceil(share))
 
     known = [(one, one.curve) for one in ranked if one.curve is not None]
-    others = {one.name: uniform[one.name] for one in ranked if one.curve is None and one.name in uniform}
     layers = [one for one, _ in known]
+    others = {name: units for name, units in uniform.items() if name not in {one.name for one in layers}}
     return _Descent(layers, others, [curve for _, curve in known], config, [least(one) for one in layers])
 
 
@@ -182,17 +197,16 @@ def _unit_costs(graph: Graph, ranked: Sequence[Ranked], spent: Callable[[Mask], 
     return np.array([max(cost, _LEAST_COST) for cost in costs])
 
 
-def _by_group(graph: Graph, ranked: Sequence[Ranked], config: MergeConfig) -> Kept:
-    assert isinstance(config.ratio, dict)
+def _by_ratios(ranked: Sequence[Ranked], ratios: Mapping[str, float], config: MergeConfig) -> Kept:
+    """Return what stays of each layer that has a ratio of its own."""
     by_name = {one.name: one for one in ranked}
     kept = {}
-    for name, ratio in config.ratio.items():
-        group = graph.group(name)
-        if group.name not in by_name:
+    for name, ratio in ratios.items():
+        if name not in by_name:
             raise InputError(f"channel group '{name}' cannot be merged: see 'left' in prunekit inspect")
-        index = _largest(by_name[group.name], check_ratio(ratio), config.min_channels)
+        index = _largest(by_name[name], ratio, config.min_channels)
         if index is not None:
-            kept[group.name] = index
+            kept[name] = index
     return kept
 
 

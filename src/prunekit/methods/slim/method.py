@@ -23,6 +23,7 @@ class Slim(Method):
     examples: ClassVar[tuple[str, ...]] = (
         "prunekit slim model.pt --ratio 0.5",
         "prunekit slim model.pt --target-macs 50% --round-to 8 -o small.pt",
+        "prunekit slim model.pt --ratio 0.5 --only 'layer3.*' --only 'layer4.*'",
         "prunekit slim model.pt --ratio 0.7 --data path/to/images --epochs 20 --iterations 3",
     )
     Config: ClassVar[type[Config]] = SlimConfig

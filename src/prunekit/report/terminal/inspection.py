@@ -151,6 +151,10 @@ def describe_step(step: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     """Format a setting for people: a computed rate has more digits than anybody reads."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={_plain(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(map(_plain, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

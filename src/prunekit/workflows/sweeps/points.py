@@ -48,7 +48,12 @@ class Variant:
     @property
     def label(self) -> str:
         """The command-line form, such as `merge:moments`; the way of restoring stands first, by its name alone."""
-        others = [f"{_flag(self.method, key)}={_value(x)}" for key, x in self.settings.items() if key != "restore"]
+        others = [
+            f"{_flag(self.method, key)}={text}"
+            for key, value in self.settings.items()
+            if key != "restore"
+            for text in _values(value)
+        ]
         settings = ",".join([*([self.settings["restore"]] if "restore" in self.settings else []), *others])
         return f"{self.method}:{settings}" if settings else self.method
 
@@ -70,6 +75,13 @@ def _flag(method: str, field_name: str) -> str:
     known = settings_of(method).__dataclass_fields__ if method in (*registry.names(), GATES) else {}
     flag = known[field_name].metadata.get("flag") if field_name in known else None
     return str(flag or field_name.replace("_", "-")).lstrip("-")
+
+
+def _values(value: object) -> list[str]:
+    """Return the value of a setting as on the command line, where one that has many is given once for each."""
+    if isinstance(value, Mapping):
+        return [f"{name}={_value(one)}" for name, one in value.items()]
+    return [_value(one) for one in value] if isinstance(value, list | tuple) else [_value(value)]
 
 
 def _value(value: object) -> str:
