@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
+import platform
 import tempfile
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
@@ -79,6 +82,24 @@ def test_more_than_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     spill.fetch(x)
     assert torch.equal(x, want)
     spill.close()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap of another C library")
+def test_the_holes_that_moved_tensors_leave_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spilling, "_HOLES", 16 << 20)
+    torch.empty(30 << 20, dtype=torch.uint8)  # once so large a block is freed, smaller ones come from the heap
+    tensors = [torch.ones(1 << 20, dtype=torch.uint8) for _ in range(96)]
+    spill, before = Spill(), resident()
+    for tensor in tensors[::2]:  # the others stay in between
+        spill.put([tensor])
+    assert before - resident() > 40 << 20
+    spill.close()
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * mmap.PAGESIZE
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

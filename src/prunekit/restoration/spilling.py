@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from prunekit.errors import InputError
+from prunekit.restoration.heap import give_back
 from prunekit.restoration.memory import size_in_words
 
 _PART = 8 << 20  # bytes that are moved at a time
+_HOLES = 128 << 20  # bytes that are moved away until the holes that they leave in the heap are given back
 _HINT = "pass fewer images, allow more with --memory, or name a folder on a larger disk with TMPDIR"
 
 
@@ -34,6 +36,7 @@ class Spill:
         self._free: dict[int, list[int]] = defaultdict(list)  # places that are free again, by size
         self._waiting: Any = WeakIdKeyDictionary()
         self._part = torch.empty(0, dtype=torch.uint8)
+        self._holes = 0  # bytes that have been moved away since holes were given back
 
     def check(self, size: int) -> None:
         """Check that there is room for so many bytes.
@@ -62,6 +65,10 @@ class Spill:
         storage.resize_(0)
         for tensor in tensors:
             self._waiting[tensor] = entry
+        self._holes += entry.size
+        if self._holes >= _HOLES:
+            give_back()
+            self._holes = 0
 
     def fetch(self, tensor: Tensor) -> None:
         """Move back what a tensor holds, if it waits."""

@@ -54,7 +54,9 @@ class Walk(Watch):
     ) -> None:
         super().__init__(model, graph, joins, joins.values())
         # what modules note in themselves stays with the pass; parameters and buffers are those of all
-        self._model = copied(model, {id(tensor): tensor for tensor in named_tensors(model).values()})
+        shared = named_tensors(model).values()
+        self._model = copied(model, {id(tensor): tensor for tensor in shared})
+        self._given = {tensor.untyped_storage().data_ptr() for tensor in (images, *shared)}
         self._images, self._joins, self._late, self._spill = images, joins, late, spill
         self._made: list[weakref.ref[Tensor]] = []
         self._turn, self._posted = threading.Semaphore(0), threading.Semaphore(0)
@@ -123,11 +125,10 @@ class Walk(Watch):
         """Return what the forward holds in memory of all that it has computed, those together that share a storage."""
         alive = {id(made): made for ref in self._made if (made := ref()) is not None}.values()
         self._made = [weakref.ref(tensor) for tensor in alive]
-        given = {tensor.untyped_storage().data_ptr() for tensor in (self._images, *named_tensors(self._model).values())}
         shared: dict[int, list[Tensor]] = {}
         for tensor in alive:
             shared.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-        return [tensors for place, tensors in shared.items() if place and place not in given]
+        return [tensors for place, tensors in shared.items() if place and place not in self._given]
 
     def bytes_held(self) -> int:
         """Return the bytes of all that is `held`."""
