@@ -113,7 +113,7 @@ def test_rows_reproduce_the_layer(layer: nn.Conv2d | nn.Linear) -> None:
             calls.append((call, output))
 
     graph = surgery.trace(layer, x.double())
-    with torch.no_grad(), Calls(layer, graph, [""], []):
+    with torch.no_grad(), Calls(layer, graph.nodes, [""], []):
         layer(x.double())
     [(call, out)] = calls
     for wanted in (50, 10_000):

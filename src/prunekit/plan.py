@@ -22,6 +22,10 @@ class Keep:
     `group` is the name of a channel group, or of any layer or parameter that makes exactly the group's channels. Groups
     are named after the module that makes them; where that makes several, after the parameter.
 
+    None may stay where the channels are inside of a residual block, `activation(x + branch(x))`, whose branch then
+    gives the same for every input: the block goes as a whole, and adds this constant alone. A fold into the last layer
+    of the branch says what the constant is to be.
+
     Args:
         group: The group's name.
         index: Its units that stay, from 0; any order, none twice.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from prunekit.cli.framework.fields import from_text, number
 from prunekit.cli.framework.options import DataOptions, option
 from prunekit.cli.tuning import Tuning
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
 _MOST = 1000  # points: a larger number is a typing error
 _RATIOS = "0.1:0.9:0.1"
+
+
+def methods_option(said: str) -> Any:
+    """Return the option `--methods`, which `read_variants` reads; `said` is its help."""
+    return typer.Option("--methods", "--method", metavar="NAME[:RESTORATION][:KEY=VALUE,...],...", help=said)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from prunekit.nn.gated import gated_layers
 from prunekit.programs import archive
 from prunekit.programs.program import ExportedProgram
 from prunekit.spec import Origin
-from prunekit.surgery.proof.verification import random_inputs
+from prunekit.surgery.execution.sources import random_inputs
 
 
 def to_bytes(program: ExportedProgram, origin: Origin) -> bytes:

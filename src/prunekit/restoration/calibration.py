@@ -18,12 +18,13 @@ from torch import nn
 from prunekit.errors import counted
 from prunekit.nn.attention import free_all
 from prunekit.plan import Plan
+from prunekit.restoration.branch_means import branch_means
 from prunekit.restoration.frontier import Frontier
 from prunekit.restoration.images import Images, gather
 from prunekit.restoration.layerwise_refit import refit_in_order
 from prunekit.restoration.memory import MEMORY, read_memory
 from prunekit.restoration.refit_targets import find_sites
-from prunekit.surgery import Graph, edit
+from prunekit.surgery import Graph, edit, resolve
 from prunekit.surgery.copying import copied
 
 ROWS = 24_000  # positions of each layer, over all images: no more was gained from three times as many
@@ -47,6 +48,7 @@ def calibrate(
     wait for one another at each layer and there hold up to `memory`, bytes or a size such as `2GiB`; what is more waits
     in a file (`prunekit.restoration.frontier`), in the folder for temporary files. Besides, for one layer at a time, up
     to `rows` vectors of its input and output are held, and the square of its fan-in, or of `rows` if that is smaller.
+    Of residual blocks that go, what their branches gave on average stays.
     With `layers` no others are refitted. `notes["calibration"]` tells the number of images and of refitted layers, and
     which were left, and why. The same images, seed, machine and number of threads give the same bits.
 
@@ -55,13 +57,15 @@ def calibrate(
     """
     with torch.no_grad():
         batch = gather(images, model, graph)
+        plan = Plan([*plan, *branch_means(model, graph, plan, batch, read_memory(memory))], plan.notes, plan.example)
         sites, left = find_sites(model, graph, plan)
         sites = [site for site in sites if layers is None or site.layer in layers]
         small = edit(model, plan, graph)
         original = copied(model).eval()
         for network in (original, small):  # as they were traced
             free_all(network)
-        frontier = Frontier(original, small.eval(), graph, sites, batch, read_memory(memory))
+        skipped = resolve(graph, plan).skipped
+        frontier = Frontier(original, small.eval(), graph, sites, batch, read_memory(memory), skipped)
         found = refit_in_order(frontier, small, sites, rows=rows, ridge=ridge, seed=seed)
     done = {refit.layer for refit in found.refits}
     left |= {s.layer: found.failed.get(s.layer, "its forward is not called") for s in sites if s.layer not in done}

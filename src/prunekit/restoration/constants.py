@@ -21,10 +21,10 @@ from prunekit.surgery.copying import aliases, copied, named_tensors
 from prunekit.surgery.editing.carriers import CarrierFinder
 from prunekit.surgery.execution.dispatch import unfused_attention
 from prunekit.surgery.execution.draws import Draws, own_randomness
+from prunekit.surgery.execution.sources import random_inputs
 from prunekit.surgery.execution.weights import FollowWeights, Key
 from prunekit.surgery.graph.labels import Ids, Mask
 from prunekit.surgery.ops import Reading, is_batch_norm
-from prunekit.surgery.proof.verification import random_inputs
 
 _STEADY = 1e-4  # how much a "constant" may move with the input, relative to 1 + its size
 _BATCH = 2

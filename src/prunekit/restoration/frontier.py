@@ -20,6 +20,7 @@ from prunekit.restoration.refit_targets import Site
 from prunekit.restoration.spilling import Spill
 from prunekit.restoration.walk import Stop, Walk
 from prunekit.surgery import Graph
+from prunekit.surgery.graph.blocks import ResidualBlock, nodes_left
 
 BATCH = 128  # images that pass at a time, at most
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
@@ -38,9 +39,17 @@ class Frontier:
     """The passes of `original` and `small` on `images` at one site after the other; use it in a `with`."""
 
     def __init__(
-        self, original: nn.Module, small: nn.Module, graph: Graph, sites: Sequence[Site], images: Tensor, memory: int
+        self,
+        original: nn.Module,
+        small: nn.Module,
+        graph: Graph,
+        sites: Sequence[Site],
+        images: Tensor,
+        memory: int,
+        skipped: Sequence[ResidualBlock] = (),
     ) -> None:
-        self._networks, self._graph, self._images = (original, small), graph, images
+        self._graph, self._images = graph, images
+        self._networks = (original, graph.nodes), (small, nodes_left(graph, skipped))
         called = [site for site in sites if reads(graph, site.layer)]
         self._sites = sorted(called, key=lambda site: reads(graph, site.layer)[0].index)
         self._order = {site.layer: number for number, site in enumerate(self._sites)}
@@ -86,8 +95,8 @@ class Frontier:
 
     def _pass(self, images: Tensor, *, late: bool) -> _Pass:
         joins = {site.layer: site.join for site in self._sites}
-        model = self._networks[0 if late else 1]
-        return _Pass(Walk(model, self._graph, joins, images, late=late, spill=self._spill), self._order)
+        model, nodes = self._networks[0 if late else 1]
+        return _Pass(Walk(model, nodes, joins, images, late=late, spill=self._spill), self._order)
 
     def _reach(self, pair: _Pair, number: int) -> None:
         """Let a batch go on to a site, in both networks.

@@ -67,7 +67,7 @@ class _Pass(Walk):
     """A forward pass that stops in front of each batch norm; `number` counts its stops from 0."""
 
     def __init__(self, model: nn.Module, graph: Graph, images: Tensor) -> None:
-        super().__init__(model, graph, {}, images, late=False)
+        super().__init__(model, graph.nodes, {}, images, late=False)
         self.number = -1
         for name, norm in norms_of(self._model):
             norm.register_forward_pre_hook(partial(self._wait, name), with_kwargs=True)

@@ -55,7 +55,10 @@ def find_sites(model: nn.Module, graph: Graph, plan: Plan) -> tuple[list[Site], 
 
 
 def _changed(graph: Graph, plan: Plan) -> list[str]:
-    """Return the convolutions and linear layers that lose inputs, or read what has passed through one that does."""
+    """Return the convolutions and linear layers that lose inputs, or read what has passed through one that does.
+
+    Those in residual blocks that go are none of them.
+    """
     resolved = resolve(graph, plan)
     losing = {name for name, dim in resolved.indices if graph.roles[name, dim] == "in"}
     values: set[int] = set()
@@ -67,7 +70,7 @@ def _changed(graph: Graph, plan: Plan) -> list[str]:
             values.update(node.outputs)
             if node.op in LAYER_OPS:
                 layers.update((p.rpartition(".")[0], None) for p in node.parameters if len(graph.shapes[p]) > 1)
-    return list(layers)
+    return [name for name in layers if not any(block.holds(name) for block in resolved.skipped)]
 
 
 def _blank(kept: Mapping[tuple[str, int], Ids], weight: str) -> str | None:

@@ -104,7 +104,7 @@ class _Reads(Watch):
     def __init__(
         self, model: nn.Module, graph: Graph, gauges: Sequence[_Gauge], rows: int, generator: torch.Generator
     ) -> None:
-        super().__init__(model, graph, [g.member.module for g in gauges], [g.join for g in gauges])
+        super().__init__(model, graph.nodes, [g.member.module for g in gauges], [g.join for g in gauges])
         self._gauges, self._rows, self._generator = gauges, rows, generator
 
     def after(self, layer: str, call: LayerCall, output: Tensor) -> None:

@@ -7,7 +7,7 @@ output, plus the difference of the two copies' streams, divided by the scale of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from prunekit.restoration.plain_layers import is_plain_norm, reads, weight_of
 from prunekit.restoration.samples import LayerCall
 from prunekit.surgery import Graph
 from prunekit.surgery.execution.dispatch import DispatchMode, op_name
+from prunekit.surgery.graph.recording import Node
 from prunekit.surgery.ops import LAYER_OPS, RESHAPES, is_batch_norm
 
 _FAINT = 1e-3  # a channel that a norm scales by less than this part of its strongest one cannot make up for anything
@@ -75,17 +76,19 @@ def scale_of(model: nn.Module, name: str | None) -> Tensor:
 
 
 class Watch(DispatchMode):
-    """Follower of a forward pass along the graph's nodes: holds the streams that layers add into, and meets layers.
+    """Follower of a forward pass along nodes of a graph: holds the streams that layers add into, and meets layers.
 
     A layer is met where an op reads its weight, whatever has called it. Where a pass leaves the recorded path it is
     lost, and no stream is held from there on.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, layers: Iterable[str], joins: Iterable[Join | None]) -> None:
+    def __init__(
+        self, model: nn.Module, nodes: Sequence[Node], layers: Iterable[str], joins: Iterable[Join | None]
+    ) -> None:
         super().__init__()
         self._readers = Counter(join.stream for join in joins if join is not None)
         self._streams: dict[int, Tensor] = {}
-        self._nodes = graph.nodes
+        self._nodes = nodes
         self._next = 0
         self._lost = False
         self._layers = cast(Any, WeakIdKeyDictionary())
@@ -133,12 +136,14 @@ class Watch(DispatchMode):
         return found
 
     def _follow(self, op: str, given: Any, out: Any) -> None:
-        index, node = self._next, self._nodes[self._next] if self._next < len(self._nodes) else None
+        node = self._nodes[self._next] if self._next < len(self._nodes) else None
         if node is None or not (node.op == op or (is_batch_norm(node.op) and is_batch_norm(op))):
-            # more than was recorded: a selection that surgery put in, or memory that a device asks for
-            known = op == "index_select" or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(given))
+            # more than was recorded: what surgery put in (a selection, a block's constant), or memory for a device
+            tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+            constant = op in RESHAPES and isinstance(tensors[0], nn.Parameter)
+            known = op == "index_select" or constant or not tensors
             self._lost = not known
             return
         self._next += 1
-        if index in self._readers:
-            self._streams[index] = out if isinstance(out, Tensor) else out[0]
+        if node.index in self._readers:
+            self._streams[node.index] = out if isinstance(out, Tensor) else out[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from prunekit.restoration.samples import LayerCall
 from prunekit.restoration.spilling import Spill
 from prunekit.restoration.streams import Join, Watch
-from prunekit.surgery import Graph
 from prunekit.surgery.copying import copied, named_tensors
+from prunekit.surgery.graph.recording import Node
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Walk(Watch):
     def __init__(
         self,
         model: nn.Module,
-        graph: Graph,
+        nodes: Sequence[Node],
         joins: Mapping[str, Join | None],
         images: Tensor,
         *,
         late: bool,
         spill: Spill | None = None,
     ) -> None:
-        super().__init__(model, graph, joins, joins.values())
+        super().__init__(model, nodes, joins, joins.values())
         # what modules note in themselves stays with the pass; parameters and buffers are those of all
         shared = named_tensors(model).values()
         self._model = copied(model, {id(tensor): tensor for tensor in shared})

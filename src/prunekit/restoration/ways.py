@@ -174,11 +174,9 @@ class ClosedForm(Restoration):
 
     def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
         """Return the plan with folds and refits; the note `restore` names the best way that was taken."""
-        from prunekit.surgery import resolve
-
         del evidence
         moments, paper = self.parts
-        part = {name: self.part_for(model, graph, graph.group(name)) for name in resolve(graph, plan).keeps}
+        part = {name: self.part_for(model, graph, graph.group(name)) for name in _narrowed(graph, plan)}
         plan = paper.folded(model, graph, plan, [name for name, way in part.items() if way == paper.name])
         plan = moments.refitted(model, graph, plan, [name for name, way in part.items() if way == moments.name])
         best = next((way.name for way in self.parts if way.name in part.values()), Nothing.name)
@@ -239,6 +237,13 @@ class Calibrate(Restoration):
 
 def _able(way: Restoration, model: nn.Module, graph: Graph, plan: Plan) -> Sequence[str]:
     """Return the groups that a plan narrows and a way can make up for."""
+    return [name for name in _narrowed(graph, plan) if way.obstacle(model, graph, graph.group(name)) is None]
+
+
+def _narrowed(graph: Graph, plan: Plan) -> Sequence[str]:
+    """Return the groups that a plan narrows, without those in residual blocks that go as a whole."""
     from prunekit.surgery import resolve
 
-    return [name for name in resolve(graph, plan).keeps if way.obstacle(model, graph, graph.group(name)) is None]
+    resolved = resolve(graph, plan)
+    gone = {name for block in resolved.skipped for name in block.groups}
+    return [name for name in resolved.keeps if name not in gone]

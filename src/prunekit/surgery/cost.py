@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from prunekit.surgery.graph.blocks import nodes_left, skipped_blocks
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.labels import Mask
 from prunekit.surgery.graph.recording import Node
@@ -106,15 +107,18 @@ def predict(graph: Graph, kept: Mask, biases: Collection[str] = ()) -> Cost:
     `biases` names the layers that get a bias on the way. Buffers count as no parameters, the index of a
     `ChannelSelect` among them.
     """
-    shares = graph.sizes(kept)
+    shares, skipped = graph.sizes(kept), skipped_blocks(graph, kept)
+    gone = {name for block in skipped for name in graph.shapes if block.holds(name)}
     params = sum(
         _product(shares.get((name, dim), size) for dim, size in enumerate(shape))
         for name, shape in graph.shapes.items()
-        if name in graph.parameters
+        if name in graph.parameters and name not in gone
     )
+    params += sum(shares[block.last] for block in skipped)  # the constants that their branches leave
+    biases = [name for name in biases if f"{name}.weight" not in gone]
     params += sum(shares.get((weight, 0), graph.shapes[weight][0]) for weight in map("{}.weight".format, set(biases)))
-    macs = sum(_node_macs(graph, node, kept, shares) for node in graph.nodes if node.macs)
-    channels = sum(shares[key] for key in graph.outputs())
+    macs = sum(_node_macs(graph, node, kept, shares) for node in nodes_left(graph, skipped) if node.macs)
+    channels = sum(shares[key] for key in graph.outputs() if key[0] not in gone)
     return Cost(params, macs // graph.batch, channels)
 
 

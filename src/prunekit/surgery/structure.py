@@ -14,25 +14,29 @@ from prunekit.nn.attention import count_heads, freed_modules, restore_freed
 from prunekit.nn.buckets import describe_buckets, restore_buckets
 from prunekit.nn.channels import SelectedNorm
 from prunekit.nn.gated import describe_gates, restore_gates
+from prunekit.nn.skipped import describe_skips, restore_skips
 from prunekit.surgery.editing import attributes
 from prunekit.surgery.editing.parametrised import match_computed
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """Return what surgery may have changed: shapes, the numbers kept about them, inserted selections and gates.
+    """Return what surgery may have changed: shapes, the numbers kept about them, and the modules that it has put in.
 
     `{"parameters": {name: shape}, "attributes": {module: {name: value}}, "selected": [batch norm, ...],
-    "heads": [attention, ...], "gates": [gate, ...], "buckets": {...}}`; parameters include buffers that a state dict
-    holds. `heads` names attention modules whose heads are free of the embedding's width (`nn/attention.py`). Without
-    any, or gates, there are no such entries.
+    "skipped": {block: {...}}, "heads": [attention, ...], "gates": [gate, ...], "buckets": {...}}`; parameters
+    include buffers that a state dict holds. `skipped` are residual blocks without their branch (`nn/skipped.py`),
+    `heads` attention modules whose heads are free of the embedding's width (`nn/attention.py`). Without any, or gates,
+    there are no such entries.
     """
     gates, buckets, freed = describe_gates(model), describe_buckets(model), freed_modules(model)
+    skips = describe_skips(model)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     modules = {name: attributes.read(module) for name, module in model.named_modules()}
     return {
         "parameters": shapes,
         "attributes": {name: values for name, values in modules.items() if values},
         "selected": [name for name, module in model.named_modules() if isinstance(module, SelectedNorm)],
+        **({"skipped": skips} if skips else {}),
         **({"heads": freed} if freed else {}),
         **({"gates": gates} if gates else {}),
         **({"buckets": buckets} if buckets else {}),
@@ -50,6 +54,7 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     """
     shapes = structure["parameters"]
     _check_numbers(structure["attributes"], shapes)
+    restore_skips(model, structure.get("skipped", {}), shapes)
     for name in structure.get("selected", ()):
         _insert_selection(model, name)
     restore_freed(model, structure.get("heads", ()))

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from prunekit.cli.fit_file import FitFile, must_be_new
 from prunekit.cli.fitting import Fitting, GoalOptions, fit_images
 from prunekit.cli.framework.build import Command
@@ -33,7 +31,7 @@ from prunekit.cli.models import (
     read_model,
     write_report,
 )
-from prunekit.cli.sweep_arguments import read_variants
+from prunekit.cli.sweep_arguments import methods_option, read_variants
 from prunekit.cli.times import read_seconds
 from prunekit.errors import InputError
 from prunekit.report import numbers
@@ -48,12 +46,9 @@ _SIZES = 4  # that the search tries after the ways, on average over curves of al
 
 Methods = Annotated[
     list[str] | None,
-    typer.Option(
-        "--methods",
-        "--method",
-        metavar="NAME[:RESTORATION][:KEY=VALUE,...],...",
-        help="Ways to compare, each perhaps with a way of restoring or other settings (the default: "
-        "merge:widths=measured,slim).",
+    methods_option(
+        "Ways to compare, each perhaps with a way of restoring or other settings (the default: "
+        "merge:widths=measured,slim)."
     ),
 ]
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from prunekit.cli import sweep_file
 from prunekit.cli.framework.build import Command
 from prunekit.cli.framework.options import DATA, READING, DataOptions, ModelArgument, ReadingOptions, option
@@ -24,7 +22,7 @@ from prunekit.cli.models import (
     spec_of,
     write_report,
 )
-from prunekit.cli.sweep_arguments import Grid, PartOptions, SweepTuning, asked_for, check_grid
+from prunekit.cli.sweep_arguments import Grid, PartOptions, SweepTuning, asked_for, check_grid, methods_option
 from prunekit.errors import CheckFailed, InputError
 from prunekit.report import numbers
 from prunekit.report.terminal.output import Output
@@ -40,12 +38,9 @@ if TYPE_CHECKING:
 
 Methods = Annotated[
     list[str] | None,
-    typer.Option(
-        "--methods",
-        "--method",
-        metavar="NAME[:RESTORATION][:KEY=VALUE,...],...",
-        help="Methods, each perhaps with a way of restoring or other settings; manidp trains gates. By default all "
-        "installed ones but baselines (l1-norm, random, taylor).",
+    methods_option(
+        "Methods, each perhaps with a way of restoring or other settings; manidp trains gates. By default all "
+        "installed ones but baselines (l1-norm, random, taylor)."
     ),
 ]
 

@@ -1,7 +1,8 @@
 """Application of a plan, which gives a new network. Nothing else in prunekit changes a tensor's shape.
 
-First the folds, at full width; then the removal, which is an index along each dimension of each parameter; then the
-refits; then the gates. The caller's network is never touched: a failed edit leaves nothing half done.
+First the folds, at full width; then the removal, which is an index along each dimension of each parameter, and of
+residual blocks that go as a whole; then the refits; then the gates. The caller's network is never touched: a failed
+edit leaves nothing half done.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from prunekit.surgery.copying import copied, named_tensors, without_collection
 from prunekit.surgery.editing import attributes
 from prunekit.surgery.editing.compensation import folded
 from prunekit.surgery.editing.numbers import follow_widths
+from prunekit.surgery.editing.skipping import silenced, skip_blocks, with_blocks
 from prunekit.surgery.execution.dispatch import empty
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.labels import Ids, Mask
@@ -36,8 +38,14 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
     """
     with without_collection(), torch.inference_mode(False), torch.no_grad():
         resolved = resolve(graph, plan)
-        small = remove(model, graph, resolved.kept, folded(model, resolved), resolved.indices)
-        follow_widths(model, small, graph, resolved.kept)
+        kept, indices = resolved.kept, resolved.indices
+        changed = folded(model, resolved)
+        if resolved.skipped:  # these go as a whole
+            kept = with_blocks(resolved)
+            indices, changed = graph.kept_indices(kept), changed | silenced(model, resolved, changed)
+        small = remove(model, graph, kept, changed, indices)
+        skip_blocks(small, resolved)
+        follow_widths(model, small, graph, kept)
         refit(small, plan)
         insert_gates(small, plan.gates)
     return small

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
@@ -48,3 +48,20 @@ def running(modules: Mapping[str, nn.Module]) -> Iterator[list[str]]:
 
     with hooked(handles()):
         yield stack
+
+
+@contextlib.contextmanager
+def plain_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, bool]]:
+    """Yield, for each of the `modules` whose forward has ended, whether it was called once, tensor to tensor."""
+    plain: dict[str, bool] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+            plain[name] = alone and name not in plain
+
+        return hook
+
+    takers = {name: module for name, module in modules.items() if not isinstance(module, torch.jit.ScriptModule)}
+    with hooked(module.register_forward_hook(note(name), with_kwargs=True) for name, module in takers.items()):
+        yield plain

@@ -30,6 +30,24 @@ def as_inputs(x: Any) -> Inputs:
     return tuple(x) if isinstance(x, tuple | list) else (x,)
 
 
+def random_inputs(
+    example: tuple[Any, ...], device: torch.device, seed: int, batch: int | None = None
+) -> tuple[Any, ...]:
+    """Return standard normal inputs shaped like `example` (zeros where they are integers), `batch` of them if given."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        shape = leaf.shape if batch is None or not leaf.dim() else (batch, *leaf.shape[1:])
+        if leaf.is_floating_point():
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, leaf.dtype)
+        return torch.zeros(shape, dtype=leaf.dtype, device=device)
+
+    filled: tuple[Any, ...] = tree_map(fill, example)
+    return filled
+
+
 def bound_inputs(model: nn.Module, x: Any) -> Inputs:
     """Return an example input as the tuple of positional arguments of the model's forward.
 

@@ -65,7 +65,7 @@ class Graph:
     that draws random numbers, the classes of what it draws, of size 1 along dimensions without channels. `returned`
     are the values that the model returns. `shapes` are those of parameters and buffers; `example` is the input it was
     recorded with, on the meta device. `further` are the forwards that were recorded beside, and `never_ran` names the
-    modules that none of them has reached.
+    modules that none of them has reached, `plain` those that each of them calls once, with one tensor for one tensor.
 
     Examples:
         >>> import prunekit as pk
@@ -99,6 +99,7 @@ class Graph:
     balancer: Balancer | None = None
     further: tuple[FurtherPass, ...] = ()
     never_ran: tuple[str, ...] = ()
+    plain: frozenset[str] = frozenset()
 
     @cached_property
     def memo(self) -> dict[Any, Any]:

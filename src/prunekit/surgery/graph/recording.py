@@ -51,7 +51,8 @@ class WeightRead:
 class Node:
     """One recorded operation. `inputs` and `outputs` number the values (tensors that are not parameters).
 
-    `settings` are the arguments beside tensors, by name, of what works element by element, and of padding.
+    `module` is the one whose forward ran it, the innermost of `modules`. `settings` are the
+    arguments beside tensors, by name, of what works element by element, and of padding.
     """
 
     index: int
@@ -64,6 +65,7 @@ class Node:
     shape: tuple[int, ...]
     read: WeightRead | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,9 @@ class Recording:
     # by module, attribute and place in it: the channels that a number of the module's own counts
     numbers: dict[str, dict[tuple[str, int | None], Tensor]] = field(default_factory=dict)
     heads: list[Ids] = field(default_factory=list)  # the labels of heads of attention
+    plain: dict[str, bool] = field(
+        default_factory=dict
+    )  # by module: whether each pass called it once, tensor to tensor
     used: set[str] = field(default_factory=set)
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 
 from prunekit.errors import SurgeryError
 from prunekit.plan import Plan
+from prunekit.surgery.graph.blocks import ResidualBlock, residual_blocks, skipped_blocks
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.groups import ChannelGroup
 from prunekit.surgery.graph.labels import Ids, Mask
@@ -22,7 +23,8 @@ class ResolvedPlan:
     """Plan resolved in its network: what `plan` leaves of the network that `graph` was traced from.
 
     `keeps` holds the kept units, by name, of each group that loses some, `kept` for each class whether it stays, and
-    `indices` the surviving indices of each parameter dimension that loses some (see `Graph.kept_indices`).
+    `indices` the surviving indices of each parameter dimension that loses some (see `Graph.kept_indices`). `skipped`
+    are the residual blocks that go, since nothing is kept of channels in them.
     """
 
     graph: Graph
@@ -30,6 +32,7 @@ class ResolvedPlan:
     keeps: Mapping[str, tuple[int, ...]]
     kept: Mask
     indices: Mapping[tuple[str, int], Ids]
+    skipped: tuple[ResidualBlock, ...] = ()
 
     def on(self, graph: Graph) -> ResolvedPlan:
         """Return the same plan on a further example of the graph, which has the same channels."""
@@ -43,7 +46,7 @@ def resolve(graph: Graph, plan: Plan) -> ResolvedPlan:
 
     Raises:
         SurgeryError: an unknown group, a group named twice, units out of range, repeated or frozen, or a layer that
-            would be left without channels.
+            would be left without channels, and is not in a residual block that goes with them.
     """
     last: ResolvedPlan | None = graph.memo.get(resolve)
     if last is None or last.plan.keeps != plan.keeps:
@@ -60,19 +63,26 @@ def _resolved(graph: Graph, plan: Plan) -> ResolvedPlan:
         keeps[group.name] = _checked(group, keep.index)
     if graph.links:
         keeps = graph.kept_units(graph.kept_classes(keeps))
+    skipped = skipped_blocks(graph, graph.kept_classes(keeps))
+    going = {name for block in skipped for name in block.groups}
     for name, index in keeps.items():
-        _check_layers(graph.group(name), index)
+        if name not in going:
+            _check_layers(graph, graph.group(name), index)
     kept = graph.kept_classes(keeps)
     _log.debug("resolved a plan: %d channel groups lose some", len(keeps))
-    return ResolvedPlan(graph, plan, keeps, kept, graph.kept_indices(kept))
+    return ResolvedPlan(graph, plan, keeps, kept, graph.kept_indices(kept), skipped)
 
 
-def _check_layers(group: ChannelGroup, index: tuple[int, ...]) -> None:
+def _check_layers(graph: Graph, group: ChannelGroup, index: tuple[int, ...]) -> None:
     stays = np.zeros(group.size, dtype=np.bool_)
     stays[list(index)] = True
     for member in group.producers:
         if not stays[member.units].any():
-            raise SurgeryError(f"the plan leaves '{member.module}' without a single channel")
+            able = [block.cuts[-1] for block in residual_blocks(graph)]
+            raise SurgeryError(
+                f"the plan leaves '{member.module}' without a single channel",
+                hint=f"whole residual blocks go where nothing is kept of one of {', '.join(able)}" if able else None,
+            )
 
 
 def _checked(group: ChannelGroup, index: tuple[int, ...]) -> tuple[int, ...]:

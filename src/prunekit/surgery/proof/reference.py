@@ -187,6 +187,8 @@ def _each(setting: Any, axes: int) -> list[int]:
 
 def _layer_norm(func: Any, index: Tensor, args: Any) -> Any:
     x, _, weight, bias, eps = args
+    if not index.numel():  # in a branch that goes: nothing reads it
+        return torch.zeros_like(x), x, x
     scale, shift = (None if t is None else t[index] for t in (weight, bias))
     out, mean, rstd = func(x.index_select(-1, index), [index.numel()], scale, shift, eps)
     return torch.zeros_like(x).index_copy(-1, index, out), mean, rstd
@@ -194,6 +196,8 @@ def _layer_norm(func: Any, index: Tensor, args: Any) -> Any:
 
 def _group_norm(func: Any, index: Tensor, args: Any) -> Any:
     x, weight, bias, batch, _, positions, groups, eps = args
+    if not index.numel():
+        return torch.zeros_like(x), x, x
     scale, shift = (None if t is None else t[index] for t in (weight, bias))
     small = x.index_select(1, index).contiguous()
     out, mean, rstd = func(small, scale, shift, batch, index.numel(), positions, groups, eps)

@@ -22,6 +22,7 @@ from prunekit.surgery.copying import aliases, copied
 from prunekit.surgery.editing.editor import edit, take
 from prunekit.surgery.execution.draws import DrawAgain, Draws, own_randomness, start_over
 from prunekit.surgery.execution.hooks import hooked, running
+from prunekit.surgery.execution.sources import random_inputs
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.resolved import ResolvedPlan, resolve
 from prunekit.surgery.proof.comparison import DEFAULT_TOLERANCE, Comparison, compared, values_of
@@ -175,24 +176,6 @@ def _compare(proof: _Proof, inputs: list[tuple[Any, ...]]) -> Comparison:
         found.append(values_of(_run_candidate(proof.candidate, x, draws)))
     proof.reference.check_complete()
     return compared(wanted, found)
-
-
-def random_inputs(
-    example: tuple[Any, ...], device: torch.device, seed: int, batch: int | None = None
-) -> tuple[Any, ...]:
-    """Return standard normal inputs shaped like `example` (zeros where they are integers), `batch` of them if given."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def fill(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        shape = leaf.shape if batch is None or not leaf.dim() else (batch, *leaf.shape[1:])
-        if leaf.is_floating_point():
-            return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, leaf.dtype)
-        return torch.zeros(shape, dtype=leaf.dtype, device=device)
-
-    filled: tuple[Any, ...] = tree_map(fill, example)
-    return filled
 
 
 def _double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

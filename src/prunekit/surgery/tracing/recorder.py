@@ -138,7 +138,8 @@ class Recorder(DispatchMode):
         index, read = len(self.recording.nodes), self._weight_read(call)
         settings = settings_of(call.func, call.args, call.kwargs)
         values = tuple(activations), outputs
-        return Node(index, call.op, call.where, *values, tuple(parameters), macs, shape, read, settings)
+        where = call.where, *values, tuple(parameters)
+        return Node(index, call.op, *where, macs, shape, read, settings, tuple(self.stack))
 
     def _weight_read(self, call: Call) -> WeightRead | None:
         """Return how the op reads an activation through a parameter, if it does."""

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunekit.errors import InputError, SurgeryError
 from prunekit.surgery.copying import named_tensors
 from prunekit.surgery.execution.dispatch import DispatchMode
-from prunekit.surgery.execution.hooks import running
+from prunekit.surgery.execution.hooks import plain_calls, running
 from prunekit.surgery.execution.outputs import tensors_of
 from prunekit.surgery.execution.sources import Inputs, Source
 from prunekit.surgery.graph.graph import Graph
@@ -106,7 +106,7 @@ def run(recording: Recording, source: Source, example: Inputs, training: bool = 
     for link in recording.links.values():  # a pass that failed may have left some
         link.reads.clear()
     values = dict(source.model.named_buffers())
-    with running(modules) as stack:
+    with running(modules) as stack, plain_calls(modules) as plain:
         recorder = Recorder(recording, tensors, custom.table(), elementwise.unknown, modules, stack, values)
         try:
             with recorder:
@@ -117,6 +117,8 @@ def run(recording: Recording, source: Source, example: Inputs, training: bool = 
         recorder.freeze_output(output)
         recorder.settle_results(complete=True)
         recorder.settle_links()
+    for name, once in plain.items():
+        recording.plain[name] = once and recording.plain.get(name, True)
     recording.passes[-1].complete = True
 
 

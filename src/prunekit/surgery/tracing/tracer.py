@@ -130,6 +130,7 @@ def _build(recording: Recording, classes: Classes) -> Graph:
         batch=int(sized.size(0)) if sized is not None else 1,
         further=tuple(_further(run, classes) for run in recording.passes[1:] if run.complete),
         never_ran=_never_ran(recording),
+        plain=frozenset(name for name, plain in recording.plain.items() if plain),
     )
 
 
