@@ -42,7 +42,7 @@ ROOMS = {
         *("ops", "copying", "unwrap", "execution", "graph", "editing", "tracing", "proof", "cost"),
         "structure",
     ],
-    "surgery.tracing": ["recorder", "rules", "runs", "follow", "counted", "narrow", "probe", "tracer"],
+    "surgery.tracing": ["recorder", "rules", "runs", "follow", "counted", "narrow", "probe", "inside", "tracer"],
     "methods": [
         "goal",
         "base",
@@ -55,6 +55,7 @@ ROOMS = {
         "registry",
         "slim",
         "merge",
+        "narrow_heads",
         "baselines",
         "manidp",
     ],

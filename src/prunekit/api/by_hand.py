@@ -18,9 +18,10 @@ from prunekit.restoration.guarded import guarded, restored
 from prunekit.restoration.images import Images
 from prunekit.restoration.ways import ClosedForm
 from prunekit.surgery import Graph
+from prunekit.surgery.graph.inside import names_width
 
 
-def inspect(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = ()) -> Inspection:
+def inspect(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = (), inside_heads: bool = False) -> Inspection:
     """Look at a network: its channel groups, what may not go and why, and its cost.
 
     Nothing is computed: the network runs on the meta device, where tensors have shapes alone.
@@ -31,6 +32,7 @@ def inspect(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = ()) ->
             of the shape that the model remembers. Costs are for one of its `N`.
         examples: Further inputs, for what `x` does not reach: another head, an early exit, an optional input. What
             they reach is pruned with the rest.
+        inside_heads: Look for the widths of heads of attention as well: groups such as `blocks.0.attention.qkv[qk]`.
 
     Raises:
         InputError: The forward fails on one of the inputs, or none is given and none is remembered.
@@ -46,8 +48,20 @@ def inspect(model: nn.Module, x: Any = None, *, examples: Iterable[Any] = ()) ->
     """
     with at_work(model, x):
         plain = surgery.materialised(surgery.unwrapped(model))
-        graph = surgery.trace(plain, example_input(plain, x), examples=plain_examples(examples))
+        graph = surgery.trace(
+            plain, example_input(plain, x), examples=plain_examples(examples), inside_heads=inside_heads
+        )
         return Inspection(graph, surgery.cost_of(plain, graph))
+
+
+def _read_for(plan: Plan, plain: nn.Module, x: Any, examples: Iterable[Any]) -> Graph:
+    """Return the graph of a network with all groups that a plan names."""
+    return surgery.trace(
+        plain,
+        example_input(plain, x, plan),
+        examples=plain_examples(examples),
+        inside_heads=any(names_width(keep.group) for keep in plan.keeps),
+    )
 
 
 def apply(model: nn.Module, plan: Plan, x: Any = None, *, examples: Iterable[Any] = ()) -> nn.Module:
@@ -81,7 +95,7 @@ def apply(model: nn.Module, plan: Plan, x: Any = None, *, examples: Iterable[Any
     """
     with at_work(model, x):
         subject = Subject.of(model)
-        graph = surgery.trace(subject.plain, example_input(subject.plain, x, plan), examples=plain_examples(examples))
+        graph = _read_for(plan, subject.plain, x, examples)
         small = subject.proven(plan, graph)[0].model
     warn_of_unseen(graph)
     return small
@@ -136,7 +150,7 @@ def restore(
     with at_work(model, x):
         plain = Subject.of(model).plain
         if graph is None:
-            graph = surgery.trace(plain, example_input(plain, x, plan), examples=plain_examples(examples))
+            graph = _read_for(plan, plain, x, examples)
         before = Plan(plan.operations, {key: said for key, said in plan.notes.items() if key != "plain"}, plan.example)
         after = restored(plain, graph, before, found, found.evidence(plain, graph, images))
         nothing_for = after.notes.get("plain", {})
@@ -185,5 +199,5 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, x: Any = None, *, exa
     """
     with at_work(model, x):
         plain, candidate = (Subject.of(one).plain for one in (model, small))
-        graph = surgery.trace(plain, example_input(plain, x, plan), examples=plain_examples(examples))
+        graph = _read_for(plan, plain, x, examples)
         return surgery.verify(plain, candidate, plan, graph)

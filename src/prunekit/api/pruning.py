@@ -94,7 +94,7 @@ def prune(
         example, further = example_input(subject.plain, x), plain_examples(examples)
 
         def read(care: Mapping[str, bool], known: Graph | None = None) -> Pruned:
-            whole = known or surgery.trace(subject.plain, example, examples=further, **care)
+            whole = known or read_graph(subject.plain, example, further, method.inside_heads, care)
             found = part_of(whole, config.only, config.skip)
             timed = None if config.target_latency is None else Timed.of(subject, found, example, config)
             plan = method.plan(subject.plain, found, timed.planned_by(config) if timed else config, read_from)
@@ -104,6 +104,15 @@ def prune(
         pruned = _first_proven([partial(read, {}, graph), *readings] if graph else readings)
     warn_of_unseen(pruned.graph)
     return pruned
+
+
+def read_graph(
+    plain: nn.Module, example: Any, further: Sequence[Any], inside_heads: bool, care: Mapping[str, bool]
+) -> Graph:
+    """Return the graph of a network; where the widths of heads are looked for, its sizes are too."""
+    if inside_heads:
+        care = {**care, "probe": True}
+    return surgery.trace(plain, example, examples=further, inside_heads=inside_heads, **care)
 
 
 def _first_proven(readings: Sequence[Callable[[], Pruned]]) -> Pruned:

@@ -143,6 +143,7 @@ class Method(ABC):
         examples: Commands that its own help shows.
         Config: The class of its settings.
         labelled: Whether it reads labels: `images` are then batches of images and their labels.
+        inside_heads: Whether it looks into heads of attention: their widths are groups of the graph as well.
         baseline: Whether it is there to compare others with: a sweep leaves it out unless it is named.
 
     Examples:
@@ -163,6 +164,7 @@ class Method(ABC):
     examples: ClassVar[tuple[str, ...]] = ()
     Config: ClassVar[type[Config]] = Config
     labelled: ClassVar[bool] = False
+    inside_heads: ClassVar[bool] = False
     baseline: ClassVar[bool] = False
 
     @abstractmethod

@@ -5,7 +5,12 @@ from __future__ import annotations
 from prunekit.methods.base import Method
 from prunekit.plugins import Plugins
 
-_METHODS = Plugins("prunekit.methods", "method", Method)  # type: ignore[type-abstract]
+_METHODS = Plugins(
+    "prunekit.methods",
+    "method",
+    Method,  # type: ignore[type-abstract]
+    {"narrow-heads": "prunekit.methods.narrow_heads.method:NarrowHeads"},
+)
 names = _METHODS.names
 source = _METHODS.source
 

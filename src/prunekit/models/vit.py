@@ -10,18 +10,26 @@ from prunekit.models.common import scaled
 
 
 class SelfAttention(nn.Module):
-    """Attention between all positions, `(N, positions, embedding)` to the same shape, with heads of a given width."""
+    """Attention between all positions, `(N, positions, embedding)` to the same shape, with heads of a given width.
+
+    Queries and keys may come to be narrower than values, and the other way round.
+    """
 
     def __init__(self, embedding: int, heads: int, width: int) -> None:
         super().__init__()
-        self.head_width = width
+        self.query_width = self.value_width = width
         self.qkv = nn.Linear(embedding, 3 * heads * width)
         self.proj = nn.Linear(heads * width, embedding)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend, with as many heads as the weights have."""
-        qkv: Tensor = self.qkv(x)
-        q, k, v = qkv.view(*x.shape[:2], 3, -1, self.head_width).permute(2, 0, 3, 1, 4).unbind(0)
+        queries, values = self.query_width, self.value_width
+        heads = self.proj.in_features // values
+        parts = self.qkv(x).split([heads * queries, heads * queries, heads * values], -1)
+        widths = queries, queries, values
+        q, k, v = (
+            part.unflatten(-1, (heads, width)).transpose(1, 2) for part, width in zip(parts, widths, strict=True)
+        )
         out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return out
 

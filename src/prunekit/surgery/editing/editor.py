@@ -47,8 +47,28 @@ def edit(model: nn.Module, plan: Plan, graph: Graph) -> nn.Module:
         skip_blocks(small, resolved)
         follow_widths(model, small, graph, kept)
         refit(small, plan)
+        _keep_scale(small, graph, resolved.kept, resolved.indices)
         insert_gates(small, plan.gates)
     return small
+
+
+def _keep_scale(small: nn.Module, graph: Graph, kept: Mask, indices: Mapping[tuple[str, int], Ids]) -> None:
+    """Let narrower queries make up for the factor of the scores that the code computes from their width."""
+    tensors = named_tensors(small)
+    for number, width in enumerate(graph.inside.widths if graph.inside else ()):
+        queries = width.sides.get("queries")
+        if queries is None or not width.power:
+            continue
+        assert graph.inside is not None
+        share = float(graph.inside.left(number, kept).mean())
+        for (name, dim), classes in graph.slots.items():
+            if share == 1 or graph.roles[name, dim] == "in" or not np.isin(classes, queries).any():
+                continue
+            left = classes[indices[name, dim]]
+            places = torch.from_numpy(np.flatnonzero(np.isin(left, queries))).to(tensors[name].device)
+            tensors[name].data.index_copy_(
+                dim, places, tensors[name].data.index_select(dim, places) * share**-width.power
+            )
 
 
 def remove(

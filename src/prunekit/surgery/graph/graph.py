@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from prunekit.errors import SurgeryError, unknown_name
 from prunekit.surgery.graph.balance import Balancer
 from prunekit.surgery.graph.groups import ChannelGroup
+from prunekit.surgery.graph.inside import Inside
 from prunekit.surgery.graph.labels import Ids, Mask
 from prunekit.surgery.graph.recording import Node
 from prunekit.surgery.ops import LAYER_OPS, VIEWS, is_batch_norm
@@ -66,6 +67,8 @@ class Graph:
     are the values that the model returns. `shapes` are those of parameters and buffers; `example` is the input it was
     recorded with, on the meta device. `further` are the forwards that were recorded beside, and `never_ran` names the
     modules that none of them has reached, `plain` those that each of them calls once, with one tensor for one tensor.
+    `inside` has the coordinates inside heads, where these were looked for: their groups are the last ones. `rigid` says
+    why heads of a group have no other width.
 
     Examples:
         >>> import prunekit as pk
@@ -100,6 +103,8 @@ class Graph:
     further: tuple[FurtherPass, ...] = ()
     never_ran: tuple[str, ...] = ()
     plain: frozenset[str] = frozenset()
+    inside: Inside | None = None
+    rigid: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
@@ -221,16 +226,26 @@ class Graph:
         kept = np.ones(self.group_of.size, dtype=np.bool_)
         for name, units in keeps.items():
             number = self._numbers[name]
-            members = self.classes_in(number)
             stays = np.zeros(self.groups[number].size, dtype=np.bool_)
             stays[list(units)] = True
-            kept[members] = stays[self.unit_of[members]]
+            if (width := self.width_at(number)) is not None and self.inside is not None:
+                kept[self.inside.lost(width, stays)] = False
+                continue
+            members = self.classes_in(number)
+            kept[members] &= stays[self.unit_of[members]]
         for link in self.links:  # what a stream loses, its readers lose
             kept[link.private[~kept[link.stream]]] = False
         return kept
 
+    def width_at(self, number: int) -> int | None:
+        """Return which of the widths inside heads a group is, by its number; None for channels and heads themselves."""
+        first = len(self.groups) - (len(self.inside.widths) if self.inside else 0)
+        return number - first if number >= first else None
+
     def kept_units(self, kept: Mask) -> dict[str, tuple[int, ...]]:
         """Return the kept units, by name, of every group that loses some."""
+        if self.inside is not None:
+            return self._kept_of_cells(kept, self.inside)
         gone = np.flatnonzero(~kept & (self.group_of >= 0))
         gone = gone[np.argsort(self.group_of[gone], kind="stable")]
         losing, starts = np.unique(self.group_of[gone], return_index=True)
@@ -239,6 +254,21 @@ class Graph:
             stays = np.ones(self.groups[number].size, dtype=np.bool_)
             stays[self.unit_of[classes]] = False
             units[self.groups[number].name] = tuple(np.flatnonzero(stays).tolist())
+        return units
+
+    def _kept_of_cells(self, kept: Mask, inside: Inside) -> dict[str, tuple[int, ...]]:
+        """Return the same where channels inside heads go in two ways: a unit stays where anything of it does."""
+        units = {}
+        for number, group in enumerate(self.groups):
+            width = self.width_at(number)
+            if width is None:
+                members = self.classes_in(number)
+                stays = np.zeros(group.size, dtype=np.bool_)
+                stays[self.unit_of[members[kept[members]]]] = True
+            else:
+                stays = inside.left(width, kept)
+            if not stays.all():
+                units[group.name] = tuple(np.flatnonzero(stays).tolist())
         return units
 
     def kept_indices(self, kept: Mask) -> dict[tuple[str, int], Ids]:

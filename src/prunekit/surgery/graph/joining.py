@@ -40,15 +40,16 @@ def channels_along(ledger: Ledger, labels: Tensor, dim: int, where: str) -> Tens
     return vector_along(_first_along_others(labels, {dim}), dim)
 
 
-def collapsed(ledger: Ledger, labels: Tensor, dims: Iterable[int], where: str) -> Tensor:
+def collapsed(ledger: Ledger, labels: Tensor, dims: Iterable[int], where: str, *, whole: bool = False) -> Tensor:
     """Return the labels with what lies along `dims` tied, for what needs these dimensions whole.
 
-    Where labels change along others too (the heads of attention), one of each of those stays or goes as a whole.
+    Where labels change along others too (the heads of attention), one of each of those stays or goes as a whole; with
+    `whole` only while heads go whole.
     """
     gone = varying(labels) & frozenset(dims)
     if not gone:
         return labels
-    ledger.tie_along(labels, gone, where)
+    ledger.tie_along(labels, gone, where, whole=whole)
     kept = frozenset(range(labels.dim())) - gone
     return _first_along_others(labels, kept).expand(labels.shape)
 
@@ -68,6 +69,8 @@ def reshape(ledger: Ledger, labels: Tensor, shape: Sequence[int], where: str) ->
         touched = moving.intersection(left)
         if not touched or len(right) <= 1:
             continue
+        if len(left) == 1 and _repeats(labels, left[0], shape[right[-1]]):
+            continue
         if len(left) == 1:
             labels = collapsed(ledger, labels, moving - touched, where)
         vector = vector_along(labels, left[0]) if len(left) == 1 else None
@@ -76,6 +79,12 @@ def reshape(ledger: Ledger, labels: Tensor, shape: Sequence[int], where: str) ->
             return none_like(shape)
         ledger.split(vector, [shape[d] for d in right])
     return recompact(labels.reshape(tuple(shape)))
+
+
+def _repeats(labels: Tensor, dim: int, size: int) -> bool:
+    """Return whether labels along `dim` start again after every `size` of them: the same heads for each image."""
+    stretches = compact(labels).movedim(dim, 0).reshape(labels.size(dim) // size, -1)
+    return bool((stretches == stretches[:1]).all())
 
 
 def cat(ledger: Ledger, parts: Sequence[Tensor], dim: int, where: str) -> Tensor:

@@ -19,6 +19,7 @@ class Ledger:
 
     count: int = 1  # label 0 is taken: "no channel"
     pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
+    within: list[tuple[Ids, Ids]] = field(default_factory=list)  # pairs that hold only while heads go whole
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
     cuts: list[Ids] = field(default_factory=list)  # equal parts of a tensor, one a row: (parts, channels)
     splits: list[Ids] = field(default_factory=list)  # channels laid out along several dimensions by a view
@@ -45,10 +46,11 @@ class Ledger:
             owned |= (present >= start) & (present < end)
         return bool(owned.all())
 
-    def unify(self, a: Tensor, b: Tensor, where: str = "the model") -> None:
+    def unify(self, a: Tensor, b: Tensor, where: str = "the model", *, whole: bool = False) -> None:
         """Note that the labels of `a` and `b`, equally shaped, name the same channels element by element.
 
-        A channel that meets an element with no channel of ours (the input, a constant) may not go.
+        A channel that meets an element with no channel of ours (the input, a constant) may not go. With `whole` they
+        are parts of one head, which goes whole unless its width is looked at (`inside.py`).
         """
         left, right = ids(a), ids(b)
         if np.array_equal(left, right):
@@ -58,7 +60,7 @@ class Ledger:
             stuck = distinct(np.maximum(left[alone], right[alone]))
             self.frozen.append((stuck, f"an operation in {where} with values that have fixed channels"))
             left, right = left[~alone], right[~alone]
-        self.pairs.append((left, right))
+        (self.within if whole else self.pairs).append((left, right))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Note that no channel among `labels` may be removed; `reason` says which operation forbids it."""
@@ -100,14 +102,18 @@ class Ledger:
         """All that is cut into equal parts, one part a row: `(parts, channels)`."""
         if not self.splits:
             return self.cuts
-        root = settle(self.count, self.pairs)
+        root = settle(self.count, [*self.pairs, *self.within])
         open_ = (labels for labels in self.splits if not _an_outer_one_follows(root[labels]))
         return [*self.cuts, *(labels.reshape(-1, labels.shape[-1]) for labels in open_)]
 
     def ties(self, loose: Mask) -> list[tuple[Ids, Ids]]:
         """Return every pair of labels that name one channel; labels in `loose` are not tied by cuts."""
+        return [*self.pairs, *self.within, *self.cut_ties(loose)]
+
+    def cut_ties(self, loose: Mask) -> list[tuple[Ids, Ids]]:
+        """Return the pairs of labels at the same place of equal parts, without those in `loose`."""
         tied = [rows[:, ~loose[rows[0]]] for rows in self.stretches]
-        return [*self.pairs, *((rows[0], row) for rows in tied for row in rows[1:])]
+        return [(rows[0], row) for rows in tied for row in rows[1:]]
 
     def tie_blocks(self, vector: Tensor, blocks: int) -> None:
         """Tie channels at the same place in each of `blocks` equal stretches of `vector` (1-D): they go together."""
@@ -115,12 +121,12 @@ class Ledger:
         for row in rows[1:]:
             self.unify(rows[0], row)
 
-    def tie_along(self, labels: Tensor, dims: Collection[int], where: str) -> None:
+    def tie_along(self, labels: Tensor, dims: Collection[int], where: str, *, whole: bool = False) -> None:
         """Tie what lies at different places along `dims`, and at the same place along all others: it is one channel."""
         small = compact(labels)
         inner = sorted(d for d in dims if small.size(d) > 1)
         rows = small.movedim(inner, list(range(len(inner)))).reshape(math.prod(small.size(d) for d in inner), -1)
-        self.unify(rows[:1].expand(rows.shape), rows, where)
+        self.unify(rows[:1].expand(rows.shape), rows, where, whole=whole)
 
 
 def _an_outer_one_follows(classes: Ids) -> bool:

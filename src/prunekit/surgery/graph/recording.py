@@ -212,6 +212,22 @@ class Pass:
     complete: bool = False
 
 
+@dataclass(frozen=True)
+class HeadProduct:
+    """A product of two activations, head by head, that leaves the coordinates inside the heads apart.
+
+    `left` and `right` are the labels that are summed over in pairs, `(heads, width)`: queries and keys. For a product
+    of weights and values they are the values, once, which the result has too. `heads` are the labels of the result's
+    heads.
+    """
+
+    node: int
+    run: int  # the number of the pass
+    left: Tensor
+    right: Tensor | None
+    heads: Tensor
+
+
 @dataclass
 class Recording:
     """Everything that one or more recorded forwards have told."""
@@ -231,6 +247,7 @@ class Recording:
     plain: dict[str, bool] = field(
         default_factory=dict
     )  # by module: whether each pass called it once, tensor to tensor
+    inside: list[HeadProduct] = field(default_factory=list)  # products that could do with narrower heads
     used: set[str] = field(default_factory=set)
 
     @property

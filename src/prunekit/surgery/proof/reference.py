@@ -3,7 +3,8 @@
 Wherever an operation reads removed channels, the activation is replaced by what the plan claims that it is worth:
 `x_r = A x_k + b` where a fold says so, zero elsewhere. The operation then runs as it is. So nothing here does what the
 surgery does: weights are neither cut nor merged, and no bias is shifted. Refits are claims about weights: they are put
-where the kept channels are. Layers that normalise across channels do so over the kept ones.
+where the kept channels are. Queries of attention are not read through a weight: coordinates that are removed from them
+are zeros. Layers that normalise across channels do so over the kept ones.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def _with_refits(model: nn.Module, resolved: ResolvedPlan) -> nn.Module:
                 outputs = kept_outputs(resolved.graph, operation.layer, indices)
                 size = values.numel() if outputs is None else int(max(outputs.max() + 1, values.numel()))
                 made[operation.layer, leaf] = _put(values.new_zeros(size), values, [outputs])
+    _silence_queries(resolved, tensors, changed)
     replaced: dict[int, Any] = dict(aliases(model))
     for name, values in changed.items():
         old = tensors[name]
@@ -110,6 +112,19 @@ def _with_refits(model: nn.Module, resolved: ResolvedPlan) -> nn.Module:
     for (layer, leaf), values in made.items():
         setattr(reference.get_submodule(layer), leaf, nn.Parameter(values))
     return reference
+
+
+def _silence_queries(resolved: ResolvedPlan, tensors: Mapping[str, Tensor], changed: dict[str, Tensor]) -> None:
+    """Put zeros where removed coordinates of queries are made: to scores these add nothing, then."""
+    inside, kept = resolved.graph.inside, resolved.kept
+    made = [width.sides["queries"].ravel() for width in (inside.widths if inside else ()) if "queries" in width.sides]
+    silent = np.concatenate([*made, np.zeros(0, dtype=np.int64)])
+    silent = silent[~kept[silent]]
+    for (name, dim), classes in resolved.graph.slots.items() if silent.size else ():
+        places = np.flatnonzero(np.isin(classes, silent))
+        if places.size and resolved.graph.roles[name, dim] != "in":
+            full = changed.get(name, tensors[name].detach().clone())
+            changed[name] = full.index_fill(dim, torch.from_numpy(places).to(full.device), 0)
 
 
 def _put(full: Tensor, values: Tensor, indices: list[Ids | None]) -> Tensor:

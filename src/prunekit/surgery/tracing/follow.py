@@ -52,10 +52,22 @@ def _constant(node: Node, flow: Flow) -> bool:
 
 
 class Follower(DispatchMode):
-    """Comparison of one run, up to the step `last` if that is given; `stays` tells which labels are left."""
+    """Comparison of one run, up to the step `last` if that is given; `stays` tells which labels are left.
 
-    def __init__(self, run: Pass, steps: Sequence[Step], stays: Mask, last: int | None = None) -> None:
+    Other factors than were recorded are no misfit where `scales` is given: there it is noted, by node, what they have
+    become, as the logarithm of the ratio.
+    """
+
+    def __init__(
+        self,
+        run: Pass,
+        steps: Sequence[Step],
+        stays: Mask,
+        last: int | None = None,
+        scales: dict[int, float] | None = None,
+    ) -> None:
         super().__init__()
+        self._scales = scales
         self.position = 0
         self._run, self._steps, self._stays, self._last = run, steps, stays, last
         self._away = False  # our own modules are at work
@@ -146,7 +158,9 @@ class Follower(DispatchMode):
             results, outputs = results[:1], outputs[:1]
         if len(results) != len(outputs) or not all(map(self._fits, results, outputs)):
             return _SIZES
-        return None if all(map(_equal, numbers, flow.numbers)) else _NUMBER
+        if all(map(_equal, numbers, flow.numbers)):
+            return None
+        return None if self._scales is not None and _rescaled(node, numbers, flow, self._scales) else _NUMBER
 
     def _fits(self, result: Tensor, labels: Tensor | None) -> bool:
         if labels is None:  # a view of a parameter
@@ -170,6 +184,20 @@ class Follower(DispatchMode):
         for d in moving:
             shape[d] = int(np.count_nonzero(stays.any(axis=tuple(i for i in moving if i != d))))
         return tuple(shape) if math.prod(shape[d] for d in moving) == np.count_nonzero(stays) else None
+
+
+def _rescaled(node: Node, numbers: Sequence[float], flow: Flow, scales: dict[int, float]) -> bool:
+    """Note by what a factor has changed; return whether the op multiplies by one."""
+    if (
+        node.op not in ("mul", "div")
+        or len(numbers) != 1
+        or len(flow.numbers) != 1
+        or numbers[0] * flow.numbers[0] <= 0
+    ):
+        return False
+    change = math.log(numbers[0] / flow.numbers[0])
+    scales[node.index] = change if node.op == "mul" else -change
+    return True
 
 
 def _equal(a: float, b: float) -> bool:

@@ -53,13 +53,13 @@ def freeze_fixed(recording: Recording, classes: Classes, graph: Graph, source: S
 
     Returns whether anything new is known: whether to settle all facts, and look again.
     """
-    prober, keeps = _Prober(recording, classes, graph, source), _thinned(graph)
+    prober, keeps = Prober(recording, classes, graph, source), _thinned(graph)
     if not keeps:
         return False
     modules, counted = dict(source.model.named_modules()), False
     while (found := prober.misfit(keeps)) is not None:
         _log.debug("step %s: %s", found.place, found.reason(found.node))
-        like = _Like(recording.passes[found.place[0]].nodes, modules, found.node)
+        like = Like(recording.passes[found.place[0]].nodes, modules, found.node)
         if not prober.count(modules, like, keeps, found):
             break
         counted = True
@@ -75,7 +75,7 @@ def freeze_fixed(recording: Recording, classes: Classes, graph: Graph, source: S
     return True
 
 
-def _freeze_culprits(prober: _Prober, like: _Like, keeps: Keeps, found: Misfit) -> bool:
+def _freeze_culprits(prober: Prober, like: Like, keeps: Keeps, found: Misfit) -> bool:
     """Freeze groups that are found by trying, and what enters sibling modules there; return whether there are any."""
     culprits = prober.culprits(keeps, found, prober.groups_at(like.inside, found))
     for name in culprits:
@@ -86,7 +86,7 @@ def _freeze_culprits(prober: _Prober, like: _Like, keeps: Keeps, found: Misfit) 
     return bool(culprits)
 
 
-class _Like:
+class Like:
     """Finder of the same op in all modules of the class whose code a misfit is in; not in PyTorch's layers."""
 
     def __init__(self, nodes: Sequence[Node], modules: Mapping[str, nn.Module], found: Node) -> None:
@@ -124,7 +124,7 @@ class _Like:
         return [node, *self.elsewhere(node)]
 
 
-def _training_matters(recording: Recording, source: Source, prober: _Prober, keeps: Keeps) -> bool:
+def _training_matters(recording: Recording, source: Source, prober: Prober, keeps: Keeps) -> bool:
     """Return whether the narrowed network cannot be trained where the whole one can: that is recorded, then."""
     if any(run.training for run in recording.passes) or not minds_training(source.model):
         return False
@@ -166,10 +166,23 @@ def _starving(graph: Graph, keeps: Keeps) -> set[str]:
     return {graph.groups[number].name for number in numbers if number >= 0} & keeps.keys()
 
 
-class _Prober:
-    """Runner of a recorded network with some of its groups narrowed."""
+class Prober:
+    """Runner of a recorded network with some of its groups narrowed.
 
-    def __init__(self, recording: Recording, classes: Classes, graph: Graph, source: Source) -> None:
+    `scales` takes what becomes of factors (see `Follower`). `rows` are labels of the coordinates of a head, which
+    numbers may count where all heads are laid out along one line.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        classes: Classes,
+        graph: Graph,
+        source: Source,
+        scales: dict[int, float] | None = None,
+        rows: Sequence[Tensor] = (),
+    ) -> None:
+        self._scales, self._rows = scales, rows
         self._recording, self._classes, self._graph, self._source = recording, classes, graph, source
         self._subjects: dict[tuple[bool, bool], nn.Module] = {}
         self._trial: dict[Address, Tensor] = {}
@@ -179,7 +192,8 @@ class _Prober:
         stays = self._stays(keeps)
         for number, run in enumerate(self._recording.passes[: until[0] + 1 if until else None]):
             source, steps = Source(self._source.model, run.real), self._steps[number]
-            follower = Follower(run, steps, stays, until[1] if until and until[0] == number else None)
+            last = until[1] if until and until[0] == number else None
+            follower = Follower(run, steps, stays, last, self._scales if number == 0 else None)
             subject = self.narrowed(keeps, source, training=run.training)
             follower.overlook(m for n, m in subject.named_modules() if n not in self._graph.selections)
             why = follower.follow(subject, source)
@@ -212,7 +226,7 @@ class _Prober:
         """Return, for each label, whether it is left."""
         return self._graph.kept_classes(keeps)[self._classes.of_label]
 
-    def count(self, modules: Mapping[str, nn.Module], like: _Like, keeps: Keeps, found: Misfit) -> bool:
+    def count(self, modules: Mapping[str, nn.Module], like: Like, keeps: Keeps, found: Misfit) -> bool:
         """Find the numbers of modules that count what the network parts by; return whether there are any."""
         known = self._recording.numbers
         lines = self._lines(found.node, found)
@@ -229,7 +243,7 @@ class _Prober:
         return False
 
     def _count_alike(
-        self, modules: Mapping[str, nn.Module], like: _Like, found: Misfit, address: Address, i: int
+        self, modules: Mapping[str, nn.Module], like: Like, found: Misfit, address: Address, i: int
     ) -> None:
         """Note that a number counts a line of results, and those of sibling modules the lines of theirs."""
         module, name, place = address
@@ -241,7 +255,10 @@ class _Prober:
 
     def _lines(self, node: Node, found: Misfit) -> list[Tensor]:
         flow = self._recording.passes[found.place[0]].flow
-        return lines_of(self._recording, node, flow[node.index])
+        step = flow[node.index]
+        met = [ids(labels) for labels in step.inputs if self._rows]
+        rows = [row for row in self._rows if any(np.isin(ids(row), labels).all() for labels in met)]
+        return [*lines_of(self._recording, node, step), *rows]
 
     def fails(self, keeps: Keeps, found: Misfit) -> bool:
         """Return whether a network of these widths gets no further than it got before."""

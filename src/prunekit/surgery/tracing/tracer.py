@@ -19,8 +19,10 @@ from prunekit.surgery.execution.sources import Source, bound_inputs, to_meta, tr
 from prunekit.surgery.graph.balance import Balancer, Shares, Traced, balances_of, compounding, traced
 from prunekit.surgery.graph.graph import FurtherPass, Graph, LinkedNorm, SelectedChannels
 from prunekit.surgery.graph.groups import ChannelGroup, Classes, build_groups, classify
+from prunekit.surgery.graph.inside import Candidate, Finer, finer, group_of_width, inside_of
 from prunekit.surgery.graph.labels import Ids, Mask, compact, ids
 from prunekit.surgery.graph.recording import Pass, Recording
+from prunekit.surgery.tracing.inside import look_inside
 from prunekit.surgery.tracing.narrow import narrowed
 from prunekit.surgery.tracing.probe import freeze_fixed
 from prunekit.surgery.tracing.runs import record
@@ -34,7 +36,15 @@ def example_of(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, device="meta", dtype=next(kinds, torch.float32))
 
 
-def trace(model: nn.Module, x: Any, *, examples: Iterable[Any] = (), probe: bool = True, values: bool = False) -> Graph:
+def trace(
+    model: nn.Module,
+    x: Any,
+    *,
+    examples: Iterable[Any] = (),
+    probe: bool = True,
+    values: bool = False,
+    inside_heads: bool = False,
+) -> Graph:
     """Record `model` on the example input `x` (see `bound_inputs`) and on further `examples`; the model stays as it is.
 
     Runs on the meta device: no weights are read, no activations stored. A forward that needs values runs on a real
@@ -42,6 +52,7 @@ def trace(model: nn.Module, x: Any, *, examples: Iterable[Any] = (), probe: bool
     those that another path reaches take a further example. Costs are those of `x`.
     Without `probe`, channels whose sizes are written into the code are not looked for: only verification finds them.
     With `values` a real copy is run in any case: only there are tensors that the code makes of a width found out.
+    With `inside_heads` the widths of heads of attention are groups too, such as `blocks.0.attention.qkv[qk]`.
 
     Raises:
         InputError: the forward fails on one of these inputs.
@@ -54,7 +65,19 @@ def trace(model: nn.Module, x: Any, *, examples: Iterable[Any] = (), probe: bool
         while True:
             classes, graph = _settled(recording, source)
             if not probe or not freeze_fixed(recording, classes, graph, source):
-                return graph
+                break
+        return _with_widths(recording, classes, graph, source) if inside_heads else graph
+
+
+def _with_widths(recording: Recording, classes: Classes, graph: Graph, source: Source) -> Graph:
+    """Return the graph with the widths of heads, where the code works at others."""
+
+    def build(several: Sequence[Candidate]) -> tuple[Classes, Graph]:
+        fine = finer(recording, classes, several)
+        return fine.classes, _finely(recording, classes, several, fine)
+
+    found, rigid = look_inside(recording, classes, graph, source, build)
+    return replace(build(found)[1] if found else graph, rigid=rigid)
 
 
 def _settled(recording: Recording, source: Source) -> tuple[Classes, Graph]:
@@ -91,8 +114,27 @@ def _balancer(recording: Recording, classes: Classes, loose: Mask, graph: Graph,
     return Balancer(balances, traced(recording, classes.of_label, classes.count), graph.group_of, narrow)
 
 
-def _build(recording: Recording, classes: Classes) -> Graph:
+def _finely(recording: Recording, classes: Classes, several: Sequence[Candidate], fine: Finer) -> Graph:
+    """Return the graph of a network whose heads are taken apart."""
     groups, group_of, unit_of = build_groups(recording, classes)
+    graph = _graph(recording, fine.classes, groups, group_of[fine.coarse], unit_of[fine.coarse])
+    owners = {int(c): groups[group_of[c]].name for c in fine.of_unit}
+    inside = inside_of(several, fine, owners)
+    widths = [group_of_width(inside, i, graph.slots, graph.roles) for i in range(len(several))]
+    numbers = {
+        module: {name: fine.counted(ids(labels)) for name, labels in own.items()}
+        for module, own in recording.numbers.items()
+    }
+    return replace(graph, groups=(*groups, *widths), inside=inside, numbers=numbers)
+
+
+def _build(recording: Recording, classes: Classes) -> Graph:
+    return _graph(recording, classes, *build_groups(recording, classes))
+
+
+def _graph(
+    recording: Recording, classes: Classes, groups: tuple[ChannelGroup, ...], group_of: Ids, unit_of: Ids
+) -> Graph:
     first = recording.passes[0]
     sized = next((t for t in tree_leaves(first.inputs) if isinstance(t, Tensor) and t.dim()), None)
     return Graph(

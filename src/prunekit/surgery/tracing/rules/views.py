@@ -139,12 +139,24 @@ def _whole(recorder: Recorder, call: Call, labels: Tensor, dim: int) -> Tensor:
     return joining.collapsed(recorder.ledger, labels, {dim}, call.where) if lb.varying(labels) - {dim} else labels
 
 
+def _one_of_several(recorder: Recorder, call: Call, labels: Tensor, dim: int) -> bool:
+    """Return whether what lies along `dim` has channels along other dimensions: queries, keys and values, say.
+
+    These are as wide as each other, and their heads go together.
+    """
+    if dim in lb.varying(labels):
+        if not lb.varying(labels) - {dim}:
+            return False
+        recorder.ledger.tie_along(labels, {dim}, call.where, whole=True)
+    return True
+
+
 def select(recorder: Recorder, call: Call) -> None:
     """Select one index of a dimension: fine along positions, a fixed channel otherwise."""
     x = call.args[0]
     dim = call.argument(1, "dim", 0) % x.dim()
-    labels = _whole(recorder, call, recorder.labels(x), dim)
-    if dim in lb.varying(labels):
+    labels = recorder.labels(x)
+    if not _one_of_several(recorder, call, labels, dim):
         freeze(recorder, call, labels, "a channel picked by its number")
     position = call.argument(2, "index", 0) % x.size(dim)
     recorder.set(call.results[0], labels.select(dim, position))
@@ -161,8 +173,8 @@ def restride(recorder: Recorder, call: Call) -> None:
 def unbind(recorder: Recorder, call: Call) -> None:
     """Pass labels on to all indices of a dimension as separate tensors."""
     dim = call.argument(1, "dim", 0) % call.args[0].dim()
-    labels = _whole(recorder, call, recorder.labels(call.args[0]), dim)
-    if dim in lb.varying(labels):
+    labels = recorder.labels(call.args[0])
+    if not _one_of_several(recorder, call, labels, dim):
         freeze(recorder, call, labels, "channels taken apart by number")
     for position, result in enumerate(call.results):
         recorder.set(result, labels.select(dim, position))
