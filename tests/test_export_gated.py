@@ -24,9 +24,9 @@ from prunekit.errors import CheckFailed, InputError
 from prunekit.exporting import writer as exporting
 from prunekit.exporting.parity import compare, hangs_on_rounding, require
 from prunekit.exporting.runtimes import OnnxModel
+from prunekit.methods.manidp.budgets import use_budget
 from prunekit.methods.manidp.runtimes import files
 from prunekit.methods.manidp.runtimes.buckets import Bucketed, add_buckets, bucketed
-from prunekit.methods.manidp.thresholds import use_budget
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import gated_layers
 from prunekit.spec import InputSpec

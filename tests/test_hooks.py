@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 import prunekit as pk
 from prunekit.data import ImageSet, open_data
 from prunekit.exporting.parity import hangs_on_rounding
+from prunekit.methods.manidp.budgets import calibrate
 from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.difficulty import foresee
 from prunekit.methods.manidp.fit import add_gates
@@ -21,7 +22,6 @@ from prunekit.methods.manidp.gate_report import portray
 from prunekit.methods.manidp.informed_start import inform
 from prunekit.methods.manidp.record import observe
 from prunekit.methods.manidp.runtimes.gather import OneImage, gathered, tune
-from prunekit.methods.manidp.thresholds import calibrate
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import gated_layers, same_thresholds
 from prunekit.spec import origin_of, remember

@@ -20,6 +20,7 @@ from prunekit import surgery
 from prunekit.data import ImageSet, open_data
 from prunekit.errors import InputError, Interrupted, SurgeryError, TrainingError
 from prunekit.methods.manidp.assess import assess
+from prunekit.methods.manidp.budgets import calibrate, use_budget, used_budget
 from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.costs import DynamicCost, graph_of
 from prunekit.methods.manidp.difficulty import foresee, hardness
@@ -29,7 +30,6 @@ from prunekit.methods.manidp.objective import ManifoldObjective, unlikeness
 from prunekit.methods.manidp.rank_correlation import ranks, spearman
 from prunekit.methods.manidp.record import kept_share, observe, watched
 from prunekit.methods.manidp.static import prune_static
-from prunekit.methods.manidp.thresholds import calibrate, use_budget, used_budget
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, gated_layers, insert_gates, remove_gates
 from prunekit.plan import Gate, Keep, Plan

@@ -93,7 +93,7 @@ def load(
         spec = stated(origin.input, mean=_numbers(mean), std=_numbers(std), size=_numbers(input_size))
         remember(model, replace(origin, input=spec))
     if budget is not None:
-        from prunekit.methods.manidp.thresholds import use_budget
+        from prunekit.methods.manidp.budgets import use_budget
 
         use_budget(model, budget)
     if runtime is None:

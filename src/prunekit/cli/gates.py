@@ -41,7 +41,7 @@ def choose_budget(model: nn.Module, name: str, own: str | None, general: str | N
     Raises:
         InputError: The model has no gates and a budget of its own, or a budget is not stored in it.
     """
-    from prunekit.methods.manidp.thresholds import use_budget
+    from prunekit.methods.manidp.budgets import use_budget
 
     if own is not None and not has_gates(model):
         raise InputError(f"{name} names a budget, and has no gates", hint=f"leave @{own} out")
@@ -61,9 +61,9 @@ def with_mean_cost(
     These include the gates' own. Without images they are those with every channel kept, which a note says.
     """
     from prunekit.methods.manidp.assess import assess
+    from prunekit.methods.manidp.budgets import used_budget
     from prunekit.methods.manidp.gating import baseline_of
     from prunekit.methods.manidp.record import observe
-    from prunekit.methods.manidp.thresholds import used_budget
     from prunekit.methods.manidp.view import GatedView
     from prunekit.nn.gated import gated_layers
     from prunekit.tasks.sets import labelled_batches

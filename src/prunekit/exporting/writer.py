@@ -18,6 +18,7 @@ from prunekit.exporting.parity import TOLERANCE, Batch, Parity, compare, require
 from prunekit.exporting.runtimes import OnnxModel, stranger
 from prunekit.files.writing import atomic_write, check_target
 from prunekit.nn.buckets import NAME
+from prunekit.nn.norms import drop_norms
 from prunekit.programs.program import ExportedProgram
 from prunekit.progress import counter
 from prunekit.spec import origin_of
@@ -170,6 +171,7 @@ def _exportable(model: nn.Module, inputs: tuple[Any, ...], options: ExportOption
     plain = copied(model).cpu().eval()
     if hasattr(plain, NAME):  # the table of a gated network's sub-networks, which its own forward does not read
         delattr(plain, NAME)
+    drop_norms(plain)
     return fold_batch_norms(plain, trace(plain, inputs, probe=False)) if options.fold_bn else (plain, ())
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prunekit.restoration.norm_alignment import aligned, norms_of
+from prunekit.nn.norms import norms_of
+from prunekit.restoration.norm_alignment import aligned
 from prunekit.surgery import Graph
 
 Statistics = dict[str, tuple[Tensor, Tensor]]

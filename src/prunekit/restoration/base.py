@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from prunekit.plan import Plan
-    from prunekit.restoration.images import Images, Inputs
+    from prunekit.restoration.images import Images
     from prunekit.surgery import ChannelGroup, Graph
 
 
@@ -41,7 +41,7 @@ class Evidence:
     """
 
     model: nn.Module
-    images: Tensor | Inputs | None
+    images: Tensor | None
 
 
 class Restoration(ABC):

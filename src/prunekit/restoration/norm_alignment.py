@@ -7,18 +7,18 @@ pictures, further batches start anew for each norm and are dropped there: such l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import InputError
+from prunekit.nn.norms import norms_of
 from prunekit.progress import counter
-from prunekit.restoration.images import Inputs, bytes_per_image
+from prunekit.restoration.images import bytes_per_image
 from prunekit.restoration.samples import LayerCall
 from prunekit.restoration.walk import Stop, Walk
 from prunekit.surgery import Graph
@@ -28,14 +28,7 @@ BATCH = 64  # images that pass at a time, at most
 MEMORY = 2 << 30  # bytes that waiting passes hold, at most
 
 
-def norms_of(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """Yield the batch norms that hold running statistics, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            yield name, module
-
-
-def aligned(model: nn.Module, graph: Graph, images: Tensor | Inputs, *, memory: int = MEMORY) -> nn.Module:
+def aligned(model: nn.Module, graph: Graph, images: Tensor, *, memory: int = MEMORY) -> nn.Module:
     """Return a copy whose norms hold the statistics of `images` `(N, C, H, W)`: each sees what it was made to give.
 
     Args:
@@ -66,7 +59,7 @@ class _Statistics:
 class _Pass(Walk):
     """A forward pass that stops in front of each batch norm; `number` counts its stops from 0."""
 
-    def __init__(self, model: nn.Module, graph: Graph, images: Tensor | Inputs) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, images: Tensor) -> None:
         super().__init__(model, graph.nodes, {}, images, late=False)
         self.number = -1
         for name, norm in norms_of(self._model):
@@ -80,7 +73,7 @@ class _Pass(Walk):
 class _Alignment:
     """Batches that go from one norm of `subject` to the next, each with the statistics of all."""
 
-    def __init__(self, subject: nn.Module, graph: Graph, images: Tensor | Inputs, memory: int) -> None:
+    def __init__(self, subject: nn.Module, graph: Graph, images: Tensor, memory: int) -> None:
         self._subject, self._graph, self._images, self._memory = subject, graph, images, memory
         self._norms = dict(norms_of(subject))
         self._batch = max(1, min(BATCH, memory // 4 // bytes_per_image(graph)))

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.nn.norms import norms_of
 from prunekit.plan import Plan, Refit
 from prunekit.restoration.base import Evidence
 from prunekit.restoration.calibration import calibrate
 from prunekit.restoration.dead_leaves import dead_leaves
 from prunekit.restoration.images import MEMORY, bytes_per_image, reads_images
-from prunekit.restoration.norm_alignment import aligned, norms_of
+from prunekit.restoration.norm_alignment import aligned
 from prunekit.surgery import Graph, edit
 
 COUNT = 500
@@ -48,8 +49,8 @@ def _moved(
 
 def obstacle_to_synthesis(model: nn.Module, graph: Graph) -> str | None:
     """Return why no images can be made for a network, or None."""
-    if not reads_images(graph) or graph.example[0].dim() not in (3, 4, 5):
-        return "images can only be made for a network with a single input: (N, C, H, W), (N, C, L) or (N, C, D, H, W)"
+    if not reads_images(graph) or graph.example[0].dim() != 4:
+        return "images can only be made for a network with a single input (N, C, H, W)"
     if not any(norms_of(model)):
         return "--restore synthetic makes images from batch-norm statistics, and this network holds none"
     return None
@@ -66,7 +67,8 @@ def synthesise(model: nn.Module, graph: Graph, *, seed: int = 0) -> Evidence:
     if reason is not None:
         raise InputError(reason, hint="--restore calibrate takes images of your own, with --data")
     like = next(p for p in model.parameters() if p.is_floating_point())
+    channels, height, width = graph.example[0].shape[1:]
     count = min(COUNT, max(2, MEMORY // bytes_per_image(graph)))
     generator = torch.Generator().manual_seed(seed)
-    images = dead_leaves(count, tuple(graph.example[0].shape[1:]), generator).to(like)
+    images = dead_leaves(count, (channels, height, width), generator).to(like)
     return Evidence(aligned(model, graph, images), images)

@@ -14,6 +14,7 @@ from prunekit.nn.attention import count_heads, freed_modules, restore_freed
 from prunekit.nn.buckets import describe_buckets, restore_buckets
 from prunekit.nn.channels import SelectedNorm
 from prunekit.nn.gated import describe_gates, restore_gates
+from prunekit.nn.norms import describe_norms, restore_norms
 from prunekit.nn.skipped import describe_skips, restore_skips
 from prunekit.surgery.editing import attributes
 from prunekit.surgery.editing.parametrised import match_computed
@@ -23,13 +24,13 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """Return what surgery may have changed: shapes, the numbers kept about them, and the modules that it has put in.
 
     `{"parameters": {name: shape}, "attributes": {module: {name: value}}, "selected": [batch norm, ...],
-    "skipped": {block: {...}}, "heads": [attention, ...], "gates": [gate, ...], "buckets": {...}}`; parameters
-    include buffers that a state dict holds. `skipped` are residual blocks without their branch (`nn/skipped.py`),
-    `heads` attention modules whose heads are free of the embedding's width (`nn/attention.py`). Without any, or gates,
-    there are no such entries.
+    "skipped": {block: {...}}, "heads": [attention, ...], "gates": [gate, ...], "buckets": {...}, "norms": {...}}`;
+    parameters include buffers that a state dict holds. `skipped` are residual blocks without their branch
+    (`nn/skipped.py`), `heads` attention modules whose heads are free of the embedding's width (`nn/attention.py`),
+    `norms` the batch-norm statistics of a gated network's budgets. What a network has none of has no entry.
     """
     gates, buckets, freed = describe_gates(model), describe_buckets(model), freed_modules(model)
-    skips = describe_skips(model)
+    skips, norms = describe_skips(model), describe_norms(model)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     modules = {name: attributes.read(module) for name, module in model.named_modules()}
     return {
@@ -40,6 +41,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
         **({"heads": freed} if freed else {}),
         **({"gates": gates} if gates else {}),
         **({"buckets": buckets} if buckets else {}),
+        **({"norms": norms} if norms else {}),
     }
 
 
@@ -60,6 +62,7 @@ def conform(model: nn.Module, structure: Mapping[str, Any]) -> nn.Module:
     restore_freed(model, structure.get("heads", ()))
     restore_gates(model, structure.get("gates", ()), shapes)
     restore_buckets(model, structure.get("buckets"), shapes)
+    restore_norms(model, structure.get("norms"), shapes)
     match_computed(model, shapes)
     own = model.state_dict(keep_vars=True)
     resized: dict[int, torch.Tensor] = {}  # a tied weight stays one tensor under all of its names

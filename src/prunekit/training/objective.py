@@ -45,8 +45,7 @@ class Objective:
     @classmethod
     def of(cls, model: nn.Module, config: TrainConfig, teacher: nn.Module | None, task: Task) -> Objective:
         """Return the objective of a run that trains `model`."""
-        matched = teacher is not None and config.match and config.teacher_share
-        return cls(config, teacher, task, Matching(model, teacher) if matched and teacher is not None else None)
+        return cls(config, teacher, task, matching_of(model, config, teacher))
 
     def __call__(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         """Return the mean loss of `network` over a batch, and its output."""
@@ -89,6 +88,11 @@ class Objective:
         answers = self.task.distance(output, wanted, self._temperature)
         blocks = self._matching.distance() if self._matching is not None else None
         return answers if blocks is None else answers + self._match * blocks
+
+
+def matching_of(model: nn.Module, config: TrainConfig, teacher: nn.Module | None) -> Matching | None:
+    """Return what compares the blocks of `model` with those of its teacher; None where they do not count."""
+    return Matching(model, teacher) if teacher is not None and config.match and config.teacher_share else None
 
 
 def _smoothed(task: Task, share: float) -> Task:

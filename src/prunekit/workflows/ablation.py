@@ -20,9 +20,9 @@ from prunekit import api, checkpoint, models
 from prunekit.data import ImageSet
 from prunekit.errors import InputError, SurgeryError
 from prunekit.evaluation.score import evaluate
+from prunekit.methods.manidp.budgets import calibrate
 from prunekit.methods.manidp.config import GateRecipe
 from prunekit.methods.manidp.fit import add_gates, fit
-from prunekit.methods.manidp.thresholds import calibrate
 from prunekit.methods.manidp.variants import VARIANTS, AblationRow, equally_many, measured_row
 from prunekit.methods.manidp.view import GatedView
 from prunekit.spec import origin_of

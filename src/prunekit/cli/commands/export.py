@@ -160,7 +160,7 @@ def _target(model: str, file: FileOptions, where: OutputOptions, format: Format,
 
 def _use_gates(network: nn.Module, file: FileOptions) -> None:
     """Set the thresholds of --budget; raise `InputError` for flags of gates without gates."""
-    from prunekit.methods.manidp.thresholds import use_budget
+    from prunekit.methods.manidp.budgets import use_budget
     from prunekit.nn.gated import gated_layers
 
     if (file.buckets or file.budget is not None) and not any(gated_layers(network)):

@@ -1,14 +1,17 @@
 """ManiDP: dynamic pruning that follows each input, regularised by the manifold of the data (Tang et al., "Manifold
 Regularized Dynamic Network Pruning", CVPR 2021).
 
-    recipe.py      the settings, without torch
+    config.py      the settings, without torch
     gating.py      which layers of a network get gates
     objective.py   the two losses and the schedule, on prunekit's training loop
     view.py        a gated network, its graph and its cost, read once
     costs.py       what an input costs: MACs from the channels that its gates keep
     record.py      gates watched over a data set: saliencies kept, MACs, answers, manifolds
     variants.py    without a loss, or with equally many channels for every image: for comparison
-    thresholds.py  thresholds for a budget, never-on channels removed for good
+    thresholds.py  thresholds for a share of MACs or channels
+    budgets.py     budgets that a network keeps: thresholds and batch-norm statistics
+    elastic.py     training for a range of budgets
+    static.py      never-on channels removed for good
     runtimes/      ways of running a gated network faster than its masks
 
 What stands in `__all__` is public, as `prunekit.manidp`, and imported when it is first used.
@@ -32,6 +35,7 @@ from typing import TYPE_CHECKING
 from prunekit.lazy import lazily
 
 if TYPE_CHECKING:
+    from prunekit.methods.manidp.budgets import calibrate, calibrate_all, use_budget
     from prunekit.methods.manidp.config import GateRecipe
     from prunekit.methods.manidp.costs import DynamicCost
     from prunekit.methods.manidp.difficulty import foresee
@@ -42,12 +46,13 @@ if TYPE_CHECKING:
     from prunekit.methods.manidp.runtimes.buckets import add_buckets, bucketed
     from prunekit.methods.manidp.runtimes.choose import accelerate, dense, images_like, masked
     from prunekit.methods.manidp.static import prune_static
-    from prunekit.methods.manidp.thresholds import Calibration, calibrate, use_budget
+    from prunekit.methods.manidp.thresholds import Calibration
     from prunekit.methods.manidp.variants import VARIANTS, AblationRow, equally_many, measured_row
     from prunekit.methods.manidp.view import GatedView
     from prunekit.nn.gated import GatedConv, gated_layers
 
 _HOME = {
+    "prunekit.methods.manidp.budgets": ("calibrate", "calibrate_all", "use_budget"),
     "prunekit.methods.manidp.config": ("GateRecipe",),
     "prunekit.methods.manidp.costs": ("DynamicCost",),
     "prunekit.methods.manidp.difficulty": ("foresee",),
@@ -57,7 +62,7 @@ _HOME = {
     "prunekit.methods.manidp.runtimes.buckets": ("add_buckets", "bucketed"),
     "prunekit.methods.manidp.runtimes.choose": ("accelerate", "dense", "images_like", "masked"),
     "prunekit.methods.manidp.static": ("prune_static",),
-    "prunekit.methods.manidp.thresholds": ("Calibration", "calibrate", "use_budget"),
+    "prunekit.methods.manidp.thresholds": ("Calibration",),
     "prunekit.methods.manidp.variants": ("VARIANTS", "AblationRow", "equally_many", "measured_row"),
     "prunekit.methods.manidp.view": ("GatedView",),
     "prunekit.nn.gated": ("GatedConv", "gated_layers"),
@@ -77,6 +82,7 @@ __all__ = [
     "add_gates",
     "bucketed",
     "calibrate",
+    "calibrate_all",
     "dense",
     "equally_many",
     "foresee",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from prunekit.methods.base import option
 RUNTIMES = ("masked", "gather", "buckets", "auto")
 SUMMARY = "ManiDP (Tang et al., CVPR 2021): gates that follow each input; see prunekit manidp train."
 STARTS = ("identity", "informed")
+RATE = 0.05  # of learning, in the paper
 _RENEWALS = 32  # of the thresholds in a run, at least
 
 
@@ -20,6 +22,11 @@ class GateRecipe:
     """Recipe for making and training gates; defaults are the paper's, with the release's weights of the two losses."""
 
     keep: float = option(0.6, help="Share of each layer's channels to keep at the end (the paper's target rate).")
+    budgets: str | None = option(
+        None,
+        help="Train for every budget in this range of the MACs, such as 35%-80%, in place of --keep: each step has a "
+        "budget of its own, and the dense network teaches.",
+    )
     complexity: float = option(5e-3, help="Weight of the complexity loss (lambda').")
     similarity: float = option(1.0, help="Weight of the similarity loss (gamma).")
     no_complexity: bool = option(False, help="Leave the complexity loss out.")
@@ -29,13 +36,16 @@ class GateRecipe:
     renew: int | None = option(
         None, help="Times an epoch that the thresholds are set anew (default: once, and in short runs 32 times in all)."
     )
-    start: str = option(
-        "identity",
+    start: str | None = option(
+        None,
         choices=STARTS,
-        help="identity: as the network was. informed: gates closed by what moves its answers least, layers refitted.",
+        help="identity: as the network was. informed: gates closed by what moves its answers least, layers refitted "
+        "(default: identity, as in the paper; informed with --budgets).",
     )
     ease: float = option(3.0, help="informed start: how much fewer channels easy images keep (0: all keep the same).")
-    gate_rate: float = option(1.0, help="Learning rate of the gates, as a share of the network's.")
+    gate_rate: float | None = option(
+        None, help="Learning rate of the gates, as a share of the network's (default: 1; 0.01 with --budgets)."
+    )
     calibrate: bool = option(
         True, help="At the end, set the thresholds so that training images keep the share --keep of the channels."
     )
@@ -50,13 +60,36 @@ class GateRecipe:
                 span = f"above {low} and at most {high}" if high < math.inf else f"above {low}"
                 raise InputError(f"--{name} must be {span}, not {value:g}")
         for name in ("complexity", "similarity", "ease", "gate_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(self, name):g}")
-        if self.start not in STARTS:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {value:g}")
+        if self.start is not None and self.start not in STARTS:
             raise unknown_name("start", self.start, STARTS)
+        if self.budgets is not None:
+            _read_span(self.budgets)
         for name in ("renew", "squeeze"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """The least and the largest budget to train for, as shares of the dense MACs; None for one share `keep`."""
+        return None if self.budgets is None else _read_span(self.budgets)
+
+    @property
+    def informed(self) -> bool:
+        """Whether the gates start informed, with the default filled in."""
+        return self.start == "informed" or (self.start is None and self.budgets is not None)
+
+    @property
+    def rate_of_gates(self) -> float:
+        """The learning rate of the gates as a share of the network's, with the default filled in.
+
+        Gates that learn as fast as the network reorder their channels every few steps, which undoes an informed start.
+        """
+        if self.gate_rate is not None:
+            return self.gate_rate
+        return 1.0 if self.budgets is None else 0.01
 
     @property
     def losses(self) -> tuple[float, float]:
@@ -81,11 +114,24 @@ class GateRecipe:
         `r = (1 - r_T) / 2 cos(pi done / E) + (1 + r_T) / 2`, with `E` the epochs of the ramp. An informed start is
         there already.
         """
-        if self.start == "informed":
-            return self.keep
+        return 1 - (1 - self.keep) * self.closed(done, epochs)
+
+    def closed(self, done: float, epochs: int) -> float:
+        """Return which part of what is to be closed in the end, 0 to 1, is closed once `done` epochs are over."""
+        if self.informed:
+            return 1.0
         share = min(1.0, done / (self.ramp * epochs))
-        return (1 - self.keep) / 2 * math.cos(math.pi * share) + (1 + self.keep) / 2
+        return (1 - math.cos(math.pi * share)) / 2
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as they are stored."""
-        return asdict(self)
+        """Return the settings as they are stored, with the defaults filled in."""
+        filled = {"start": "informed" if self.informed else "identity", "gate_rate": self.rate_of_gates}
+        return {**asdict(self), **filled}
+
+
+def _read_span(text: str) -> tuple[float, float]:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*%?\s*-\s*(\d+(?:\.\d*)?)\s*%\s*", text)
+    low, high = (float(part) / 100 for part in found.groups()) if found else (0.0, 0.0)
+    if not 0 < low < high <= 1:
+        raise InputError(f"--budgets must be a range of the MACs such as 35%-80%, not '{text}'")
+    return low, high

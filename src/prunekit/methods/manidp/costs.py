@@ -23,6 +23,8 @@ from prunekit.surgery.graph.recording import Node
 from prunekit.surgery.ops import ZERO_STAYS
 from prunekit.surgery.tracing.tracer import example_of
 
+_HALVINGS = 30
+
 
 @dataclass(frozen=True)
 class Term:
@@ -67,6 +69,20 @@ class DynamicCost:
     def least(self) -> int:
         """The MACs of an input that keeps nothing."""
         return int(self.macs(torch.zeros(1, len(self.layers)))[0])
+
+
+def share_for(cost: DynamicCost, macs: float) -> float:
+    """Return the share of its channels that each layer keeps, the same in all, where an input costs `macs` of the dense
+    network's MACs, both 0 to 1.
+    """
+    widths, low, high = torch.tensor(cost.channels, dtype=torch.float64), 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if float(cost.macs((widths * middle).unsqueeze(0))) > macs * cost.dense:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def graph_of(model: nn.Module) -> Graph:

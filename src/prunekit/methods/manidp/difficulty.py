@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.devices import device_of, precise
 from prunekit.nn.gated import GatedConv, gated_layers
+from prunekit.nn.norms import drop_norms
 from prunekit.surgery.execution.hooks import hooked
 
 _RIDGE = 1e-2  # of the mean second moment of what a gate reads
@@ -45,6 +46,7 @@ def foresee(gated: nn.Module, images: Tensor, ease: float) -> None:
 
     with hooked(layer.register_forward_pre_hook(guess) for _, layer in gated_layers(gated)):
         gated(images)
+    drop_norms(gated)
     gated.train(training)
 
 

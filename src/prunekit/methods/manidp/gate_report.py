@@ -12,10 +12,11 @@ from prunekit.data import ImageSet, labelled_for
 from prunekit.devices import device_of
 from prunekit.evaluation.score import scored
 from prunekit.methods.manidp.assess import GateResult, assess
+from prunekit.methods.manidp.budgets import used_budget
 from prunekit.methods.manidp.gating import baseline_of
 from prunekit.methods.manidp.objective import gram, pooled
 from prunekit.methods.manidp.record import Record, observe, watched
-from prunekit.methods.manidp.thresholds import SPAN, Thresholds, used_budget
+from prunekit.methods.manidp.thresholds import SPAN, Thresholds
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.gated import GatedConv, same_thresholds
 from prunekit.progress import counter, report_progress

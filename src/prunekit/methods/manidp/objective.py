@@ -24,7 +24,7 @@ from prunekit.surgery.execution.hooks import hooked
 from prunekit.tasks.base import Batch, Task
 from prunekit.tasks.nests import size_of
 from prunekit.training.config import TrainConfig
-from prunekit.training.objective import Objective
+from prunekit.training.objective import Objective, matching_of
 from prunekit.training.world import World
 
 
@@ -51,7 +51,7 @@ class ManifoldObjective(Objective):
         cost: DynamicCost,
         shares: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(config, teacher, task)
+        super().__init__(config, teacher, task, matching_of(model, config, teacher))
         self._recipe = recipe
         self._layers = dict(gated_layers(model))
         if not self._layers:
@@ -66,7 +66,7 @@ class ManifoldObjective(Objective):
         self._relative = torch.tensor(kept, dtype=torch.float64) / recipe.keep
         self._sums = zeros(sum(self._cost.channels) + 1)  # of saliencies since thresholds were set; last, of images
         self._figures: dict[str, float] = {}
-        self.own_rate = recipe.gate_rate
+        self.own_rate = recipe.rate_of_gates
         self.own = frozenset(
             name for name, _ in model.named_parameters() if any(name.startswith(f"{n}.gate.") for n in self._layers)
         )
@@ -84,9 +84,7 @@ class ManifoldObjective(Objective):
         if complexity:
             loss = loss + complexity * self._complexity(pi, losses)
         if similarity:
-            if (
-                self._recipe.start == "informed"
-            ):  # the layers have been fitted: the gates follow them, not they the gates
+            if self._recipe.informed:  # the layers have been fitted: the gates follow them, not they the gates
                 maps = [m.detach() for m in maps]
             loss = loss + similarity * sum(map(unlikeness, maps, pi))
         self._count(pi, losses)
@@ -134,15 +132,19 @@ class ManifoldObjective(Objective):
     def state(self) -> dict[str, Tensor]:
         """Return the sums so far, the mean loss of the epoch before, and how often thresholds were set."""
         names = ("mean_loss", "losses", "sums", "kept", "renewed", "relative")
-        return {name: getattr(self, f"_{name}") for name in names}
+        return {**super().state(), **{name: getattr(self, f"_{name}") for name in names}}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""
+        super().restore(state)
+        matched = super().state().keys()
         for name, own in self.state().items():
-            own.copy_(state[name])
+            if name not in matched:
+                own.copy_(state[name])
 
     def close(self) -> None:
         """Stop watching the gates."""
+        super().close()
         self._watching.close()
 
     def _watch(self, layer: GatedConv) -> Iterator[RemovableHandle]:

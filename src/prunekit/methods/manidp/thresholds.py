@@ -10,19 +10,19 @@ of kept channels is met in the same way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunekit.devices import precise
 from prunekit.errors import InputError, counted
 from prunekit.methods.manidp.costs import DynamicCost
 from prunekit.methods.manidp.record import Record, observe, unlabelled
 from prunekit.methods.manidp.view import GatedView
-from prunekit.nn.gated import gated_layers, same_thresholds
+from prunekit.nn.gated import same_thresholds
 from prunekit.progress import counter, report_progress
 
 _ROUNDS = 8
@@ -54,20 +54,6 @@ class Calibration:
         return dict(vars(self))
 
 
-def calibrate(view: GatedView, batches: Batches, target: float, name: str) -> Calibration:
-    """Set the thresholds of a network, in eval mode, **in place** so that its mean MACs are `target`, and store them as
-    budget `name`. `batches` gives the calibration images, anew each time it is called; labels are not read.
-
-    Raises:
-        InputError: too few images, or a target that no thresholds meet; the thresholds are then as before.
-    """
-    cost = view.cost
-    found = _set(view, batches, _Goal(target, cost.macs, "mean MACs", (cost.dense, cost.least)))
-    for layer in view.layers.values():
-        layer.budgets[name] = float(layer.threshold)
-    return found
-
-
 def calibrate_kept(view: GatedView, batches: Batches, share: float) -> Calibration:
     """Set the thresholds of a network, in eval mode, **in place** so that images keep `share` (0 to 1) of the channels
     of a layer, averaged over layers and images. `batches` is as for `calibrate`.
@@ -76,37 +62,12 @@ def calibrate_kept(view: GatedView, batches: Batches, share: float) -> Calibrati
         InputError: too few images, or a share that no thresholds meet; the thresholds are then as before.
     """
     widths = torch.tensor(view.cost.channels, dtype=torch.float64)
-    goal = _Goal(share, lambda kept: (kept.double() / widths).mean(1), "a mean share of kept channels", (1, 0))
-    return _set(view, batches, goal)
-
-
-def use_budget(model: nn.Module, name: str) -> None:
-    """Set the thresholds, in place, that were stored for budget `name`.
-
-    Raises:
-        InputError: none were.
-    """
-    layers = [layer for _, layer in gated_layers(model)]
-    known = list(layers[0].budgets) if layers else []
-    if name not in known:
-        hint = "it has " + ", ".join(known) if known else "prunekit manidp calibrate --target-macs stores some"
-        raise InputError(f"no budget '{name}' is stored in this network", hint=hint)
-    for layer in layers:
-        layer.threshold.fill_(layer.budgets[name])
-
-
-def used_budget(model: nn.Module) -> str | None:
-    """Return the name of the stored budget whose thresholds a network has; None where it has others, or no gates."""
-    layers = [layer for _, layer in gated_layers(model)]
-
-    def has(name: str) -> bool:
-        return all(float(layer.threshold) == float(layer.threshold.new_tensor(layer.budgets[name])) for layer in layers)
-
-    return next((name for name in (layers[0].budgets if layers else ()) if has(name)), None)
+    goal = Goal(share, lambda kept: (kept.double() / widths).mean(1), "a mean share of kept channels", (1, 0))
+    return set_thresholds(view, batches, goal)
 
 
 @dataclass(frozen=True)
-class _Goal:
+class Goal:
     """A `target`, and the `amount` `(N,)` that images take of it when they keep some channels `(N, layers)`;
     `ends` are the amounts with every channel kept and with none.
     """
@@ -121,7 +82,7 @@ class _Goal:
         return float(self.amount(kept).mean())
 
 
-def _set(view: GatedView, batches: Batches, goal: _Goal) -> Calibration:
+def set_thresholds(view: GatedView, batches: Batches, goal: Goal) -> Calibration:
     layers = view.layers.values()
     with same_thresholds(layers):
         best = _search(view, batches, goal)
@@ -130,21 +91,19 @@ def _set(view: GatedView, batches: Batches, goal: _Goal) -> Calibration:
     return best
 
 
-def _search(view: GatedView, batches: Batches, goal: _Goal) -> Calibration:
+def _search(view: GatedView, batches: Batches, goal: Goal) -> Calibration:
     """Look the quantile up in the saliencies first seen, measure what it really costs, and correct the aim by that."""
     target = goal.target
     first = observe(view, unlabelled(batches()), saliencies=True)
     if len(first.kept) < FEWEST:
-        raise InputError(
-            f"too few to set thresholds by: {counted(len(first.kept), 'image')}", hint=f"give at least {FEWEST}"
-        )
+        raise too_few(len(first.kept))
     family = Thresholds.around(view, first)
     aim, best = target, None
     low, high = -SPAN, SPAN  # shifts known to cost too much, and little enough
     count = counter("setting thresholds")
     for done in range(_ROUNDS):
         count(done, _ROUNDS)
-        shift = _shift(family, first.saliencies, goal, aim)
+        shift = family.shift_for(first.saliencies, goal.mean, aim)
         shift = shift if low < shift < high else (low + high) / 2
         values = family.at(shift)
         for layer, value in zip(view.layers.values(), values, strict=True):
@@ -168,22 +127,12 @@ def _search(view: GatedView, batches: Batches, goal: _Goal) -> Calibration:
     return best
 
 
+def too_few(images: int) -> InputError:
+    return InputError(f"too few to set thresholds by: {counted(images, 'image')}", hint=f"give at least {FEWEST}")
+
+
 def _figure(amount: float) -> str:
     return f"{amount:,.0f}" if amount > 1 else f"{amount:.3g}"
-
-
-def _shift(family: Thresholds, saliencies: tuple[Tensor, ...], goal: _Goal, aim: float) -> float:
-    """Return the shift at which these saliencies would cost at most `aim` on average."""
-    low, high = -SPAN, SPAN
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        limits = family.at(middle)
-        kept = [((pi >= limit) & (pi > 0)).sum(1) for pi, limit in zip(saliencies, limits, strict=True)]
-        if goal.mean(torch.stack(kept, 1)) > aim:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 @dataclass(frozen=True)
@@ -202,7 +151,7 @@ class Thresholds:
         odds = []
         for layer, values in zip(view.layers.values(), ordered, strict=True):
             below = float(precise(values < layer.threshold.to(values)).mean())
-            odds.append(_log_odds(min(max(below, _NONE), 1 - _NONE)))
+            odds.append(log_odds(below))
         return cls(ordered, tuple(odds))
 
     def at(self, shift: float) -> list[float]:
@@ -215,12 +164,31 @@ class Thresholds:
             for values, place in zip(self.ordered, places, strict=True)
         ]
 
+    def shift_for(self, saliencies: Sequence[Tensor], mean: Callable[[Tensor], float], aim: float) -> float:
+        """Return the shift at which images cost at most `aim` on average.
+
+        `saliencies` are those that they have, `(N, c)` of each layer; `mean` tells the cost from the numbers of
+        channels `(N, layers)` that they keep.
+        """
+        low, high = -SPAN, SPAN
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            limits = self.at(middle)
+            kept = [((pi >= limit) & (pi > 0)).sum(1) for pi, limit in zip(saliencies, limits, strict=True)]
+            if mean(torch.stack(kept, 1)) > aim:
+                low = middle
+            else:
+                high = middle
+        return high
+
     def quantile(self, shift: float) -> float:
         """Return the mean of the layers' quantiles."""
         return sum(_share(odds + shift) for odds in self.odds) / len(self.odds)
 
 
-def _log_odds(share: float) -> float:
+def log_odds(share: float) -> float:
+    """Return the log-odds of a share, held off 0 and 1."""
+    share = min(max(share, _NONE), 1 - _NONE)
     return math.log(share / (1 - share))
 
 
@@ -228,7 +196,7 @@ def _share(odds: float) -> float:
     return 1 / (1 + math.exp(-odds))
 
 
-def _calibration(goal: _Goal, quantile: float, values: list[float], record: Record, cost: DynamicCost) -> Calibration:
+def _calibration(goal: Goal, quantile: float, values: list[float], record: Record, cost: DynamicCost) -> Calibration:
     rates = record.kept.double().mean(0) / torch.tensor(cost.channels)
     return Calibration(
         target=goal.target,

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from prunekit.methods.merge.ranked import Ranked
 from prunekit.progress import counter
-from prunekit.restoration.images import Inputs, tensors_of
 from prunekit.restoration.narrowed_alone import IMAGES, NarrowedAlone
 from prunekit.surgery import Graph
 
@@ -23,7 +22,7 @@ Losses = dict[tuple[str, tuple[int, ...]], dict[int, float]]
 """The losses by width, for a group and the order of its units."""
 
 
-def measured(model: nn.Module, graph: Graph, ranked: Sequence[Ranked], images: Tensor | Inputs) -> list[Ranked]:
+def measured(model: nn.Module, graph: Graph, ranked: Sequence[Ranked], images: Tensor) -> list[Ranked]:
     """Return the layers with what the network's outputs lose with the first `n` units of each.
 
     It is measured at a few widths, and between them follows what is foreseen, or where nothing is, the units that are
@@ -61,11 +60,11 @@ def through(foreseen: NDArray[np.float64], measured: Mapping[int, float]) -> NDA
     return falling
 
 
-def _known(graph: Graph, images: Tensor | Inputs) -> Losses:
+def _known(graph: Graph, images: Tensor) -> Losses:
     """Return what has been measured of a graph's network on these images."""
-    chosen, losses = tensors_of(images[:IMAGES]), Losses()
-    last: tuple[tuple[Tensor, ...], Losses] | None = graph.memo.get(measured)
-    if last is not None and all(map(torch.equal, last[0], chosen)):
+    chosen, losses = images[:IMAGES], Losses()
+    last: tuple[Tensor, Losses] | None = graph.memo.get(measured)
+    if last is not None and torch.equal(last[0], chosen):
         return last[1]
-    graph.memo[measured] = tuple(part.clone() for part in chosen), losses
+    graph.memo[measured] = chosen.clone(), losses
     return losses

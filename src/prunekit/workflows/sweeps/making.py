@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunekit import api
 from prunekit.data import Examples
 from prunekit.errors import InputError
 from prunekit.methods.budget import check_ratio, read_amount
-from prunekit.methods.manidp.config import GateRecipe
-from prunekit.methods.manidp.costs import DynamicCost
+from prunekit.methods.manidp.budgets import calibrate
+from prunekit.methods.manidp.config import RATE, GateRecipe
+from prunekit.methods.manidp.costs import DynamicCost, share_for
 from prunekit.methods.manidp.fit import add_gates, fit
-from prunekit.methods.manidp.thresholds import calibrate
 from prunekit.methods.manidp.view import GatedView
 from prunekit.restoration.images import Images, LabelledImages
 from prunekit.tasks.sets import labelled_batches
@@ -27,11 +26,6 @@ from prunekit.training.events import Sink
 from prunekit.training.fine_tuning import cut_since_training, suited
 from prunekit.workflows.calibration import drawn, example_for
 from prunekit.workflows.sweeps.points import GATES, Variant, settings_of
-
-GATES_LR = 0.05
-"""The peak learning rate of gates where none is given, as in `manidp train`."""
-
-_HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -112,6 +106,8 @@ def _with_gates(material: Material, variant: Variant, axis: str, budget: float |
     if material.tuning is None:
         raise InputError("manidp trains gates, which takes epochs", hint="say how many with --epochs")
     train_set, recipe, wanted = _to_train_on(material), GateRecipe(**{**variant.settings, "keep": 1.0}), None
+    if recipe.budgets is not None:
+        raise InputError("a sweep trains gates for each of its budgets by itself", hint="leave budgets= out of manidp")
     if axis == "ratio":
         keep = 1 - check_ratio(budget)
     else:
@@ -121,7 +117,7 @@ def _with_gates(material: Material, variant: Variant, axis: str, budget: float |
     recipe = dataclasses.replace(recipe, keep=keep)
     gated = add_gates(material.model, recipe)
     asked = material.tuning
-    config = dataclasses.replace(asked, seed=seed, keep="last", lr=GATES_LR if asked.lr is None else asked.lr)
+    config = dataclasses.replace(asked, seed=seed, keep="last", lr=RATE if asked.lr is None else asked.lr)
     fit(gated, recipe, config, train_set, material.val_set, on_event=material.on_event)
     gated.eval()
     if wanted is not None:
@@ -140,12 +136,7 @@ def _keep_rate(cost: DynamicCost, wanted: float) -> float:
         raise InputError(
             f"gates cannot reach that: with all channels closed, an image costs {cost.least + cost.gates:,} MACs"
         )
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        kept = torch.tensor([[middle * width for width in cost.channels]], dtype=torch.float64)
-        low, high = (low, middle) if float(cost.macs(kept)[0]) > wanted else (middle, high)
-    return high
+    return share_for(cost, wanted / cost.dense)
 
 
 def _to_train_on(material: Material) -> Examples:

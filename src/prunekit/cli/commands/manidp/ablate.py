@@ -67,7 +67,7 @@ def run(
 
     network, _ = read_model(model, reading)
     train_set, test_set = (data.images(output, split, spec_of(network), reading) for split in ("train", "test"))
-    suited = config.suited_to(len(train_set))
+    suited = config.as_published().suited_to(len(train_set))
     settings = {"gates": recipe.to_json(), "training": suited.settings(), "target_macs": target}
     header = {"weights": fingerprint(network), "data": str(data.data), **settings}
     done = _earlier(folder / _RESULTS, header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,6 @@ def run(
     target = output_path(model, where, "calibrated", output)
     check_inputs(model, data, reading, images_needed=True)
     from prunekit.methods.manidp.difficulty import foresee
-    from prunekit.methods.manidp.thresholds import use_budget
     from prunekit.methods.manidp.view import GatedView
 
     network, _ = read_model(model, reading, options.device)
@@ -83,11 +83,7 @@ def run(
     train_set = data.images(output, "train", spec_of(network), reading).sample(options.images, seed=options.seed)
     if options.foresee:
         foresee(network, train_set.inputs(), options.foresee)
-    found: dict[str, Calibration] = {}
-    for amount in options.target_macs or ():
-        found[amount] = _calibrate(output, view, train_set, amount)
-    if found:
-        use_budget(network, next(iter(found)))
+    found = _calibrate(output, view, train_set, options.target_macs or ())
     facts: dict[str, Any] = {
         "foresee": options.foresee,
         "budgets": {name: item.to_json() for name, item in found.items()},
@@ -103,17 +99,18 @@ def run(
         output.data(str(written))
 
 
-def _calibrate(output: Output, view: GatedView, images: ImageSet, amount: str) -> Calibration:
+def _calibrate(output: Output, view: GatedView, images: ImageSet, amounts: Sequence[str]) -> dict[str, Calibration]:
     from prunekit.methods.budget import read_amount
-    from prunekit.methods.manidp.thresholds import calibrate
+    from prunekit.methods.manidp.budgets import calibrate_all
 
     dense = view.cost.dense
-    wanted = read_amount("--target-macs", amount, dense)
-    found = calibrate(view, lambda: images.batches(250), wanted, amount)
-    output.note(
-        f"{amount}: {numbers.count(found.realised)} MACs an image on average, "
-        f"{numbers.percent(found.realised / dense)} of {numbers.count(dense)}"
-    )
+    targets = {amount: read_amount("--target-macs", amount, dense) for amount in amounts}
+    found = calibrate_all(view, lambda: images.batches(250), targets)
+    for amount, budget in found.items():
+        output.note(
+            f"{amount}: {numbers.count(budget.realised)} MACs an image on average, "
+            f"{numbers.percent(budget.realised / dense)} of {numbers.count(dense)}"
+        )
     return found
 
 

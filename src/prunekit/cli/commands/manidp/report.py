@@ -46,8 +46,8 @@ def run(
         raise InputError(f"{target} exists", hint="replace it with --force, or choose another name with -o")
     check_inputs(model, data, reading, images_needed=True)
     from prunekit.files.writing import atomic_write
+    from prunekit.methods.manidp.budgets import use_budget
     from prunekit.methods.manidp.gate_report import portray
-    from prunekit.methods.manidp.thresholds import use_budget
     from prunekit.methods.manidp.view import GatedView
     from prunekit.report.pages.gates import gates_page
 

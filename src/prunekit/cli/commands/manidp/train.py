@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prunekit.cli.commands.train import Job, RunOptions, finish, prepare
@@ -17,14 +17,16 @@ from prunekit.cli.framework.options import (
     ReadingOptions,
     option,
 )
-from prunekit.methods.manidp.config import GateRecipe
+from prunekit.methods.manidp.config import RATE, GateRecipe
 from prunekit.report import numbers
 from prunekit.report.documents import document
 from prunekit.report.terminal.output import Output
 from prunekit.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from prunekit.methods.manidp.fit import FinalKeep
+    from torch import nn
+
+    from prunekit.methods.manidp.fit import FinalKeep, GateTrainResult
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,13 @@ class GateTraining(TrainConfig):
     """Settings of training, with the paper's defaults for gates."""
 
     epochs: int = option(40, help="Passes over the training images.")
-    lr: float | None = option(0.05, help="Learning rate at its peak.")
+    lr: float | None = option(None, help="Learning rate at its peak (default: 0.05; with --budgets that of tuning).")
     weight_decay: float = option(5e-4, help="Weight decay; the gates have none.")
     keep: str | None = option("last", hidden=True)  # the best ones are those before the gates close
+
+    def as_published(self) -> GateTraining:
+        """Return these settings with the paper's learning rate, where it is open."""
+        return self if self.lr is not None else replace(self, lr=RATE)
 
 
 def run(
@@ -57,7 +63,7 @@ def run(
     if where.dry_run:
         _show(output, job, gated)
         return
-    suited = config.suited_to(len(job.train_set))
+    teacher, suited = _suited(job, recipe, config)
     baseline = note_baseline(gated, job.model, job.val_set)
     figure = numbers.score(baseline.metric, baseline.value)
     output.note(f"validation {baseline.metric.name} {figure} before the gates")
@@ -68,7 +74,7 @@ def run(
             suited,
             job.train_set,
             job.val_set,
-            teacher=job.teacher,
+            teacher=teacher,
             state_path=job.state,
             resume=options.resume,
             force=where.force,
@@ -83,8 +89,23 @@ def run(
         "macs": keep.macs,
     }
     facts["keep"] = keep.to_json()
-    _say(output, keep)
+    facts["budgets"] = {name: budget.to_json() for name, budget in result.budgets.items()}
+    if result.budgets:
+        _say_budgets(output, result)
+    else:
+        _say(output, keep)
     finish(output, job, gated, result, suited, force=where.force, name="manidp.train", facts=facts)
+
+
+def _suited(job: Job, recipe: GateRecipe, config: GateTraining) -> tuple[nn.Module | None, TrainConfig]:
+    """Return the teacher and the settings of the run; for several budgets the original is the teacher."""
+    images = len(job.train_set)
+    if recipe.span is None:
+        return job.teacher, config.as_published().suited_to(images)
+    from prunekit.training.fine_tuning import suited
+
+    teacher = job.model if job.teacher is None else job.teacher
+    return teacher, suited(config, images, 1 - recipe.span[0], taught=True)
 
 
 def _say(output: Output, keep: FinalKeep) -> None:
@@ -99,6 +120,21 @@ def _say(output: Output, keep: FinalKeep) -> None:
         output.note(f"{found} ({asked}; {trained} before the thresholds were calibrated)")
     else:
         output.note(f"{found} ({asked})")
+
+
+def _say_budgets(output: Output, result: GateTrainResult) -> None:
+    """Show what each budget costs and scores, with a warning where no thresholds were found for one."""
+    from prunekit.report.terminal.tables import table
+
+    rows = []
+    for name, budget in result.budgets.items():
+        if budget.realised is None:
+            output.warn(f"{name}: {budget.error}")
+            continue
+        score = "" if budget.score is None else numbers.score(result.metric, budget.score)
+        rows.append((name, numbers.percent(budget.realised, decimals=1), score))
+    rows.sort(key=lambda row: float(row[0].rstrip("%")))
+    output.table(table(["budget", "MACs", f"validation {result.metric.name}"], rows, left=1), data=False)
 
 
 def _show(output: Output, job: Job, gated: object) -> None:
@@ -129,6 +165,7 @@ COMMAND = Command(
     (
         "prunekit manidp train model.pt --data digits --epochs 20 --keep 0.6 -o gated.pt",
         "prunekit manidp train model.pt --data path/to/images --epochs 100 --resume",
+        "prunekit manidp train model.pt --data path/to/images --epochs 30 --budgets 35%-80%",
         "prunekit manidp train model.pt --data path/to/images --no-complexity --no-similarity",
         "torchrun --nproc-per-node 4 -m prunekit manidp train model.pt --data path/to/images",
     ),

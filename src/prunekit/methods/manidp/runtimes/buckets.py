@@ -21,6 +21,7 @@ from prunekit.methods.manidp.record import observe
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.buckets import NAME, BucketTable, Router
 from prunekit.nn.gated import gated_layers, remove_gates
+from prunekit.nn.norms import drop_norms
 from prunekit.plan import Keep, Plan
 from prunekit.progress import counter
 from prunekit.surgery import Graph
@@ -112,6 +113,7 @@ def _static(model: nn.Module, scales: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy with constant saliencies, by layer, in place of the gates."""
     subject = copied(model)
     delattr(subject, NAME)
+    drop_norms(subject)
     return remove_gates(subject, scales)
 
 

@@ -19,6 +19,7 @@ from prunekit.methods.manidp.runtimes.layout import in_best_layout
 from prunekit.methods.manidp.view import GatedView
 from prunekit.nn.buckets import NAME
 from prunekit.nn.gated import gated_layers, remove_gates
+from prunekit.nn.norms import drop_norms
 from prunekit.spec import origin_of
 from prunekit.surgery import Graph
 from prunekit.surgery.editing.batch_norm_folding import fold_batch_norms
@@ -58,6 +59,7 @@ def dense(model: nn.Module, batch: int = 1) -> nn.Module:
     """Return the gated `model`, **changed in place**, without its gates: a runtime is to be faster than this."""
     if hasattr(model, NAME):
         delattr(model, NAME)
+    drop_norms(model)
     ones = {name: torch.ones_like(layer.gate.excite.bias.detach()) for name, layer in gated_layers(model)}
     plain = remove_gates(model, ones)
     return masked(plain, graph_of(plain), batch)
