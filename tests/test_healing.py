@@ -20,6 +20,7 @@ from prunekit.cli.app import run as cli
 from prunekit.errors import InputError, Interrupted, PrunekitError, TrainingError
 from prunekit.healing import norms
 from prunekit.healing.answered import answered, image_set, parted
+from prunekit.healing.mixing import MixedImages
 from prunekit.healing.pace import epochs_within
 from prunekit.spec import origin_of
 from prunekit.training.events import Event, StepEvent
@@ -74,7 +75,7 @@ def test_it_learns_without_labels_and_leaves_what_it_was_given(given_as: str) ->
         "batches": lambda: [x for x, _ in few().batches(32)],
     }[given_as]()
     small, teacher = weights(pruned()), weights(original())
-    healed = pk.heal(pruned(), original(), images, settings())
+    healed = pk.heal(pruned(), original(), images, settings(epochs=20))
     assert (same(pruned(), small), same(original(), teacher)) == (True, True)
     assert healed.after > healed.before
     assert right(healed.model) > right(pruned()) + 0.1
@@ -98,6 +99,24 @@ def test_a_loss_that_is_no_number_keeps_the_best_and_says_the_step() -> None:
     assert "no number" in healed.stopped
     assert "step" in healed.stopped
     assert same(healed.model, weights(pruned()))
+
+
+def test_a_loss_that_becomes_no_number_keeps_what_was_learnt_till_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of the fourth epoch are broken: three have made the network better, and stay."""
+    views, calls = MixedImages.views, [0]
+
+    def broken(data: MixedImages, *arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        for images, labels in views(data, *arguments, **options):
+            yield images * (float("nan") if calls[0] == 4 else 1.0), labels
+
+    monkeypatch.setattr(MixedImages, "views", broken)
+    monkeypatch.setattr("prunekit.healing.task.seconds_of_a_step", lambda *_: 1e-3)
+    healed = pk.heal(pruned(), original(), few(), settings(lr=0.02))
+    steps = 256 // 16  # an epoch takes few images several times; steps count from 0
+    assert f"no number at step {3 * steps} (epoch 4" in (healed.stopped or "")
+    assert healed.after > healed.before
+    assert all(bool(torch.isfinite(value).all()) for value in healed.model.state_dict().values())
 
 
 def test_a_stopped_run_goes_on_to_the_same_network(tmp_path: Path) -> None:
@@ -170,6 +189,26 @@ def test_images_come_back_from_a_set_as_they_were(seed: int, count: int, scale: 
     back = image_set(images).inputs()
     step = (images.amax((0, 2, 3)) - images.amin((0, 2, 3))) / 255
     assert bool(((back - images).abs() <= 0.51 * step[:, None, None] + 1e-5 * scale).all())
+
+
+@given(st.integers(2, 40), st.integers(1, 16), st.integers(0, 2**31))
+def test_a_mixed_view_is_nearer_to_its_image_than_to_the_other_one(count: int, batch: int, seed: int) -> None:
+    """Image `i` is all of value `i` here, so that a view tells its partner's share."""
+    pixels = torch.arange(count).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).to(torch.uint8)
+    plain = pk.ImageSet("x", "train", pixels, torch.arange(count), ("",) * count, pk.InputSpec((1, 4, 4)))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    mixed = MixedImages.of(plain)
+    found = list(mixed.views(batch, order, seed=(seed, 0)))
+    views, labels = torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+    assert torch.equal(labels, order)
+    means = 255 * views.mean((1, 2, 3))
+    # a mean of two of 0 .. count - 1, at least half of which is the image
+    assert bool((means >= order / 2 - 1e-3).all())
+    assert bool((means <= (order + count - 1) / 2 + 1e-3).all())
+    assert count < 8 or bool(((means - order).abs() > 1e-3).any())
+    # the same in batches of another size, and in another order, as when a run is resumed
+    again = torch.cat([x for x, _ in mixed.views(batch + 1, order.flip(0), seed=(seed, 0))]).flip(0)
+    assert torch.equal(views, again)
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=90))

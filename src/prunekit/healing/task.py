@@ -15,6 +15,7 @@ from prunekit.data import ImageSet, check_input
 from prunekit.errors import InputError, TrainingError
 from prunekit.healing.answered import answered, image_set, parted
 from prunekit.healing.config import HealConfig
+from prunekit.healing.mixing import MixedImages
 from prunekit.healing.norms import Statistics, measured, move, statistics_of
 from prunekit.healing.pace import epochs_within, seconds_of_a_step
 from prunekit.restoration.images import Images, gather
@@ -79,7 +80,7 @@ class Task:
         Raises:
             InputError: The time is too short for one step.
         """
-        data = self.train
+        data: ImageSet = MixedImages.of(self.train)
         if len(data) < _LEAST_VIEWS:
             data = data.subset(torch.arange(_LEAST_VIEWS) % len(data))
         batch = min(len(data), config.batch_size or batch_for(len(data)))
