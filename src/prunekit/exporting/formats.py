@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +18,7 @@ from torch import nn
 
 from prunekit.errors import InputError, SurgeryError
 from prunekit.exporting.interface import named_outputs, plain
+from prunekit.exporting.silence import silenced
 from prunekit.spec import Origin
 from prunekit.surgery.execution.hooks import hooked
 
@@ -89,7 +88,7 @@ def to_onnx(
     del onnxscript  # torch.onnx imports it itself; asking first gives the clearer error
     with _giving(model, lambda output: tuple(named_outputs(output).values())):
         program = _program(model, inputs, shapes)
-    with _silence():
+    with silenced():
         try:
             written = torch.onnx.export(
                 program, dynamo=True, verbose=False, opset_version=opset, input_names=names[0], output_names=names[1]
@@ -119,7 +118,7 @@ def _giving(model: nn.Module, form: Callable[[Any], Any]) -> Iterator[None]:
 
 def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: Mapping[str, Any] | None) -> Any:
     try:
-        with torch.no_grad(), _silence():
+        with torch.no_grad(), silenced():
             program = torch.export.export(model, inputs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises errors of many kinds, which say why
         raise _refusal(error, free=shapes is not None) from error
@@ -159,19 +158,6 @@ def _tidy(proto: Any, notes: str) -> None:
                 dimension.dim_param = BATCH
     entry = proto.metadata_props.add()
     entry.key, entry.value = ABOUT, notes
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Silence the exporter's warnings, logs and prints about its own internals."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(before)
 
 
 def _short(error: BaseException) -> str:

@@ -8,11 +8,7 @@ rounding costs most are left in float until the accuracy asked for is kept.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +21,7 @@ from torch import Tensor
 
 from prunekit.errors import CheckFailed, InputError
 from prunekit.exporting.runtimes import OnnxModel
+from prunekit.exporting.silence import silenced
 from prunekit.progress import counter
 
 METHODS = ("percentile", "entropy", "minmax")
@@ -138,7 +135,7 @@ def _quantised(content: bytes, calibration: Tensor, method: str) -> tuple[Any, A
         raise InputError(f"int8 needs onnxruntime's quantiser: {error}", hint="pip install 'prunekit[onnx]'") from error
     kind = {"percentile": "Percentile", "entropy": "Entropy", "minmax": "MinMax"}[method]
     counter("calibrating int8")(0, 0)
-    with tempfile.TemporaryDirectory(prefix="prunekit-") as folder, _silence():
+    with tempfile.TemporaryDirectory(prefix="prunekit-") as folder, silenced():
         source, plain, target = (str(Path(folder) / name) for name in ("model.onnx", "plain.onnx", "int8.onnx"))
         Path(source).write_bytes(content)
         quant_pre_process(source, plain, skip_symbolic_shape=True)
@@ -267,16 +264,3 @@ def _has_kernels(content: bytes) -> bool:
         onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         run = onnx.load(options.optimized_model_filepath)
     return any(node.op_type in _INT8 for node in run.graph.node)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Silence what the quantiser prints and logs about its own work."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(before)
