@@ -18,6 +18,7 @@ RESTORATIONS = Plugins(
         "calibrate": f"{_WAYS}:Calibrate",
         "closed-form": f"{_WAYS}:ClosedForm",
         "constants": f"{_WAYS}:Constants",
+        "few": f"{_WAYS}:Few",
         "moments": f"{_WAYS}:Moments",
         "none": f"{_WAYS}:Nothing",
         "paper": f"{_WAYS}:Paper",

@@ -4,13 +4,17 @@ Dead leaves are brought into the network's own statistics, and then stand for th
 pruned network is refitted to them layer by layer, as `calibrate` does. What the pictures still get wrong is taken out
 where it shows: during the fit both networks normalise by the pictures' own statistics, so that behind every batch norm
 means and variances are those of the training images. Only what the fit changed goes back to the true statistics.
+
+A few images that are at hand stand among the made ones, each in several views: shifted, mirrored where it is in colour,
+and mixed with another. What so few of them get wrong about the statistics is taken out likewise.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from prunekit.data.augment import augmentation
 from prunekit.errors import InputError
 from prunekit.nn.norms import norms_of
 from prunekit.plan import Plan, Refit
@@ -22,15 +26,22 @@ from prunekit.restoration.norm_alignment import aligned
 from prunekit.surgery import Graph, edit
 
 COUNT = 500
+FEW = 100  # given images, up to which these are restored from better than from the images alone
+_VIEWS = 5  # of each given image
 
 
-def refitted_to(made: Evidence, model: nn.Module, graph: Graph, plan: Plan, memory: str | int) -> Plan:
-    """Return `plan` with refits to the images that were `made`, for `model` with its own statistics."""
+def refitted_to(
+    made: Evidence, model: nn.Module, graph: Graph, plan: Plan, memory: str | int, note: str = "synthetic"
+) -> Plan:
+    """Return `plan` with refits to the images that were `made`, for `model` with its own statistics.
+
+    `note` is the name of the note that says to how many.
+    """
     assert made.images is not None
     found = calibrate(made.model, graph, plan, made.images, memory=memory)
     true, shown = (dict(norms_of(edit(network, plan, graph))) for network in (model, made.model))
     operations = [_moved(op, true, shown) if isinstance(op, Refit) else op for op in found.operations]
-    notes = {**found.notes, "synthetic": found.notes["calibration"]}
+    notes = {**found.notes, note: found.notes["calibration"]}
     del notes["calibration"]
     return Plan(operations, notes, found.example)
 
@@ -56,9 +67,10 @@ def obstacle_to_synthesis(model: nn.Module, graph: Graph) -> str | None:
     return None
 
 
-def synthesise(model: nn.Module, graph: Graph, *, seed: int = 0) -> Evidence:
+def synthesise(model: nn.Module, graph: Graph, *, seed: int = 0, given: Tensor | None = None) -> Evidence:
     """Make `COUNT` images for `model`, or as many as would pass at once within `MEMORY` (more take too long), and bring
-    its statistics in line with them.
+    its statistics in line with them. Five views of each `given` image `(N, C, H, W)` are among them, or take their
+    place; all that are given stay.
 
     Raises:
         InputError: the network does not read one image, or it has no batch norm whose statistics tell of its data.
@@ -70,5 +82,23 @@ def synthesise(model: nn.Module, graph: Graph, *, seed: int = 0) -> Evidence:
     channels, height, width = graph.example[0].shape[1:]
     count = min(COUNT, max(2, MEMORY // bytes_per_image(graph)))
     generator = torch.Generator().manual_seed(seed)
-    images = dead_leaves(count, (channels, height, width), generator).to(like)
+    found = [] if given is None else [_views(given, max(len(given), min(count, _VIEWS * len(given))), generator)]
+    missing = count - sum(map(len, found))
+    if missing > 0:
+        found.append(dead_leaves(missing, (channels, height, width), generator).to(like))
+    images = torch.cat(found)
     return Evidence(aligned(model, graph, images), images)
+
+
+def _views(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return `count` views of the images, themselves first: shifted, mirrored in colour, mixed down to a half."""
+    change = augmentation("cifar" if images.size(1) == 3 else "shift")
+
+    def varied() -> Tensor:
+        return change.view(images, change.draws(len(images), generator).to(images.device))
+
+    found, shape = [images], (len(images), 1, 1, 1)
+    while sum(map(len, found)) < count:
+        others = varied()[torch.randperm(len(images), generator=generator)]
+        found.append(torch.lerp(varied(), others, (torch.rand(shape, generator=generator) / 2).to(images)))
+    return torch.cat(found)[:count]

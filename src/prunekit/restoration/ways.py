@@ -212,6 +212,34 @@ class Synthetic(Restoration):
 
 
 @dataclass(frozen=True)
+class Few(Synthetic):
+    """Refit to views of a few images and to made ones; see `restoration.synthetic`.
+
+    Attributes:
+        seed: Seed of the views and the made images.
+        memory: As of `Calibrate`.
+    """
+
+    name: ClassVar[str] = "few"
+    summary: ClassVar[str] = "Refit what stays, layer by layer, to views of up to a hundred images, and to made ones."
+    needs_images: ClassVar[bool] = True
+
+    def evidence(self, model: nn.Module, graph: Graph, images: Images | None) -> Evidence:
+        """Return views of the images, and made ones."""
+        from prunekit.restoration.images import gather
+        from prunekit.restoration.synthetic import synthesise
+
+        assert images is not None
+        return synthesise(model, graph, seed=self.seed, given=gather(images, model, graph))
+
+    def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with refits."""
+        from prunekit.restoration.synthetic import refitted_to
+
+        return refitted_to(evidence, model, graph, plan, self.memory, note=self.name)
+
+
+@dataclass(frozen=True)
 class Calibrate(Restoration):
     """Refit to unlabelled images; see `restoration.calibration`.
 
@@ -230,9 +258,15 @@ class Calibrate(Restoration):
     def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
         """Return the plan with refits."""
         from prunekit.restoration.calibration import calibrate
+        from prunekit.restoration.synthetic import FEW, obstacle_to_synthesis
 
         assert evidence.images is not None
-        return calibrate(model, graph, plan, evidence.images, memory=self.memory)
+        found, count = calibrate(model, graph, plan, evidence.images, memory=self.memory), len(evidence.images)
+        if count > FEW or obstacle_to_synthesis(model, graph) is not None:
+            return found
+        few = f"few images ({count}): --restore few goes further, by views of them and images that it makes"
+        said = "; ".join(filter(None, (found.notes.get("warning"), few)))
+        return Plan(found.operations, {**found.notes, "warning": said}, found.example)
 
 
 def _able(way: Restoration, model: nn.Module, graph: Graph, plan: Plan) -> Sequence[str]:

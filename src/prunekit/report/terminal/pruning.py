@@ -29,6 +29,7 @@ _WORDS = {
     "refit_bn": "batch norms measured anew",
     "calibration": "restored from images",
     "synthetic": "restored from synthetic images",
+    "few": "restored from few images, in views and among made ones",
     "restore": "restoration",
     "plain_weights": "weights that are computed no more",
 }
