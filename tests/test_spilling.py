@@ -16,9 +16,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import prunekit as pk
+from prunekit import surgery
 from prunekit.restoration import frontier, spilling
+from prunekit.restoration.images import gather
 from prunekit.restoration.memory import size_in_words
 from prunekit.restoration.spilling import Spill
 
@@ -100,6 +103,29 @@ def resident() -> int:
     """Bytes of this process in memory."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * mmap.PAGESIZE
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that any op makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and not func.is_view:
+            self.numbers = max(self.numbers, out.numel())
+        return out
+
+
+def test_checking_images_takes_no_memory_of_their_size() -> None:
+    model, images = network(), torch.randn(200, 3, 8, 8)
+    graph = surgery.trace(model, images[:1])
+    with Largest() as largest:
+        gather(images, model, graph)
+    assert largest.numbers <= images.numel() // 10
+    images[-1, -1, -1, -1] = torch.nan
+    with pytest.raises(pk.InputError, match="not finite"):
+        gather(images, model, graph)
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

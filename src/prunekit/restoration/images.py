@@ -18,6 +18,7 @@ LabelledImages = Iterable[tuple[Tensor, Tensor]]
 """Batches of normalised images `(N, C, H, W)` and their labels `(N,)`."""
 
 MEMORY = 4 << 30  # bytes of activations
+_PART = 16  # images that are checked at a time: a check takes more memory than they do
 
 
 def gather(images: Images, model: nn.Module, graph: Graph, most: int | None = None) -> Tensor:
@@ -61,7 +62,7 @@ def _checked(batch: object, shape: tuple[int, ...]) -> Tensor:
             f"calibration images have shape {found}; the network reads {shape}",
             hint="pass normalised images as a tensor (N, C, H, W), or batches of them without labels",
         )
-    if not bool(torch.isfinite(batch).all()):
+    if not all(bool(torch.isfinite(part).all()) for part in torch.split(batch, _PART)):
         raise InputError("the calibration images contain values that are not finite")
     return batch
 
