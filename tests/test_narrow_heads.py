@@ -17,6 +17,7 @@ from networks import lively
 from prunekit import surgery
 from prunekit.methods.narrow_heads.low_rank import joint_basis
 from prunekit.models.vit import SmallViT
+from prunekit.surgery.structure import conform, describe
 from test_attention import ATTENTION, PROJECTIONS, Attention, Transformer, X, apart, by_hand, fused, maxvit, swin
 
 HEADS, WIDTH = 3, 4
@@ -87,6 +88,31 @@ def test_what_reads_coordinates_together_holds_their_number(attend: str) -> None
     assert graph.group("blocks.0.attention.q").free
     with pytest.raises(pk.errors.InputError, match="can become narrower"):
         pk.prune("narrow-heads", model, X, ratio=0.5, parts="qk")
+
+
+class TwoWays(Attention):
+    """Attention that is fused or not, and has the factor of the scores in an attribute for the second way alone."""
+
+    def __init__(self) -> None:
+        super().__init__(12, HEADS, WIDTH, fused, PROJECTIONS["packed_by_parts"])
+        self.scale, self.fused = WIDTH**-0.5, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self._project(self, x)
+        out = fused(self, q, k, v) if self.fused else ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+def test_ways_through_the_code_that_did_not_run_have_the_same_factor() -> None:
+    model = lively(Transformer(TwoWays()))
+    small = pk.apply(model, pk.Plan([pk.Keep("blocks.0.attention.qkv[qkv]", [0, 1])]), X)
+    again = conform(copy.deepcopy(model), describe(small))
+    again.load_state_dict(small.state_dict())
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    want = small(x)
+    for other in (small, again):
+        other.get_submodule("blocks.0.attention").fused = False
+        torch.testing.assert_close(other(x), want, rtol=1e-9, atol=1e-10)
 
 
 def test_a_width_written_into_the_code_holds_it() -> None:

@@ -85,6 +85,8 @@ def _check_numbers(described: Mapping[str, Mapping[str, Any]], shapes: Mapping[s
     widest = max((size for shape in shapes.values() for size in shape), default=0)
     for module, values in described.items():
         for name, value in values.items():
+            if type(value) is float:  # a factor, which allocates nothing
+                continue
             numbers = value if isinstance(value, list) else [value]
             if not numbers or not all(type(number) is int and 0 <= number <= widest for number in numbers):
                 raise InputError(f"the file gives '{module}' {name}={value!r}, and its widest weight has {widest}")

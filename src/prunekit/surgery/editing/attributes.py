@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,14 @@ def own_numbers(module: nn.Module) -> dict[str, Any]:
     if type(module).__module__.startswith("torch."):
         return {}
     return {name: value for name, value in vars(module).items() if name[0] != "_" and _is_number(value)}
+
+
+def own_factors(module: nn.Module) -> dict[str, float]:
+    """Return the plain positive fractions that a module which is not one of PyTorch's holds, such as `scale`."""
+    if type(module).__module__.startswith("torch."):
+        return {}
+    own = {name: value for name, value in vars(module).items() if name[0] != "_" and type(value) is float}
+    return {name: value for name, value in own.items() if 0 < value < math.inf}
 
 
 def _is_number(value: Any) -> bool:
@@ -88,7 +97,9 @@ def write(module: nn.Module, values: Mapping[str, Any]) -> None:
 
 
 def _narrower(module: nn.Module, name: str, value: Any) -> Any:
-    """Return a value for one of a module's own numbers, in the type that it has; surgery makes nothing larger."""
+    """Return a value for one of a module's own numbers, in the type that it has; surgery makes no size larger."""
+    if name in own_factors(module) and type(value) is float and 0 < value < math.inf:
+        return value
     old = own_numbers(module).get(name)
     if old is None:
         raise InputError(f"'{name}' is not a shape attribute of a {type(module).__name__}")

@@ -61,6 +61,9 @@ def _keep_scale(small: nn.Module, graph: Graph, kept: Mask, indices: Mapping[tup
             continue
         assert graph.inside is not None
         share = float(graph.inside.left(number, kept).mean())
+        for module, attribute in width.scales if share < 1 else ():
+            owner = small.get_submodule(module)
+            attributes.set_numbers(owner, {attribute: getattr(owner, attribute) * share**width.power})
         for (name, dim), classes in graph.slots.items():
             if share == 1 or graph.roles[name, dim] == "in" or not np.isin(classes, queries).any():
                 continue

@@ -32,6 +32,7 @@ class Candidate:
     sides: dict[str, list[Ids]]
     scores: list[Ids] = field(default_factory=list)
     power: float = 0.0
+    scales: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def width(self) -> int:
@@ -50,13 +51,15 @@ class HeadWidth:
 
     `sides` are the classes of queries, keys and values, `(heads, width)` each, place by place; keys that several heads
     share stand there for each of them. The code multiplies scores by a number that goes with `width ** power`: what is
-    left of the queries makes up for that.
+    left of the queries makes up for that. `scales` are attributes of modules that have this number for other ways
+    through their code, such as one without fused attention.
     """
 
     name: str
     heads: str
     sides: Mapping[str, Ids]
     power: float
+    scales: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,7 @@ def inside_of(several: Sequence[Candidate], fine: Finer, heads: Mapping[int, str
     for one in several:
         sides = {name: fine.classes.of_label[own[0]] for name, own in one.sides.items()}
         owner = heads[int(fine.coarse[next(iter(sides.values()))[0, 0]])]
-        widths.append(HeadWidth(f"{owner}[{one.kind}]", owner, sides, one.power))
+        widths.append(HeadWidth(f"{owner}[{one.kind}]", owner, sides, one.power, tuple(one.scales)))
     return Inside(tuple(widths), fine.number_of, fine.place_of)
 
 

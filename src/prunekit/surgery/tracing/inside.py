@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
+from prunekit.surgery.editing.attributes import own_factors
 from prunekit.surgery.execution.sources import Source
 from prunekit.surgery.graph.graph import Graph
 from prunekit.surgery.graph.groups import Classes
@@ -83,7 +85,7 @@ def _working(
                 break
             misfit = prober.misfit(keeps)
         if misfit is None:
-            _take_powers(recording, left, scales)
+            _take_powers(recording, left, scales, modules)
             return left, reason
         reason = misfit.reason(misfit.node)
         _log.debug("inside heads: %s", reason)
@@ -117,8 +119,13 @@ def _at(recording: Recording, nodes: Sequence[Node], misfit: Misfit, several: Se
     }
 
 
-def _take_powers(recording: Recording, several: Sequence[Candidate], scales: Mapping[int, float]) -> None:
-    """Note with which power of the width each candidate's scores are multiplied."""
+def _take_powers(
+    recording: Recording,
+    several: Sequence[Candidate],
+    scales: Mapping[int, float],
+    modules: Mapping[str, nn.Module],
+) -> None:
+    """Note with which power of the width each candidate's scores are multiplied, and where that number is kept."""
     flow = recording.passes[0].flow
     for one in several:
         if not one.scores:
@@ -128,3 +135,11 @@ def _take_powers(recording: Recording, several: Sequence[Candidate], scales: Map
         sides = [node for node in scales if any(np.isin(channels_in(t), mine).any() for t in flow[node].inputs)]
         change = sum(scales[node] for node in sides) / len(one.scores)
         one.power = round(change / math.log(_half(one) / one.width), 6)
+        where = {recording.passes[0].nodes[node].module for node in sides}
+        number = one.width**one.power
+        one.scales = [
+            (module, name)
+            for module in sorted(where & modules.keys())
+            for name, value in own_factors(modules[module]).items()
+            if math.isclose(value, number, rel_tol=1e-9)
+        ]
