@@ -8,12 +8,12 @@ MODEL.pt comes from
     prunekit train --arch vit_digits --data digits --optimizer adamw --lr 0.004 --warmup 3 --augment none --epochs 60
 
 or, in hours, from `--arch vit_cifar --data cifar10 --optimizer adamw --warmup 5 --epochs 60`. Each row is one share of
-every head and MLP gone and one way of restoring: `none`, `calibrate` (images without labels), or for widths inside heads
+every head and MLP gone and one way of restoring: `none`, `calibrate` (images without labels), or inside heads
 `low-rank` (no data). Rows that the file holds are not measured again. Accuracy is that of all test images; calibration
 sees training images alone.
 
-`--clock` measures what ONNX Runtime makes of the MACs that are gone: CPU time of one thread, runs of the whole and of the
-pruned network taking turns, the median of their ratios. It needs onnxruntime.
+`--clock` measures what ONNX Runtime makes of the MACs that are gone: CPU time of one thread, runs of the whole and of
+the pruned network taking turns, the median of their ratios. It needs onnxruntime.
 """
 
 from __future__ import annotations
