@@ -84,6 +84,9 @@ def test_calibrate_says_where_few_goes_further() -> None:
 def test_what_few_cannot_do_is_said() -> None:
     with pytest.raises(InputError, match="--restore few needs images"):
         pk.restore(network(), PLAN, X, way="few")
+    with pytest.raises(InputError, match="up to 100 images, and these are 101") as caught:
+        pk.restore(network(), PLAN, X, images=pictures(101), way="few")
+    assert "--calibration 100" in str(caught.value.hint)
     plain = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
     with pytest.raises(InputError, match="statistics"):
         pk.restore(plain, PLAN, X, images=pictures(5), way="few")

@@ -69,8 +69,8 @@ def obstacle_to_synthesis(model: nn.Module, graph: Graph) -> str | None:
 
 def synthesise(model: nn.Module, graph: Graph, *, seed: int = 0, given: Tensor | None = None) -> Evidence:
     """Make `COUNT` images for `model`, or as many as would pass at once within `MEMORY` (more take too long), and bring
-    its statistics in line with them. Five views of each `given` image `(N, C, H, W)` are among them, or take their
-    place; all that are given stay.
+    its statistics in line with them. Five views of each `given` image `(N, C, H, W)` are among them, as far as there is
+    room; all that are given stay.
 
     Raises:
         InputError: the network does not read one image, or it has no batch norm whose statistics tell of its data.

@@ -225,12 +225,22 @@ class Few(Synthetic):
     needs_images: ClassVar[bool] = True
 
     def evidence(self, model: nn.Module, graph: Graph, images: Images | None) -> Evidence:
-        """Return views of the images, and made ones."""
+        """Return views of the images, and made ones.
+
+        Raises:
+            InputError: There are more images than it is good for, or no statistics to make others from.
+        """
         from prunekit.restoration.images import gather
-        from prunekit.restoration.synthetic import synthesise
+        from prunekit.restoration.synthetic import FEW, synthesise
 
         assert images is not None
-        return synthesise(model, graph, seed=self.seed, given=gather(images, model, graph))
+        given = gather(images, model, graph)
+        if len(given) > FEW:
+            raise InputError(
+                f"--restore few is for up to {FEW} images, and these are {len(given):,}",
+                hint=f"calibrate goes further with more; --calibration {FEW} takes as many of them",
+            )
+        return synthesise(model, graph, seed=self.seed, given=given)
 
     def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
         """Return the plan with refits."""

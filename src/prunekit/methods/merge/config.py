@@ -26,7 +26,8 @@ class MergeConfig(Config):
         "weights in closed form; 'paper' merges each removed filter into a kept one; 'closed-form' takes the better of "
         "the two for each layer, or prunes it plainly (the default without images); 'synthetic' refits to images made "
         "from the network itself; 'constants' keeps what removed channels are worth on average; none of these needs "
-        "data. 'calibrate' refits to unlabelled images (the default when there are any); 'none' only prunes.",
+        "data. 'calibrate' refits to unlabelled images (the default when there are any), 'few' to views of up to 100 "
+        "of them and to made ones; 'none' only prunes.",
         choices=restorations,
     )
     widths: str | None = option(
