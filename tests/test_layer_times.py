@@ -256,6 +256,19 @@ def test_a_network_is_its_layers_and_the_rest() -> None:
     assert fewer["conv"] == parts["conv"]
 
 
+def test_a_residual_block_that_goes_takes_no_time() -> None:
+    graph = pk.inspect(pk.load("prunekit:resnet20")).graph
+    every, without = graph.kept_classes({}), graph.kept_classes({"layer1.1.conv1": ()})
+    model = LatencyModel.of(graph, by_macs, model_time := 100.0, 0.5, per_call=False)
+    parts, fewer = model.parts(graph, every), model.parts(graph, without)
+    gone = parts["layer1.1.conv1"] + parts["layer1.1.conv2"]
+    assert gone > 0
+    assert sum(parts.values()) == pytest.approx(model_time)
+    assert sum(fewer.values()) < sum(parts.values()) - gone
+    assert fewer["layer1.2.conv1"] == parts["layer1.2.conv1"]
+    assert fewer.get("layer1.1.conv1", 0.0) == fewer.get("layer1.1.conv2", 0.0) == 0.0
+
+
 def test_the_block_is_what_the_kernels_show(monkeypatch: pytest.MonkeyPatch) -> None:
     for block in (1, 4, 8, 16, 32):
         monkeypatch.setattr(runners, "layer", lambda _shape, _inputs, outputs, _conditions: outputs)

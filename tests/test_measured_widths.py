@@ -17,7 +17,9 @@ from networks import lively
 from prunekit import surgery
 from prunekit.errors import InputError
 from prunekit.methods.merge.measuring import through
+from prunekit.nn.skipped import SkippedBlock
 from prunekit.restoration.narrowed_alone import NarrowedAlone
+from prunekit.surgery.graph.blocks import residual_blocks
 
 
 class TwoBranches(nn.Module):
@@ -150,3 +152,80 @@ def test_curves_pass_through_what_was_measured_and_fall(
     assert curve[-1] == 0
     for width, loss in known.items():
         assert curve[width] == pytest.approx(loss, rel=1e-3, abs=1e-9)
+
+
+def _residual(seed: int = 3) -> nn.Module:
+    """Three residual blocks, of which the second adds next to nothing to the stream."""
+    torch.manual_seed(seed)
+    model = lively(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *(Block() for _ in range(3)), Head()))
+    with torch.no_grad():
+        model[2].second.weight.mul_(0.02)
+    return model
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.second(torch.relu(self.first(x))))
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_block_that_hardly_matters_goes_first(images: Tensor) -> None:
+    model = _residual()
+    done = pk.prune("merge", model, images[:1], images=images, widths="measured", target_macs="68%")
+    assert done.plan.notes["blocks"] == ["2"]
+    assert isinstance(done.model[2], SkippedBlock)
+    assert widths(done)["2.first"] == 0
+    assert done.difference < 1e-9
+    assert done.after.macs <= 0.68 * done.before.macs
+    without = pk.prune("merge", model, images[:1], images=images, widths="loss", target_macs="68%")
+    assert "blocks" not in without.plan.notes
+    with torch.no_grad():
+        errors = [float((p.model(images) - model(images)).square().mean()) for p in (done, without)]
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("settings", [{"skip": ("2.*",)}, {"widths": "uniform"}, {"restore": "none"}])
+def test_blocks_stay_where_nothing_makes_up_for_them(images: Tensor, settings: dict[str, Any]) -> None:
+    chosen = {"widths": "measured", **settings}
+    done = pk.prune("merge", _residual(), images[:1], images=images, target_macs="80%", **chosen)
+    assert "blocks" not in done.plan.notes
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"), [({"round_to": 4}, {0, 4, 8}), ({"min_channels": 5}, {0, *range(5, 12)})]
+)
+def test_widths_beside_blocks_that_go_are_rounded_as_ever(
+    images: Tensor, settings: dict[str, Any], allowed: set[int]
+) -> None:
+    done = pk.prune("merge", _residual(), images[:1], images=images, widths="measured", target_macs="45%", **settings)
+    assert "2.first" in {keep.group for keep in done.plan.keeps if not keep.index}
+    assert {len(keep.index) for keep in done.plan.keeps} <= allowed
+
+
+def test_losses_without_a_block_are_those_of_the_network_that_is_run(images: Tensor) -> None:
+    """What its branch gave on average stays; of the layers behind it, as many as it had are refitted."""
+    model = _residual()
+    graph = surgery.trace(model, images[:1])
+    block = residual_blocks(graph)[1]
+    alone = NarrowedAlone(model, graph, images)
+    network = alone.without(block)
+    kept = {name for name, values in network.named_parameters() if name in dict(model.named_parameters())}
+    changed = {n for n in kept if not torch.equal(network.get_parameter(n), model.get_parameter(n))}
+    assert {name.rpartition(".")[0] for name in changed} == {"3.first", "3.second"}
+    measured = images[1::2]
+    with torch.no_grad():
+        now, was = network(measured), model(measured)
+    share = float((now - was).square().sum() / (was - was.mean(0)).square().sum())
+    assert alone.loss(network) == pytest.approx(share, rel=1e-9)

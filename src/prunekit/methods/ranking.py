@@ -114,7 +114,7 @@ def round_widths(
             continue
         step = unit // math.gcd(unit, channels_per_unit(group))
         # Halves are rounded down, so that a layer chosen for pruning does not quietly get its full width back.
-        wanted = max(step, step * math.ceil(len(kept) / step - 0.5))
+        wanted = max(step, step * math.ceil(len(kept) / step - 0.5)) if kept else 0  # a block that goes as a whole
         rounded[group.name] = _resize(group, scores[group.name], kept, min(wanted, group.size))
     return {name: index for name, index in rounded.items() if len(index) < _size(groups, name)}
 

@@ -19,6 +19,8 @@ from prunekit.restoration.images import bytes_per_image
 from prunekit.restoration.memory import MEMORY, read_memory
 from prunekit.surgery import ChannelGroup, Graph, edit
 from prunekit.surgery.copying import copied
+from prunekit.surgery.graph.blocks import ResidualBlock
+from prunekit.surgery.ops import LAYER_OPS
 
 IMAGES = 128
 """How many images serve at most: every other one to refit to, the rest to measure on."""
@@ -46,9 +48,18 @@ class NarrowedAlone:
 
     def network(self, group: ChannelGroup, kept: Sequence[int]) -> nn.Module:
         """Return a copy with the `kept` units of a group, and the layers that read them refitted where they can be."""
-        readers = {member.module for member in group.consumers}
-        plan = Plan([Keep(group.name, sorted(kept))])
-        plan = calibrate(self._model, self._graph, plan, self._fitted, rows=_ROWS, memory=self._memory, layers=readers)
+        return self._refitted(Keep(group.name, sorted(kept)), {member.module for member in group.consumers})
+
+    def without(self, block: ResidualBlock) -> nn.Module:
+        """Return a copy without a residual block, and as many layers behind it refitted as have gone with it."""
+        calls = [node for node in self._graph.nodes if node.read is not None and node.op in LAYER_OPS]
+        gone = sum(block.module in node.modules for node in calls)
+        behind = [node.read.parameter.rpartition(".")[0] for node in calls if node.read and node.index > block.sum]
+        return self._refitted(Keep(block.cuts[-1], ()), set(behind[:gone]))
+
+    def _refitted(self, keep: Keep, layers: set[str]) -> nn.Module:
+        plan, memory = Plan([keep]), self._memory
+        plan = calibrate(self._model, self._graph, plan, self._fitted, rows=_ROWS, memory=memory, layers=layers)
         return edit(self._model, plan, self._graph).eval()
 
     def loss(self, network: nn.Module) -> float:

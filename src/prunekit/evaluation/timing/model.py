@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prunekit.evaluation.timing.layers import Layer, LayerShape, layers_of
 from prunekit.surgery import Graph
+from prunekit.surgery.graph.blocks import skipped_blocks
 from prunekit.surgery.graph.labels import Mask
 from prunekit.surgery.ops import VIEWS
 
@@ -41,13 +42,15 @@ class LatencyModel:
 
     def parts(self, graph: Graph, kept: Mask) -> dict[str, float]:
         """Return the milliseconds of each layer, and of the rest, with the `kept` classes alone."""
-        sizes, parts = graph.sizes(kept), dict[str, float]()
+        sizes, parts, skipped = graph.sizes(kept), dict[str, float](), skipped_blocks(graph, kept)
         left = whole = 0
         for one in self.layers:
+            whole += one.shape.elements(one.shape.outputs)
+            if any(block.holds(one.weight) for block in skipped):
+                continue
             inputs, outputs = one.widths(sizes)
             parts[one.name] = parts.get(one.name, 0.0) + self.times(one.shape, inputs, outputs)
             left += one.shape.elements(outputs)
-            whole += one.shape.elements(one.shape.outputs)
         return {**parts, REST: self.fixed + (self.rest - self.fixed) * left / max(1, whole)}
 
     def milliseconds(self, graph: Graph, kept: Mask) -> float:

@@ -34,7 +34,8 @@ class MergeConfig(Config):
         None,
         help="'uniform' takes the same share of every layer; 'loss' takes most where least is lost, within the "
         "parameters and MACs of the same uniform ratio; 'measured' likewise, by what the outputs lose with each layer "
-        "narrowed and refitted alone (slower; needs images). Default: uniform for paper and none, else loss.",
+        "narrowed and refitted alone, or a whole residual block gone (slower; needs images). Default: uniform for "
+        "paper and none, else loss.",
         choices=("uniform", "loss", "measured"),
     )
     scope: str = option(

@@ -28,7 +28,7 @@ from prunekit.restoration.plain_layers import obstacle
 from prunekit.restoration.second_moments import Reading, measure
 from prunekit.restoration.synthetic import obstacle_to_synthesis
 from prunekit.restoration.ways import ClosedForm, Synthetic
-from prunekit.surgery import Graph, trace
+from prunekit.surgery import Graph, resolve, trace
 
 if TYPE_CHECKING:
     from prunekit.methods.merge.config import MergeConfig
@@ -40,6 +40,8 @@ _OTHER_WAYS = {
 }
 _NOTHING = "no layer of this model can be merged: "
 _OUTPUT = "the model's output"
+# Ways that make up for residual blocks which go as a whole.
+_DEPTH = ("calibrate", "synthetic")
 # What a way of restoring chooses by where nothing else is said: the criterion, and the widths. The paper's own ways
 # know of no losses. Elsewhere it is pivot, or l2-norm where no activations are measured, and widths by loss.
 _PAPER = ("l1-norm", "uniform")
@@ -68,6 +70,8 @@ def plan_merging(model: nn.Module, graph: Graph, config: MergeConfig, images: Im
     plain = {layer.group.name: layer.reason for layer in layers if layer.reason and layer.group.name in kept}
     notes |= {"merged": 0, "negative_scales": 0, "left": left, "plain": plain, "protected": []}
     plan = Plan([Keep(name, index) for name, index in kept.items()], notes)
+    if blocks := [block.module for block in resolve(graph, plan).skipped]:
+        plan = Plan(plan.operations, {**plan.notes, "blocks": blocks})
     plan = restored(model, graph, plan, way, evidence)
     if config.refit_bn and evidence.images is not None:
         plan = refit_norms(model, graph, plan, evidence.images)
@@ -190,6 +194,6 @@ def _select(
     if widths != "uniform":
         ranked = with_losses(ranked, readings)
     if widths == "measured" and images is not None:
-        ranked = measured(model, graph, ranked, images)
+        ranked = measured(model, graph, ranked, images, depth=way in _DEPTH)
     kept = choose(graph, ranked, config, widths != "uniform", further)
     return kept, {"criterion": " and ".join(dict.fromkeys(one.criterion for one in ranked)), "widths": widths}

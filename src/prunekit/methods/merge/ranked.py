@@ -22,6 +22,7 @@ class Ranked:
     """A layer, its units from the best to the worst, and what is lost with the first `n` of them, if that is known.
 
     The `source` of that are readings of the layer, modelled ones, or what the network's outputs were seen to lose.
+    Where the layer `can_go`, it is known what is lost without any unit: the residual block around it goes as a whole.
     """
 
     layer: Candidate
@@ -29,6 +30,7 @@ class Ranked:
     order: NDArray[np.int64]
     curve: NDArray[np.float64] | None = None
     source: Literal["read", "modelled", "measured"] = "read"
+    can_go: bool = False
 
     @property
     def name(self) -> str:

@@ -159,8 +159,9 @@ class _Descent:
 
     def keeps_at(self, count: int) -> Kept:
         """Return what stays after so many steps."""
-        gone = zip(self.known, self._gone(count), strict=True)
-        kept = {one.name: one.best(one.layer.group.size - int(n)) for one, n in gone if n}
+        left = [(one, one.layer.group.size - int(n)) for one, n in zip(self.known, self._gone(count), strict=True) if n]
+        # of a layer that can go there is nothing, or as much as of others
+        kept = {one.name: one.best(max(n, self.config.min_channels) if n else 0) for one, n in left}
         return {**_rounded(self.known, kept, self.config), **self.others}
 
     def loss(self, count: int) -> float:
@@ -174,7 +175,7 @@ class _Descent:
 def _descent(ranked: Sequence[Ranked], config: MergeConfig, uniform: Kept) -> _Descent:
     def least(one: Ranked) -> int:
         if one.source == "measured":
-            return config.min_channels
+            return 0 if one.can_go else config.min_channels
         size = one.layer.group.size
         equal = len(uniform.get(one.name, range(size)))
         share = _LEAST_MODELLED * equal if one.source == "modelled" else min(_LEAST_READ * size, equal)

@@ -22,6 +22,7 @@ _WORDS = {
     "merged": "filters merged into others",
     "negative_scales": "of these with a negative scale",
     "left": "layers left as they were",
+    "blocks": "residual blocks that go as a whole",
     "plain": "only cut, nothing merged",
     "protected": "layers kept from being emptied",
     "threshold": "threshold of gamma",
