@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
 from collections.abc import Callable, Iterable
@@ -171,3 +172,19 @@ def test_a_pruned_network_is_an_ordinary_module() -> None:
     ]
     for other in others:
         torch.testing.assert_close(other(x), expected)
+
+
+def test_what_is_left_of_a_block_takes_its_place_in_the_optimiser() -> None:
+    model = pk.load("prunekit:resnet20").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    plan = pk.Plan([pk.Keep("layer1.1.conv1", [])])
+    done = dataclasses.replace(pk.slim(model, ratio=0.1), model=pk.apply(model, plan), plan=plan)
+    pk.narrow_state(optimizer, model, done)
+    assert optimizer.param_groups[0]["params"] == list(done.model.parameters())
+    skip = done.model.get_submodule("layer1.1")
+    before = skip.bias.detach().clone()
+    done.model(torch.rand(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(skip.bias, before)

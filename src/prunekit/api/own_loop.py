@@ -21,7 +21,8 @@ def narrow_state(optimizer: optim.Optimizer, model: nn.Module, pruned: Pruned) -
     The optimiser, in place, gets the parameters of the pruned network for those of the network, group by group. What it
     keeps for a parameter (momentum, first and second moments, any tensor as large as the parameter along each of its
     dimensions, or one there) loses the entries that the parameter has lost; counters stay. A bias that surgery has
-    made has no state yet, and is trained with the weight beside it. Schedulers of the learning rate go on as they are.
+    made has no state yet, and is trained with the weight beside it; so does the constant of a residual block that has
+    gone, which is trained with the block's first parameter. Schedulers of the learning rate go on as they are.
 
     Args:
         optimizer: Any optimiser of `torch.optim` or like those. Parameters that are not the network's stay in it.
@@ -47,13 +48,22 @@ def narrow_state(optimizer: optim.Optimizer, model: nn.Module, pruned: Pruned) -
     if pruned.plan.gates:
         raise InputError("the plan makes gates, which have parameters of their own", hint="make a new optimiser")
     old = {id(parameter): name for name, parameter in surgery.unwrapped(model).named_parameters()}
-    new, indices = dict(pruned.model.named_parameters()), surgery.resolve(pruned.graph, pruned.plan).indices
+    resolved = surgery.resolve(pruned.graph, pruned.plan)
+    new, indices = dict(pruned.model.named_parameters()), resolved.indices
     states: dict[Tensor, Any] = {}
     groups, met = [], set[str]()
     for group in optimizer.param_groups:
         parameters: list[Tensor] = []
         for parameter in group["params"]:
             name = old.get(id(parameter))
+            block = next((block for block in resolved.skipped if name and block.holds(name)), None)
+            if name and block is not None:  # what is left of it, once, where its first parameter was
+                constant = (
+                    [] if met & {other for other in old.values() if block.holds(other)} else [new[block.constant]]
+                )
+                parameters += constant
+                met.add(name)
+                continue
             state = optimizer.state.get(parameter, {})
             successor = parameter if name is None else _successor(pruned.model, name, new)
             if name is not None:

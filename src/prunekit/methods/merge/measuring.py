@@ -18,7 +18,7 @@ from prunekit.restoration.narrowed_alone import IMAGES, NarrowedAlone
 from prunekit.surgery import Graph
 from prunekit.surgery.graph.blocks import ResidualBlock, residual_blocks
 
-_SHARES = (1 / 2, 1 / 4, 0.0)  # of a layer's units; at least one stays where the layer cannot go
+_SHARES = (1 / 2, 1 / 4, 0.0)  # of a layer's units; at least one stays
 _LEAST, _TINY = 1e-12, 1e-9
 
 Losses = dict[tuple[str, tuple[int, ...]], dict[int, float]]
@@ -45,7 +45,7 @@ def measured(
         block = blocks.get(one.name)
         if key not in known:
             alone = alone or NarrowedAlone(model, graph, images)
-            widths = sorted({max(1, round(share * size)) for share in _SHARES[: 2 if block else 3]} - {size})
+            widths = sorted({max(1, round(share * size)) for share in _SHARES} - {size})
             known[key] = {n: alone.loss(alone.network(one.layer.group, one.best(n))) for n in widths}
         if block is not None and 0 not in known[key]:
             alone = alone or NarrowedAlone(model, graph, images)

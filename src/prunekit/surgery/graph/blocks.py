@@ -42,6 +42,11 @@ class ResidualBlock:
     branch: int
     activation: tuple[str, int] | None
 
+    @property
+    def constant(self) -> str:
+        """The parameter that takes the block's place."""
+        return f"{self.module}.bias"
+
     def holds(self, name: str) -> bool:
         """Return whether a module, or a parameter, is inside of the block."""
         return name == self.module or name.startswith(f"{self.module}.")
