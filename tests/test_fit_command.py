@@ -250,7 +250,7 @@ def test_times_are_read(text: str, seconds: float) -> None:
     assert read_seconds(text) == seconds
 
 
-def digits() -> tuple[ImageSet, HeldOut]:
+def digits() -> tuple[ImageSet, HeldOut[ImageSet]]:
     """The training digits, and those held out."""
     train, val, test = (pk.open_data("digits", split) for split in ("train", "val", "test"))
     return train, hold_out(val, test)

@@ -160,3 +160,9 @@ def _own(kind: torch.device) -> torch.device:
 
 def _index(device: torch.device) -> int:
     return torch.accelerator.current_device_index() if device.index is None else device.index
+
+
+def lay_channels_last(model: nn.Module) -> None:
+    """Lay the weights of a network out channels-last, **in place**; not those of volumes, whose order is another."""
+    if all(parameter.dim() <= 4 for parameter in model.parameters()):
+        model.to(memory_format=torch.channels_last)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.fit_file import FitFile, Kept
-from prunekit.cli.framework.options import DataOptions, ReadingOptions, option
-from prunekit.cli.models import spec_of, write_model
+from prunekit.cli.framework.options import DataOptions, ReadingOptions, Split, option
+from prunekit.cli.models import open_for, write_model
 from prunekit.cli.tuning import Tuning
 from prunekit.errors import InputError, Interrupted
 from prunekit.methods.base import Config
@@ -20,7 +20,7 @@ from prunekit.report.terminal.output import Output
 if TYPE_CHECKING:
     from torch import nn
 
-    from prunekit.data import ImageSet
+    from prunekit.data import Examples
     from prunekit.workflows.fitting.holding_out import HeldOut
     from prunekit.workflows.fitting.outcome import Outcome
     from prunekit.workflows.fitting.trials import Fitted, Trial
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BUDGETS = ("ratio", "target_macs", "target_params", "target_latency")
 """Settings of methods that say how much goes."""
 
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _FOR_SEARCHING = 0.95  # of the time; the rest is for scoring on the images that report
 
 
@@ -72,16 +73,15 @@ def check_alone(config: Config, tuning: Tuning) -> None:
 class FitImages:
     """The images of a search: for restoring and tuning, and those held out."""
 
-    train: ImageSet
-    held_out: HeldOut
+    train: Examples
+    held_out: HeldOut[Examples]
 
 
 def fit_images(output: Output, network: nn.Module, data: DataOptions, reading: ReadingOptions) -> FitImages:
     """Open the images and hold some out; say which."""
     from prunekit.workflows.fitting.holding_out import hold_out
 
-    spec = spec_of(network)
-    train, val, test = (data.images(output, split, spec, reading) for split in ("train", "val", "test"))
+    train, val, test = (open_for(output, network, data, split, reading) for split in _SPLITS)
     held_out = hold_out(val, test)
     output.note(held_out.said)
     return FitImages(train, held_out)

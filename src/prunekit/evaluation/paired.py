@@ -1,14 +1,15 @@
-"""Drop of accuracy between two networks on the same images, and how sure that is.
+"""Drop of a score between two networks on the same images, and how sure that is.
 
-Both answer the same questions, so only images count on which one is right and the other wrong. The interval is the
-score interval of Tango, "Equivalence test and confidence interval for the difference in proportions for the
-paired-sample design" (Statistics in Medicine 17, 1998): it keeps its level where few images or none are discordant.
+Of accuracy, both answer the same questions, so only images count on which one is right and the other wrong. The
+interval is the score interval of Tango, "Equivalence test and confidence interval for the difference in proportions for
+the paired-sample design" (Statistics in Medicine 17, 1998): it keeps its level where few images or none are discordant.
 Without torch: the command line checks a confidence before it loads.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -65,6 +66,67 @@ class Drop:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {**vars(self), "share": self.share}
+
+
+@dataclass(frozen=True)
+class ScoreDrop:
+    """What a network has lost of a score on `images`, against an original: where an answer is not just right or wrong.
+
+    Both were scored on the same `parts` of the images; how the loss differs between these tells how sure it is.
+
+    Attributes:
+        images: How many examples there are.
+        parts: Into how many parts they were divided.
+        share: What is lost on all of them: of a score in percent as it is (0.01: one point), of any other as a share of
+            the original's score.
+        error: The standard error of that, from the parts.
+
+    Examples:
+        >>> from prunekit.evaluation.paired import ScoreDrop
+        >>> drop = ScoreDrop(images=200, parts=20, share=0.01, error=0.002)
+        >>> round(drop.at_most(0.95), 4)
+        0.0135
+    """
+
+    images: int
+    parts: int
+    share: float
+    error: float
+
+    def at_most(self, confidence: float) -> float:
+        """Return what the loss on further examples exceeds with probability `1 - confidence` at most.
+
+        By Student's distribution over the parts.
+
+        Args:
+            confidence: Of the one-sided bound, 0.5 to 1, both excluded.
+
+        Raises:
+            InputError: The confidence is out of range.
+        """
+        return self.share + self.error * _student(check_confidence(confidence), self.parts - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return dict(vars(self))
+
+
+def drop_from_json(data: Mapping[str, Any]) -> Drop | ScoreDrop:
+    """Read the JSON of a drop; raise `TypeError` or `KeyError` for anything else."""
+    if "parts" in data:
+        return ScoreDrop(int(data["images"]), int(data["parts"]), float(data["share"]), float(data["error"]))
+    return Drop(*(int(data[key]) for key in ("images", "lost", "gained")))
+
+
+def _student(confidence: float, freedom: int) -> float:
+    """Return the quantile of Student's distribution (Abramowitz and Stegun, 26.7.5)."""
+    z: float = NormalDist().inv_cdf(confidence)
+    terms: tuple[float, ...] = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + math.fsum(term / freedom ** (power + 1) for power, term in enumerate(terms))
 
 
 def images_needed(drop: float, confidence: float) -> int:

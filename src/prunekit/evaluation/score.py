@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunekit.data import Examples, ImageSet, check_classes, labelled_for
-from prunekit.devices import check_whole, device_of
+from prunekit.devices import check_whole, device_of, lay_channels_last
 from prunekit.errors import InputError, counted
 from prunekit.evaluation.answers import Answers
 from prunekit.evaluation.latency import Latency, measure_latency
@@ -188,7 +188,7 @@ def evaluate(
     measured = cost_of(model, graph)
     subject = _prepared(model, inputs, device)
     count = on_progress or counter(f"evaluating {Path(name or _name_of(model)).name}")
-    with _evaluating(subject):
+    with evaluating(subject):
         score = scored(subject, data, batch_size=batch_size, on_progress=count) if data is not None else None
         timing = measure_latency(subject, inputs, batch=latency_batch, threads=threads) if latency else None
     result = EvalResult(
@@ -290,11 +290,9 @@ def _prepared(model: nn.Module, inputs: Sequence[torch.Tensor], device: str | to
     """
     place = device_of(model) if device is None else torch.device(device)
     subject = copied(model).to(place)
-    if any(p.dim() > 4 for p in subject.parameters()):  # of volumes, for which that order is another
-        return subject
-    subject.to(memory_format=torch.channels_last)
+    lay_channels_last(subject)
     try:
-        with _evaluating(subject), torch.inference_mode():
+        with evaluating(subject), torch.inference_mode():
             subject(*(x.to(place) for x in inputs))
     except RuntimeError:
         subject.to(memory_format=torch.contiguous_format)
@@ -302,7 +300,7 @@ def _prepared(model: nn.Module, inputs: Sequence[torch.Tensor], device: str | to
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put all modules in evaluation mode and restore each one's own; exported programs, which refuse `eval()`, stay."""
     training = [module for module in model.modules() if module.training]
     if training:

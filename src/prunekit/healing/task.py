@@ -18,7 +18,7 @@ from prunekit.healing.config import HealConfig
 from prunekit.healing.mixing import MixedImages
 from prunekit.healing.norms import Statistics, measured, move, statistics_of
 from prunekit.healing.pace import epochs_within, seconds_of_a_step
-from prunekit.restoration.images import Images, gather
+from prunekit.restoration.images import Images, Inputs, gather
 from prunekit.spec import origin_of
 from prunekit.surgery import Graph
 from prunekit.surgery.copying import copied
@@ -67,7 +67,7 @@ class Task:
         """
         small, teacher = (copied(surgery.unwrapped(one)).eval() for one in (model, original))
         graph = surgery.trace(teacher, example_of(teacher, (1, *_shape(small, teacher, images))))
-        data = images if isinstance(images, ImageSet) else image_set(gather(images, teacher, graph))
+        data = images if isinstance(images, ImageSet) else image_set(_one_input(gather(images, teacher, graph)))
         inputs, before = data.inputs().to(next(small.parameters())), statistics_of(small)
         shown = measured(small, graph, inputs) if before else {}
         _check(small, teacher, inputs[:2])
@@ -129,6 +129,12 @@ class Task:
             found.append(torch.stack([right, -nn.functional.cross_entropy(scores, labels, reduction="sum")]))
         agree, loss = (torch.stack(found).sum(0) / len(self.held_out)).tolist()
         return agree, loss
+
+
+def _one_input(inputs: Tensor | Inputs) -> Tensor:
+    if isinstance(inputs, Inputs):
+        raise InputError("only a network with a single input can be healed")
+    return inputs
 
 
 def _shape(small: nn.Module, teacher: nn.Module, images: ImageSet | Images) -> tuple[int, ...]:

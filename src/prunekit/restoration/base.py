@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from prunekit.plan import Plan
-    from prunekit.restoration.images import Images
+    from prunekit.restoration.images import Images, Inputs
     from prunekit.surgery import ChannelGroup, Graph
 
 
@@ -41,7 +41,7 @@ class Evidence:
     """
 
     model: nn.Module
-    images: Tensor | None
+    images: Tensor | Inputs | None
 
 
 class Restoration(ABC):

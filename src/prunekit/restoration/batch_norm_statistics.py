@@ -9,11 +9,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunekit.errors import InputError
 from prunekit.nn.norms import norms_of
 from prunekit.plan import Plan, Refit
+from prunekit.restoration.images import Inputs
 from prunekit.restoration.norm_alignment import aligned
 from prunekit.surgery import Graph, edit, resolve
 
 
-def refit_norms(model: nn.Module, graph: Graph, plan: Plan, images: Tensor) -> Plan:
+def refit_norms(model: nn.Module, graph: Graph, plan: Plan, images: Tensor | Inputs) -> Plan:
     """Return `plan`, with running statistics moved by how those of the two networks differ on `images`.
 
     Both are measured on the same images, so few of them suffice: what is a matter of the sample is in both.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.plan import Fold, Plan
-from prunekit.restoration.images import bytes_per_image
+from prunekit.restoration.images import Inputs, bytes_per_image, in_batches, tensors_of
 from prunekit.restoration.plain_layers import obstacle_to_layer, reads, weight_of
 from prunekit.surgery import Graph, resolve
 from prunekit.surgery.editing.carriers import CarrierFinder
@@ -35,7 +35,7 @@ class _Sums:
         self.given, self.made = self.given + len(output) * given, self.made + len(output) * made
 
 
-def branch_means(model: nn.Module, graph: Graph, plan: Plan, images: Tensor, memory: int) -> list[Fold]:
+def branch_means(model: nn.Module, graph: Graph, plan: Plan, images: Tensor | Inputs, memory: int) -> list[Fold]:
     """Return folds by which branches that go give what they gave on average over images, borders included.
 
     None for a branch whose last layer is no plain one, cannot take over constants, or has such a fold already.
@@ -46,8 +46,8 @@ def branch_means(model: nn.Module, graph: Graph, plan: Plan, images: Tensor, mem
     network = [(one, model.get_submodule(one.layer)) for one in found]
     size = max(1, min(_BATCH, memory // 4 // bytes_per_image(graph)))
     with torch.no_grad(), hooked(layer.register_forward_hook(one.note) for one, layer in network):
-        for batch in torch.split(images, size):
-            model(batch)
+        for batch in in_batches(images, size):
+            model(*tensors_of(batch))
     return [
         Fold(graph.address(weight_of(one.layer)), one.group, offset=_offset(layer, one, len(images)))
         for one, layer in network

@@ -20,7 +20,7 @@ from prunekit.nn.attention import free_all
 from prunekit.plan import Plan
 from prunekit.restoration.branch_means import branch_means
 from prunekit.restoration.frontier import Frontier
-from prunekit.restoration.images import Images, gather
+from prunekit.restoration.images import Images, Inputs, gather
 from prunekit.restoration.layerwise_refit import refit_in_order
 from prunekit.restoration.memory import MEMORY, read_memory
 from prunekit.restoration.refit_targets import find_sites
@@ -34,7 +34,7 @@ def calibrate(
     model: nn.Module,
     graph: Graph,
     plan: Plan,
-    images: Images,
+    images: Images | Inputs,
     *,
     ridge: float | None = None,
     rows: int = ROWS,

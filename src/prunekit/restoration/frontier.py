@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, SurgeryError
-from prunekit.restoration.images import bytes_per_image
+from prunekit.restoration.images import Inputs, bytes_per_image, in_batches
 from prunekit.restoration.plain_layers import reads
 from prunekit.restoration.refit_targets import Site
 from prunekit.restoration.spilling import Spill
@@ -44,7 +43,7 @@ class Frontier:
         small: nn.Module,
         graph: Graph,
         sites: Sequence[Site],
-        images: Tensor,
+        images: Tensor | Inputs,
         memory: int,
         skipped: Sequence[ResidualBlock] = (),
     ) -> None:
@@ -80,7 +79,7 @@ class Frontier:
             InputError: What waits does not fit on the disk.
         """
         self._check_disk()
-        for images in torch.split(self._images, self._batch):
+        for images in in_batches(self._images, self._batch):
             self._pairs.append(_Pair(self._pass(images, late=True), self._pass(images, late=False), len(images)))
         for number, site in enumerate(self._sites):
             yield site, self._at(number)
@@ -93,7 +92,7 @@ class Frontier:
             if sum(other.held for other in self._pairs) > self._memory:
                 pair.put(self._spill)
 
-    def _pass(self, images: Tensor, *, late: bool) -> _Pass:
+    def _pass(self, images: Tensor | Inputs, *, late: bool) -> _Pass:
         joins = {site.layer: site.join for site in self._sites}
         model, nodes = self._networks[0 if late else 1]
         return _Pass(Walk(model, nodes, joins, images, late=late, spill=self._spill), self._order)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from prunekit.errors import InputError
 from prunekit.plan import Keep, Plan
 from prunekit.restoration.calibration import calibrate
-from prunekit.restoration.images import bytes_per_image
+from prunekit.restoration.images import Inputs, bytes_per_image, in_batches, tensors_of
 from prunekit.restoration.memory import MEMORY, read_memory
 from prunekit.surgery import ChannelGroup, Graph, edit
 from prunekit.surgery.copying import copied
@@ -32,7 +32,7 @@ _BATCH = 64
 class NarrowedAlone:
     """A network of which one group at a time is narrowed, and compared with itself on images."""
 
-    def __init__(self, model: nn.Module, graph: Graph, images: Tensor, memory: str | int = MEMORY) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, images: Tensor | Inputs, memory: str | int = MEMORY) -> None:
         """Run the network on the first of some normalised images, `(N, C, H, W)`.
 
         Raises:
@@ -71,7 +71,7 @@ class NarrowedAlone:
         """Return each output over all images that are measured on."""
         size = max(1, min(_BATCH, self._memory // 4 // bytes_per_image(self._graph)))
         with torch.no_grad():
-            parts = [_numbers(model(batch)) for batch in torch.split(self._measured, size)]
+            parts = [_numbers(model(*tensors_of(batch))) for batch in in_batches(self._measured, size)]
         return [torch.cat(leaves).double() for leaves in zip(*parts, strict=True)]
 
 

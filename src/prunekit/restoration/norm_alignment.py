@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.nn.norms import norms_of
 from prunekit.progress import counter
-from prunekit.restoration.images import bytes_per_image
+from prunekit.restoration.images import Inputs, bytes_per_image
 from prunekit.restoration.samples import LayerCall
 from prunekit.restoration.walk import Stop, Walk
 from prunekit.surgery import Graph
@@ -28,7 +28,7 @@ BATCH = 64  # images that pass at a time, at most
 MEMORY = 2 << 30  # bytes that waiting passes hold, at most
 
 
-def aligned(model: nn.Module, graph: Graph, images: Tensor, *, memory: int = MEMORY) -> nn.Module:
+def aligned(model: nn.Module, graph: Graph, images: Tensor | Inputs, *, memory: int = MEMORY) -> nn.Module:
     """Return a copy whose norms hold the statistics of `images` `(N, C, H, W)`: each sees what it was made to give.
 
     Args:
@@ -59,7 +59,7 @@ class _Statistics:
 class _Pass(Walk):
     """A forward pass that stops in front of each batch norm; `number` counts its stops from 0."""
 
-    def __init__(self, model: nn.Module, graph: Graph, images: Tensor) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, images: Tensor | Inputs) -> None:
         super().__init__(model, graph.nodes, {}, images, late=False)
         self.number = -1
         for name, norm in norms_of(self._model):
@@ -73,7 +73,7 @@ class _Pass(Walk):
 class _Alignment:
     """Batches that go from one norm of `subject` to the next, each with the statistics of all."""
 
-    def __init__(self, subject: nn.Module, graph: Graph, images: Tensor, memory: int) -> None:
+    def __init__(self, subject: nn.Module, graph: Graph, images: Tensor | Inputs, memory: int) -> None:
         self._subject, self._graph, self._images, self._memory = subject, graph, images, memory
         self._norms = dict(norms_of(subject))
         self._batch = max(1, min(BATCH, memory // 4 // bytes_per_image(graph)))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunekit.nn.attention import free_all
 from prunekit.progress import counter
-from prunekit.restoration.images import bytes_per_image
+from prunekit.restoration.images import Inputs, bytes_per_image, in_batches, tensors_of
 from prunekit.restoration.plain_layers import obstacle, reads
 from prunekit.restoration.refit_targets import norm_behind
 from prunekit.restoration.samples import LayerCall, outputs_at, positions, rows_of
@@ -59,16 +59,18 @@ def gram_of(weight: Tensor, places: Tensor, scale: Tensor) -> Tensor:
     return flat @ flat.t()
 
 
-def measure(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], images: Tensor) -> dict[str, Reading]:
+def measure(
+    model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], images: Tensor | Inputs
+) -> dict[str, Reading]:
     """Return the readings of these groups on `images`, by name; without those whose consumers cannot be watched."""
     model = copied(model).eval()  # the caller's keeps its mode and its running statistics
     free_all(model)  # as it was traced
     gauges = [_Gauge(model, graph, group, member) for group in groups for member in _readers(model, graph, group)]
     generator, count, done = torch.Generator().manual_seed(0), counter("measuring activations"), 0
-    for batch in torch.split(images, max(1, min(BATCH, MEMORY // bytes_per_image(graph)))):
+    for batch in in_batches(images, max(1, min(BATCH, MEMORY // bytes_per_image(graph)))):
         rows = math.ceil(ROWS * len(batch) / min(BATCH, len(images)))
         with torch.no_grad(), unfused_attention(), _Reads(model, graph, gauges, rows, generator):
-            model(batch)
+            model(*tensors_of(batch))
         done += len(batch)
         count(done, len(images))
     found: dict[str, Reading] = {}

@@ -21,7 +21,7 @@ from prunekit.plan import Plan, Refit
 from prunekit.restoration.base import Evidence
 from prunekit.restoration.calibration import calibrate
 from prunekit.restoration.dead_leaves import dead_leaves
-from prunekit.restoration.images import MEMORY, bytes_per_image, reads_images
+from prunekit.restoration.images import MEMORY, Inputs, bytes_per_image, reads_images
 from prunekit.restoration.norm_alignment import aligned
 from prunekit.surgery import Graph, edit
 
@@ -60,14 +60,21 @@ def _moved(
 
 def obstacle_to_synthesis(model: nn.Module, graph: Graph) -> str | None:
     """Return why no images can be made for a network, or None."""
-    if not reads_images(graph) or graph.example[0].dim() != 4:
-        return "images can only be made for a network with a single input (N, C, H, W)"
+    if not reads_images(graph) or graph.example[0].dim() not in (3, 4, 5):
+        return "images can only be made for a network with a single input: (N, C, H, W), (N, C, L) or (N, C, D, H, W)"
     if not any(norms_of(model)):
         return "--restore synthetic makes images from batch-norm statistics, and this network holds none"
     return None
 
 
-def synthesise(model: nn.Module, graph: Graph, *, seed: int = 0, given: Tensor | None = None) -> Evidence:
+def obstacle_to_views(model: nn.Module, graph: Graph) -> str | None:
+    """Return why images cannot be varied and mixed with made ones for a network, or None."""
+    if not reads_images(graph) or graph.example[0].dim() != 4:
+        return "views are made of images, for a network with a single input (N, C, H, W)"
+    return obstacle_to_synthesis(model, graph)
+
+
+def synthesise(model: nn.Module, graph: Graph, *, seed: int = 0, given: Tensor | Inputs | None = None) -> Evidence:
     """Make `COUNT` images for `model`, or as many as would pass at once within `MEMORY` (more take too long), and bring
     its statistics in line with them. Five views of each `given` image `(N, C, H, W)` are among them, as far as there is
     room; all that are given stay.
@@ -75,17 +82,20 @@ def synthesise(model: nn.Module, graph: Graph, *, seed: int = 0, given: Tensor |
     Raises:
         InputError: the network does not read one image, or it has no batch norm whose statistics tell of its data.
     """
-    reason = obstacle_to_synthesis(model, graph)
+    reason = (obstacle_to_synthesis if given is None else obstacle_to_views)(model, graph)
     if reason is not None:
         raise InputError(reason, hint="--restore calibrate takes images of your own, with --data")
     like = next(p for p in model.parameters() if p.is_floating_point())
-    channels, height, width = graph.example[0].shape[1:]
     count = min(COUNT, max(2, MEMORY // bytes_per_image(graph)))
     generator = torch.Generator().manual_seed(seed)
-    found = [] if given is None else [_views(given, max(len(given), min(count, _VIEWS * len(given))), generator)]
+    found = (
+        []
+        if not isinstance(given, Tensor)
+        else [_views(given, max(len(given), min(count, _VIEWS * len(given))), generator)]
+    )
     missing = count - sum(map(len, found))
     if missing > 0:
-        found.append(dead_leaves(missing, (channels, height, width), generator).to(like))
+        found.append(dead_leaves(missing, tuple(graph.example[0].shape[1:]), generator).to(like))
     images = torch.cat(found)
     return Evidence(aligned(model, graph, images), images)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunekit.restoration.images import Inputs, tensors_of
 from prunekit.restoration.samples import LayerCall
 from prunekit.restoration.spilling import Spill
 from prunekit.restoration.streams import Join, Watch
@@ -47,7 +48,7 @@ class Walk(Watch):
         model: nn.Module,
         nodes: Sequence[Node],
         joins: Mapping[str, Join | None],
-        images: Tensor,
+        images: Tensor | Inputs,
         *,
         late: bool,
         spill: Spill | None = None,
@@ -56,8 +57,8 @@ class Walk(Watch):
         # what modules note in themselves stays with the pass; parameters and buffers are those of all
         shared = named_tensors(model).values()
         self._model = copied(model, {id(tensor): tensor for tensor in shared})
-        self._given = {tensor.untyped_storage().data_ptr() for tensor in (images, *shared)}
-        self._images, self._joins, self._late, self._spill = images, joins, late, spill
+        self._images, self._joins, self._late, self._spill = tensors_of(images), joins, late, spill
+        self._given = {tensor.untyped_storage().data_ptr() for tensor in (*self._images, *shared)}
         self._made: list[weakref.ref[Tensor]] = []
         self._turn, self._posted = threading.Semaphore(0), threading.Semaphore(0)
         self._message: Any = None
@@ -68,7 +69,7 @@ class Walk(Watch):
 
     def advance(self) -> Stop | None:
         """Go on to the next layer; None at the end. What the forward raises is raised here."""
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self._images.device.type, enabled=False):
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self._images[0].device.type, enabled=False):
             return self._advance()  # whatever the caller is in, the forward's own thread is in none of these
 
     def _advance(self) -> Stop | None:
@@ -147,7 +148,7 @@ class Walk(Watch):
         try:
             if not self._closed:
                 with torch.no_grad(), self:
-                    self._model(self._images)
+                    self._model(*self._images)
         except _Closed:
             return
         except BaseException as error:

@@ -268,11 +268,11 @@ class Calibrate(Restoration):
     def restore(self, model: nn.Module, graph: Graph, plan: Plan, evidence: Evidence) -> Plan:
         """Return the plan with refits."""
         from prunekit.restoration.calibration import calibrate
-        from prunekit.restoration.synthetic import FEW, obstacle_to_synthesis
+        from prunekit.restoration.synthetic import FEW, obstacle_to_views
 
         assert evidence.images is not None
         found, count = calibrate(model, graph, plan, evidence.images, memory=self.memory), len(evidence.images)
-        if count > FEW or obstacle_to_synthesis(model, graph) is not None:
+        if count > FEW or obstacle_to_views(model, graph) is not None:
             return found
         few = f"few images ({count}): --restore few goes further, by views of them and images that it makes"
         said = "; ".join(filter(None, (found.notes.get("warning"), few)))

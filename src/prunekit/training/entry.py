@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prunekit.data import Examples, ImageSet
-from prunekit.devices import check_types, check_whole, device_of, forked_generators
+from prunekit.devices import check_types, check_whole, device_of, forked_generators, lay_channels_last
 from prunekit.errors import TrainingError, counted
 from prunekit.metric import ACCURACY, Metric
 from prunekit.spec import remember_classes
@@ -209,7 +209,7 @@ def placed(models: Sequence[nn.Module | None], config: TrainConfig, world: World
                 stack.callback(_put_back, model, device_of(model), {m: m.training for m in model.modules()})
                 model.to(world.device).eval()
                 if config.channels_last:
-                    model.to(memory_format=torch.channels_last)
+                    lay_channels_last(model)
         yield
 
 

@@ -90,7 +90,7 @@ def run(
     network, _ = read_model(model, reading, search.device)
     check_kind(network, target)
     images = fit_images(output, network, data, reading)
-    source, named, count = describe_source(model), str(data.data), search.calibration
+    source, named, count = describe_source(model), str(data.named), search.calibration
     job = Fitting(output, network, source, named, images, wanted, ways, count, seconds, target, search.resume)
     job.seed, job.started = search.seed, started
     if where.dry_run:

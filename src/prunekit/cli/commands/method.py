@@ -105,7 +105,7 @@ def _fit(job: Job, source: str, goal: DropGoal) -> None:
     fields = dataclasses.fields(job.config)
     settings = {item.name: value for item in fields if (value := getattr(job.config, item.name)) != item.default}
     way, count = Variant(job.name, settings), job.passes.calibration
-    search = Fitting(job.output, job.network, describe_source(source), str(job.data.data), images, goal, (way,), count)
+    search = Fitting(job.output, job.network, describe_source(source), str(job.data.named), images, goal, (way,), count)
     found = search.run()
     assert found.fitted.pruned is not None
     if not job.output.json:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunekit.errors import SurgeryError
 from prunekit.methods.merge.ranked import Ranked
 from prunekit.progress import counter
+from prunekit.restoration.images import Inputs, tensors_of
 from prunekit.restoration.narrowed_alone import IMAGES, NarrowedAlone
 from prunekit.surgery import Graph
 from prunekit.surgery.graph.blocks import ResidualBlock, residual_blocks
@@ -26,7 +27,7 @@ Losses = dict[tuple[str, tuple[int, ...]], dict[int, float]]
 
 
 def measured(
-    model: nn.Module, graph: Graph, ranked: Sequence[Ranked], images: Tensor, *, depth: bool = False
+    model: nn.Module, graph: Graph, ranked: Sequence[Ranked], images: Tensor | Inputs, *, depth: bool = False
 ) -> list[Ranked]:
     """Return the layers with what the network's outputs lose with the first `n` units of each.
 
@@ -79,11 +80,11 @@ def through(foreseen: NDArray[np.float64], measured: Mapping[int, float]) -> NDA
     return falling
 
 
-def _known(graph: Graph, images: Tensor) -> Losses:
+def _known(graph: Graph, images: Tensor | Inputs) -> Losses:
     """Return what has been measured of a graph's network on these images."""
-    chosen, losses = images[:IMAGES], Losses()
-    last: tuple[Tensor, Losses] | None = graph.memo.get(measured)
-    if last is not None and torch.equal(last[0], chosen):
+    chosen, losses = tensors_of(images[:IMAGES]), Losses()
+    last: tuple[tuple[Tensor, ...], Losses] | None = graph.memo.get(measured)
+    if last is not None and all(map(torch.equal, last[0], chosen)):
         return last[1]
-    graph.memo[measured] = chosen.clone(), losses
+    graph.memo[measured] = tuple(part.clone() for part in chosen), losses
     return losses

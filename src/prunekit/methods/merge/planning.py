@@ -22,7 +22,7 @@ from prunekit.restoration import registry
 from prunekit.restoration.base import Evidence, Restoration
 from prunekit.restoration.batch_norm_statistics import refit_norms
 from prunekit.restoration.guarded import restored
-from prunekit.restoration.images import Images, reads_images
+from prunekit.restoration.images import Images, reads_tensors
 from prunekit.restoration.moments import modelled
 from prunekit.restoration.plain_layers import obstacle
 from prunekit.restoration.second_moments import Reading, measure
@@ -107,7 +107,7 @@ def _refusal(
     possible = {
         "moments": True,
         "synthetic": obstacle_to_synthesis(model, graph) is None,
-        "calibrate": reads_images(graph),
+        "calibrate": reads_tensors(graph),
     }
     ways = [
         (f"--restore {name} can make up for what goes here; {said}", name, scope) for name, said in _OTHER_WAYS.items()

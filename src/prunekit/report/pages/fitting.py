@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from prunekit.evaluation.drops import left_after
+from prunekit.metric import ACCURACY
 from prunekit.report import numbers
 from prunekit.report.pages import page
 from prunekit.report.pictures import svg
@@ -20,11 +22,11 @@ CHOSEN = "chosen"
 
 
 def fit_page(title: str, found: Outcome) -> str:
-    """Return one page: the result, accuracy against MACs, and every trial."""
+    """Return one page: the result, the score against MACs, and every trial."""
     fitted, chart = found.fitted, fit_chart(found)
     cards = page.cards(
         [
-            ("lost, of images that did not decide", numbers.percent(found.drop.share)),
+            (f"lost, of {found.held_out.report.noun}s that did not decide", numbers.percent(found.drop.share)),
             (f"at most, with {fitted.goal.confidence:.0%} confidence", numbers.percent(found.bound)),
             ("MACs", f"{numbers.count(found.after.macs)} {numbers.change(fitted.before.macs, found.after.macs or 0)}"),
             ("parameters", f"{found.after.params:,} {numbers.change(fitted.before.params, found.after.params)}"),
@@ -38,23 +40,26 @@ def fit_page(title: str, found: Outcome) -> str:
 
 def fit_about(found: Outcome) -> str:
     """Return what the figures are about, in one line."""
-    sure = f"bars reach down to what the accuracy is at least, with {found.fitted.goal.confidence:.0%} confidence"
+    metric = found.before.metric or ACCURACY
+    way = "down to what the {} is at least" if metric.higher_is_better else "as far as what the {} is at most"
+    sure = f"bars reach {way.format(metric.name)}, with {found.fitted.goal.confidence:.0%} confidence"
     return f"{found.data}: {found.held_out.said}; {sure}"
 
 
 def fit_chart(found: Outcome) -> Chart:
-    """Return accuracy, on the images that decide, against MACs: each way, the frontier, the goal, what was chosen."""
+    """Return the score, on the images that decide, against MACs: each way, the frontier, the goal, what was chosen."""
     fitted = found.fitted
-    accuracy, goal = fitted.original.accuracy or 0.0, fitted.goal.drop
-    whole = Point(fitted.before.macs, 100 * accuracy, note=f"original: {numbers.percent(accuracy)}", fixed=True)
+    metric, score, goal = fitted.original.metric or ACCURACY, fitted.original.score or 0.0, fitted.goal.drop
+    unit = 100 if metric.is_share else 1
+    whole = Point(fitted.before.macs, unit * score, note=f"original: {numbers.score(metric, score)}", fixed=True)
 
     def place(trial: Trial) -> Point:
         assert trial.cost is not None
         assert trial.drop is not None
-        left = accuracy - trial.drop.share
-        note = f"{trial.label}: {numbers.percent(left)}, {numbers.count(trial.cost.macs)} MACs"
-        spread = 100 * ((trial.bound or 0.0) - trial.drop.share)
-        return Point(trial.cost.macs, 100 * left, note=note, spread=spread, one_sided=True, fixed=True)
+        left, least = (left_after(metric, score, share) for share in (trial.drop.share, trial.bound or 0.0))
+        note = f"{trial.label}: {numbers.score(metric, left)}, {numbers.count(trial.cost.macs)} MACs"
+        spread, down = unit * abs(left - least), metric.higher_is_better
+        return Point(trial.cost.macs, unit * left, note=note, spread=spread, one_sided=down, fixed=True)
 
     scored = [trial for trial in fitted.history if trial.drop is not None]
     ways = dict.fromkeys(_way(trial) for trial in scored)
@@ -62,9 +67,9 @@ def fit_chart(found: Outcome) -> Chart:
     series = [Series("frontier", edge, "line", muted=True)]
     series += [Series(way, tuple(place(trial) for trial in scored if _way(trial) == way)) for way in ways]
     series.append(Series(CHOSEN, (place(fitted.trial),)))
-    floor = ReferenceLine(f"at most {numbers.counted_points(100 * goal)} lost", 100 * (accuracy - goal))
-    axes = Axis("MACs", "for one image", written=numbers.count), Axis("accuracy", "%")
-    return Chart("Accuracy against MACs", *axes, tuple(series), (floor,))
+    floor = ReferenceLine(f"at most {numbers.counted_points(100 * goal)} lost", unit * left_after(metric, score, goal))
+    axes = Axis("MACs", "for one image", written=numbers.count), Axis(metric.name, metric.unit)
+    return Chart(f"{metric.title} against MACs", *axes, tuple(series), (floor,))
 
 
 def _way(trial: Trial) -> str:

@@ -53,10 +53,11 @@ def fit_cells(found: Outcome) -> tuple[list[str], list[tuple[str, ...]]]:
 def in_words(found: Outcome) -> str:
     """Return what the chosen network has lost on images that did not decide, and its size, in one sentence."""
     fitted, drop, after = found.fitted, found.drop, found.after
+    metric, noun = found.before.metric, found.held_out.report.noun
     return (
-        f"{fitted.trial.label}: {_lost(drop.share)} of {drop.images:,} images that did not decide (at most "
-        f"{_points(found.bound)} with {fitted.goal.confidence:.0%} confidence), from "
-        f"{numbers.percent(found.before.accuracy)} to {numbers.percent(after.accuracy)}; "
+        f"{fitted.trial.label}: {_lost(drop.share)} of {numbers.counted(drop.images, noun)} that did not decide "
+        f"(at most {_points(found.bound)} with {fitted.goal.confidence:.0%} confidence), from "
+        f"{numbers.score(metric, found.before.score)} to {numbers.score(metric, after.score)}; "
         f"{numbers.count(after.macs)} MACs ({numbers.change(fitted.before.macs, after.macs or 0)}), "
         f"{after.params:,} parameters ({numbers.change(fitted.before.params, after.params)})"
     )

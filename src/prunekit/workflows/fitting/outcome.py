@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.evaluation.answers import drop_between
-from prunekit.evaluation.paired import Drop
-from prunekit.evaluation.score import EvalResult, evaluate
+from prunekit.data import Examples
+from prunekit.evaluation.drops import drop_between, measured
+from prunekit.evaluation.paired import Drop, ScoreDrop
+from prunekit.evaluation.score import EvalResult
 from prunekit.workflows.fitting.holding_out import HeldOut
 from prunekit.workflows.fitting.trials import Fitted
 
@@ -31,10 +32,10 @@ class Outcome:
     fitted: Fitted
     model: str
     data: str
-    held_out: HeldOut
+    held_out: HeldOut[Examples]
     before: EvalResult
     after: EvalResult
-    drop: Drop
+    drop: Drop | ScoreDrop
 
     @property
     def bound(self) -> float:
@@ -49,17 +50,21 @@ class Outcome:
             "data": self.data,
             "goal": fitted.goal.to_json(),
             "images": {"decide": len(self.held_out.decide), "report": len(self.held_out.report)},
-            "before": {"params": fitted.before.params, "macs": fitted.before.macs, "accuracy": self.before.accuracy},
-            "after": {"params": self.after.params, "macs": self.after.macs, "accuracy": self.after.accuracy},
+            "metric": self.before.metric.to_json() if self.before.metric else None,
+            "before": {"params": fitted.before.params, "macs": fitted.before.macs, **_figures(self.before)},
+            "after": {"params": self.after.params, "macs": self.after.macs, **_figures(self.after)},
             "drop": {**self.drop.to_json(), "bound": self.bound},
             "chosen": fitted.trial.to_json(),
             "trials": [trial.to_json() for trial in fitted.history],
         }
 
 
-def outcome(fitted: Fitted, original: nn.Module, held_out: HeldOut, model: str, data: str) -> Outcome:
+def outcome(fitted: Fitted, original: nn.Module, held_out: HeldOut[Examples], model: str, data: str) -> Outcome:
     """Score the original and the chosen network on the images that report."""
-    before, after = (evaluate(one, held_out.report, name=model) for one in (original, fitted.model))
-    assert before.answers is not None
-    assert after.answers is not None
-    return Outcome(fitted, model, data, held_out, before, after, drop_between(before.answers, after.answers))
+    before, after = (measured(one, held_out.report, model) for one in (original, fitted.model))
+    return Outcome(fitted, model, data, held_out, before.result, after.result, drop_between(before, after))
+
+
+def _figures(found: EvalResult) -> dict[str, Any]:
+    """Return the score as JSON, of classification as an accuracy as well."""
+    return {"score": found.score} | ({} if found.accuracy is None else {"accuracy": found.accuracy})

@@ -16,16 +16,16 @@ import torch
 from torch import nn
 
 from prunekit import api
-from prunekit.data import ImageSet
+from prunekit.data import Examples, ImageSet
 from prunekit.devices import device_of
 from prunekit.errors import InputError, Interrupted, PrunekitError
-from prunekit.evaluation.answers import drop_between
+from prunekit.evaluation.drops import check_parts, drop_between, measured
 from prunekit.evaluation.paired import images_needed
-from prunekit.evaluation.score import evaluate
 from prunekit.nn.gated import gated_layers
 from prunekit.restoration.images import Images, LabelledImages
 from prunekit.surgery import Graph
 from prunekit.training.events import Sink
+from prunekit.workflows.calibration import example_for
 from prunekit.workflows.fitting.sizes import FIRST, next_share
 from prunekit.workflows.fitting.trials import Fitted, Trial, smallest
 from prunekit.workflows.fitting.tuned import TimeIsUpError, Tuner
@@ -42,11 +42,11 @@ OnTrial = Callable[[Trial, nn.Module | None], None]
 
 def fit(
     model: nn.Module,
-    held_out: ImageSet,
+    held_out: Examples,
     goal: DropGoal,
     *,
     images: Images | None = None,
-    train_set: ImageSet | None = None,
+    train_set: Examples | None = None,
     calibration: int = 1000,
     ways: Sequence[Variant] = WAYS,
     seconds: float | None = None,
@@ -59,9 +59,9 @@ def fit(
     """Search the smallest network, by its MACs, that loses no more accuracy than the goal allows.
 
     Args:
-        model: A classifier; it stays as it is.
-        held_out: Labelled images to decide by. The network must not have been trained on them: it knows by heart what
-            it was trained on, and loses less there than elsewhere.
+        model: A network; it stays as it is.
+        held_out: Labelled images to decide by, or the examples that a task has opened. The network must not have been
+            trained on them: it knows by heart what it was trained on, and loses less there than elsewhere.
         goal: How much accuracy may go.
         images: Unlabelled, normalised images `(N, C, H, W)` to restore from, none of them held out.
         train_set: Labelled images, none of them held out: without `images` those to restore from are drawn from them,
@@ -90,7 +90,7 @@ def fit(
         >>> found.trial.drop.at_most(0.95) <= 0.1
         True
     """
-    check_goal(goal, len(held_out))
+    check_goal(goal, held_out)
     if any(gated_layers(model)):
         raise InputError(
             "a network with gates cannot be fitted: they decide for each image what is computed",
@@ -107,25 +107,29 @@ def fit(
 
 def candidate(
     model: nn.Module,
-    held_out: ImageSet,
+    held_out: Examples,
     goal: DropGoal,
     way: Variant,
     *,
-    train_set: ImageSet,
+    train_set: Examples,
     calibration: int,
     seed: int,
     tuned: bool,
 ) -> tuple[Trial, float | None]:
     """Return the first trial of a search, and where it would be `tuned` how long an epoch takes, in seconds."""
-    check_goal(goal, len(held_out))
+    check_goal(goal, held_out)
     search = _Search(Material(model, None, train_set, calibration=calibration), held_out, goal, seed, None, None)
     search.restored(way, FIRST)
     epoch = Tuner.of(model, train_set, str(device_of(model))).seconds_of_an_epoch(model) if tuned else None
     return search.trials[0], epoch
 
 
-def check_goal(goal: DropGoal, images: int) -> None:
+def check_goal(goal: DropGoal, held_out: Examples) -> None:
     """Raise `InputError` where so many held-out images cannot show that a goal is met, whatever the network."""
+    images = len(held_out)
+    if not isinstance(held_out, ImageSet):
+        check_parts(images, held_out.noun)
+        return
     needed = images_needed(goal.drop, goal.confidence)
     if images < needed:
         raise InputError(
@@ -140,7 +144,7 @@ class _Search:
     def __init__(
         self,
         material: Material,
-        held_out: ImageSet,
+        held_out: Examples,
         goal: DropGoal,
         seed: int,
         seconds: float | None,
@@ -150,9 +154,11 @@ class _Search:
         self._material, self._held_out, self._goal, self._seed = material, held_out, goal, seed
         self._on_trial = on_trial
         started = time.perf_counter()
-        self._original = evaluate(material.model, held_out, name="original")
+        self._original = measured(material.model, held_out, "original")
         self._scoring = time.perf_counter() - started
-        self._example = torch.zeros(1, *held_out.input_spec.shape)
+        self._example = example_for(held_out)
+        if isinstance(held_out, ImageSet):
+            self._example = (torch.zeros(1, *held_out.input_spec.shape),)
         self._before = api.inspect(material.model, self._example).cost
         self._images: dict[str, Images | LabelledImages | None] = {}
         self._graphs: dict[str, Graph] = {}  # traced once, and what is measured for one size serves the others
@@ -226,7 +232,7 @@ class _Search:
         if self._best is None or trial is None:
             raise self._unmet()
         model, pruned = self._best
-        return Fitted(model, self._goal, trial, tuple(self.trials), self._before, self._original, pruned)
+        return Fitted(model, self._goal, trial, tuple(self.trials), self._before, self._original.result, pruned)
 
     def _of(self, way: Variant) -> list[Trial]:
         return [trial for trial in self.trials if trial.way == way.label]
@@ -272,10 +278,8 @@ class _Search:
         return pruned
 
     def _scored(self, way: Variant, share: float, pruned: api.Pruned, epochs: int, started: float) -> Trial:
-        found = evaluate(pruned.model, self._held_out, name=f"{way.label} at {share:.0%}")
-        assert self._original.answers is not None
-        assert found.answers is not None
-        drop = drop_between(self._original.answers, found.answers)
+        found = measured(pruned.model, self._held_out, f"{way.label} at {share:.0%}")
+        drop = drop_between(self._original, found)
         bound = drop.at_most(self._goal.confidence)
         seconds, met = time.perf_counter() - started, bound <= self._goal.drop
         return Trial(way.label, share, pruned.after, drop, bound, met, seconds, epochs)
@@ -297,7 +301,7 @@ class _Search:
         assert nearest.bound is not None
         return InputError(
             f"no network was found that loses at most {self._goal.drop:.2%}: the nearest, {nearest.label}, loses "
-            f"{nearest.drop.share:.2%} of {nearest.drop.images} held-out images, which shows a loss of at most "
-            f"{nearest.bound:.2%}",
+            f"{nearest.drop.share:.2%} of {nearest.drop.images} held-out {self._held_out.noun}s, which shows a loss of "
+            f"at most {nearest.bound:.2%}",
             hint=f"allow {math.ceil(1000 * nearest.bound) / 10:g}%, name more held-out images, or give time for tuning",
         )

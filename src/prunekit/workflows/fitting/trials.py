@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.api import Pruned
-from prunekit.evaluation.paired import Drop
+from prunekit.evaluation.paired import Drop, ScoreDrop, drop_from_json
 from prunekit.evaluation.score import EvalResult
 from prunekit.surgery import Cost
 from prunekit.workflows.goals import DropGoal
@@ -40,7 +40,7 @@ class Trial:
     way: str
     share: float
     cost: Cost | None
-    drop: Drop | None
+    drop: Drop | ScoreDrop | None
     bound: float | None
     met: bool
     seconds: float
@@ -66,7 +66,7 @@ class Trial:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trial:
         """Read the JSON that `to_json` wrote; raise `TypeError` or `KeyError` for anything else."""
-        drop = data["drop"] and Drop(*(int(data["drop"][key]) for key in ("images", "lost", "gained")))
+        drop = data["drop"] and drop_from_json(data["drop"])
         found = cls(**{**data, "cost": data["cost"] and Cost(**data["cost"]), "drop": drop})
         numbers = (found.share, found.seconds, found.epochs, 0 if found.bound is None else found.bound)
         if not isinstance(found.way, str) or not all(isinstance(number, int | float) for number in numbers):

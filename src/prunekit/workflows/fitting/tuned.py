@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from prunekit.data import ImageSet
+from prunekit.data import Examples, ImageSet
 from prunekit.data.splits import held_out
 from prunekit.spec import origin_of, remember
 from prunekit.surgery.copying import copied
@@ -36,15 +37,19 @@ class Tuner:
     """
 
     original: nn.Module
-    train_set: ImageSet
-    val_set: ImageSet
+    train_set: Examples
+    val_set: Examples
     device: str
     on_event: Sink | None = None
 
     @classmethod
-    def of(cls, original: nn.Module, train_set: ImageSet, device: str, on_event: Sink | None = None) -> Tuner:
-        """Return the tuner that leaves every tenth image of each class out of `train_set`, for choosing the epoch."""
-        rest, tenth = (held_out(train_set.labels, part, name=train_set.name) for part in ("train", "val"))
+    def of(cls, original: nn.Module, train_set: Examples, device: str, on_event: Sink | None = None) -> Tuner:
+        """Return the tuner that leaves every tenth image (of each class) out of `train_set`, for choosing the epoch."""
+        if isinstance(train_set, ImageSet):
+            rest, tenth = (held_out(train_set.labels, part, name=train_set.name) for part in ("train", "val"))
+        else:
+            left_out = torch.arange(len(train_set)) % 10 == 9
+            rest, tenth = ((~left_out).nonzero().flatten(), left_out.nonzero().flatten())
         return cls(original, train_set.subset(rest), train_set.subset(tenth), device, on_event)
 
     def tune(self, model: nn.Module, epochs: int, deadline: float) -> None:
