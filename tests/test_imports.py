@@ -59,7 +59,7 @@ ROOMS = {
         "baselines",
         "manidp",
     ],
-    "api": ["results", "subject", "latency", "files", "by_hand", "pruning", "own_loop"],
+    "api": ["results", "subject", "latency", "files", "by_hand", "pruning", "methods", "own_loop"],
     "report": ["numbers", "text", "provenance", "documents", "terminal", "pictures", "pages"],
     "cli": [
         *("framework", "named_code", "times", "models", "inputs", "history", "gates", "measuring", "gate_runtimes"),

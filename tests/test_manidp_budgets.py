@@ -262,7 +262,9 @@ def test_exports_leave_the_table_out(elastic: tuple[nn.Module, GateTrainResult],
 
 def test_budgets_in_a_sweep_are_refused(dense: nn.Module, digits: ImageSet) -> None:
     variant = pk.Variant("manidp", {"budgets": "35%-80%"})
-    (point,) = pk.sweep(dense, [variant], [0.5], pk.evaluate, train_set=digits, tuning=TrainConfig(**SETTINGS))
+    (point,) = pk.sweep(
+        dense, [variant], [0.5], lambda model, _: pk.evaluate(model), train_set=digits, tuning=TrainConfig(**SETTINGS)
+    )
     assert "trains gates for each of its budgets by itself" in str(point.error)
 
 

@@ -63,8 +63,8 @@ def ways_that_do_something() -> list[str]:
 
 @pytest.mark.parametrize("way", ways_that_do_something())
 def test_a_plan_by_hand_is_nearer_to_the_original_when_restored(way: str, network: nn.Module) -> None:
-    given = {"calibrate": 200, "few": 20}.get(way)
-    plan = pk.restore(network, PLAN, X, images=given and images(given), way=way)
+    given = {"calibrate": images(200), "few": images(20)}.get(way)
+    plan = pk.restore(network, PLAN, X, images=given, way=way)
     assert plan.keeps == PLAN.keeps
     assert plan.notes["by"] == "hand"
     assert plan.notes["restore"] == ("moments" if way == "closed-form" else way)

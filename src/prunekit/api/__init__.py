@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from prunekit.api.by_hand import apply, inspect, restore, verify
 from prunekit.api.files import export, load
+from prunekit.api.methods import merge, slim
 from prunekit.api.own_loop import narrow_state
-from prunekit.api.pruning import make_config, merge, prune, slim
+from prunekit.api.pruning import make_config, prune
 from prunekit.api.results import Inspection, Pruned
 
 __all__ = [
