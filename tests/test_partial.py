@@ -21,7 +21,7 @@ from prunekit.models.preresnet import PreResNet
 from prunekit.workflows.sweeps.points import Variant
 
 X = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
-METHODS = [name for name in registry.names() if not registry.get(name).labelled]
+METHODS = [name for name in registry.names() if not (registry.get(name).labelled or registry.get(name).inside_heads)]
 
 
 def widths(model: nn.Module) -> dict[str, int]:

@@ -110,7 +110,7 @@ def test_gates_count() -> None:
     view, digits = pk.manidp.GatedView.of(gated), open_data("digits", "train").sample(128)
     counts = heard(lambda: pk.manidp.calibrate(view, digits.batches, view.cost.dense, "all"))
     check(counts)
-    assert pieces(counts) == ["watching the gates", "setting thresholds"]
+    assert pieces(counts) == ["measuring batch norms", "watching the gates", "setting thresholds"]
 
 
 def test_a_command_shows_what_it_does_off_a_terminal(

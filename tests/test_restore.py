@@ -379,7 +379,10 @@ def test_batches_are_as_good_as_a_tensor() -> None:
         (torch.zeros(4, 1, 32, 32), r"shape \(1, 32, 32\); the network reads \(3, 32, 32\)"),
         (torch.zeros(4, 3, 16, 16), r"shape \(3, 16, 16\)"),
         (torch.full((4, 3, 32, 32), torch.nan), "not finite"),
-        ([(torch.zeros(4, 3, 32, 32), torch.zeros(4))], "a tuple"),
+        (
+            [(torch.zeros(4, 3, 32, 32), torch.zeros(4))],
+            r"shape \(3, 32, 32\) and \(\); the network reads \(3, 32, 32\)",
+        ),
     ],
     ids=["none", "no batches", "channels", "size", "nan", "with labels"],
 )

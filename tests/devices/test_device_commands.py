@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[list[str], str | None]] = {
     "random net.pt": (["--ratio", "0.4", "-o", "out.pt"], "out.pt"),
     "l1-norm net.pt": (["--ratio", "0.4", "--data", "digits", *TRAINING, "-o", "out.pt"], "out.pt"),
     "taylor net.pt": (["--ratio", "0.4", "--data", "digits", "--calibration", "64", "-o", "out.pt"], "out.pt"),
+    "narrow-heads vit.pt": (["--ratio", "0.5", "-o", "out.pt"], "out.pt"),
     "fit net.pt": (["--max-drop", "30%", "--data", "digits", "--calibration", "64", "-o", "out.pt"], "out.pt"),
     "sweep net.pt": (["--ratios", "0.4", "--methods", "slim", "--data", "digits", "--no-latency", "-o", "s"], None),
     "train net.pt": (["--data", "digits", *TRAINING, "-o", "out.pt"], "out.pt"),
@@ -50,6 +51,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("networks")
     known = Origin("prunekit:vgg_digits", {"config": "8-8-M-8", "width": 1}, input=InputSpec((1, 8, 8)))
     pk.save(small_network(), folder / "net.pt")
+    pk.save(pk.load("prunekit:vit_digits", arch_args={"depth": 1}), folder / "vit.pt")
     gated = network_with_gates()
     pk.save(gated, folder / "gated.pt")
     for _, layer in pk.manidp.gated_layers(gated):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.devices import precise
 from prunekit.errors import InputError
 from prunekit.nn.norms import norms_of
 from prunekit.progress import counter
@@ -138,7 +139,7 @@ class _Alignment:
         x = stop.call.x
         wide = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, 0).flatten(1)
         variance, mean = torch.var_mean(wide, 1, correction=0)
-        return _Statistics(stop.layer, mean.double(), variance.double(), wide.size(1))
+        return _Statistics(stop.layer, precise(mean), precise(variance), wide.size(1))
 
     def _set(self, found: _Statistics, factor: float = 1.0) -> None:
         norm: Any = self._norms[found.norm]
