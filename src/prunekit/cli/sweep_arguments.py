@@ -200,7 +200,7 @@ def _defaults(output: Output) -> list[str]:
     names = []
     for name in registry.names():
         try:
-            if not (method := registry.get(name)).baseline and not method.inside_heads:
+            if registry.is_general(registry.get(name)):
                 names.append(name)
         except Exception as error:  # a plug-in may raise anything
             output.warn(f"method {name} is left out: it cannot be loaded ({type(error).__name__}: {error})")

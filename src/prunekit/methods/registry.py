@@ -15,6 +15,11 @@ names = _METHODS.names
 source = _METHODS.source
 
 
+def is_general(method: Method) -> bool:
+    """Return whether a method is swept where none is named: no baseline, and made for any network."""
+    return not method.baseline and not method.inside_heads
+
+
 def get(name: str) -> Method:
     """Return the method of that name.
 

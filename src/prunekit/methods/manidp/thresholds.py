@@ -83,6 +83,11 @@ class Goal:
 
 
 def set_thresholds(view: GatedView, batches: Batches, goal: Goal) -> Calibration:
+    """Set the thresholds of a network, **in place**, so that images take what the goal says on average.
+
+    Raises:
+        InputError: too few images, or a goal that no thresholds meet; the thresholds are then as before.
+    """
     layers = view.layers.values()
     with same_thresholds(layers):
         best = _search(view, batches, goal)
@@ -128,6 +133,7 @@ def _search(view: GatedView, batches: Batches, goal: Goal) -> Calibration:
 
 
 def too_few(images: int) -> InputError:
+    """Return the error that so many images are no ground for thresholds."""
     return InputError(f"too few to set thresholds by: {counted(images, 'image')}", hint=f"give at least {FEWEST}")
 
 

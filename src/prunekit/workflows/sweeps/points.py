@@ -105,7 +105,7 @@ def settings_of(method: str) -> type[Config | GateRecipe]:
 def default_methods() -> list[str]:
     """Return the methods that are swept where none is named: no baselines, and none that needs heads of attention."""
     every = {name: registry.get(name) for name in registry.names()}
-    return [name for name, method in every.items() if not method.baseline and not method.inside_heads]
+    return [name for name, method in every.items() if registry.is_general(method)]
 
 
 def check_axis(axis: str, budgets: tuple[float | str, ...]) -> None:
